@@ -1,0 +1,296 @@
+"""The project's own config nodes as frozen dataclasses that check themselves.
+
+This is the single source of their keys, defaults and limits: the loader derives the yacs defaults
+from it. A field `shard_records` of the node `CACHE` is the YAML key `CACHE.SHARD_RECORDS`. Only the
+standard library is needed here, so that every package can depend on it at no cost.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+MAX_SEED = 2**63 - 1
+
+
+class _Rules:
+    """Checks one dataclass field at a time and names it `NODE.KEY` in every error."""
+
+    def __init__(self, node: str, config: object) -> None:
+        self._node = node
+        self._config = config
+
+    def refuse(self, name: str, expected: str) -> ValueError:
+        value = getattr(self._config, name)
+        return ValueError(f"{self._node}.{name.upper()}: expected {expected}, got {value!r}")
+
+    def integer(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
+        value = getattr(self._config, name)
+        limits = f"an integer of at least {at_least}"
+        if at_most is not None:
+            limits += f" and at most {at_most}"
+        # bool is an int to Python, but `NUM: true` is a mistake.
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.refuse(name, limits)
+        if value < at_least or (at_most is not None and value > at_most):
+            raise self.refuse(name, limits)
+
+    def number(
+        self,
+        name: str,
+        *,
+        at_least: float = 0.0,
+        at_most: float | None = None,
+        above: float | None = None,
+    ) -> None:
+        """Check a finite number and store it as float, so that 1 and 1.0 are one setting."""
+        value = getattr(self._config, name)
+        low = f"at least {at_least:g}" if above is None else f"above {above:g}"
+        limits = f"a number {low}" + ("" if at_most is None else f" and at most {at_most:g}")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self.refuse(name, limits)
+        too_low = value < at_least if above is None else value <= above
+        if not math.isfinite(value) or too_low or (at_most is not None and value > at_most):
+            raise self.refuse(name, limits)
+        object.__setattr__(self._config, name, float(value))
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self._config, name) not in allowed:
+            raise self.refuse(name, "one of " + ", ".join(allowed))
+
+    def text(self, name: str) -> None:
+        if not isinstance(getattr(self._config, name), str):
+            raise self.refuse(name, "text")
+
+    def place(self, name: str) -> None:
+        """Check a path or URL; credentials in a URL would end up in logs and saved configs."""
+        self.text(name)
+        value = getattr(self._config, name)
+        # The value is not repeated: it holds the secret.
+        if "://" in value and "@" in urlsplit(value).netloc:
+            raise ValueError(
+                f"{self._node}.{name.upper()}: the URL holds credentials; take them out and give "
+                "them through the environment of the storage client"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """Node VIEWS: the deterministic augmentation that both stages apply.
+
+    Raises:
+        ValueError: a field is outside its limits.
+    """
+
+    node: ClassVar[str] = "VIEWS"
+
+    # Base seed; a view's own seed is a hash of (seed, image id, view number).
+    seed: int = 0
+    # Views of each image in the cache. More views only append records.
+    num: int = 1
+    # Lengths of the shortest edge to choose from, pixels.
+    scales: tuple[int, ...] = (800,)
+    # Longest edge allowed after resizing, pixels.
+    max_size: int = 1333
+    # Probability of a horizontal flip, 0 to 1.
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        rules = _Rules(self.node, self)
+        rules.integer("seed", at_least=0, at_most=MAX_SEED)
+        rules.integer("num", at_least=1)
+        self._check_scales(rules)
+        rules.integer("max_size", at_least=1)
+        rules.number("flip", at_most=1.0)
+        if self.max_size < max(self.scales):
+            raise rules.refuse("max_size", f"at least the largest of VIEWS.SCALES {self.scales}")
+
+    def _check_scales(self, rules: _Rules) -> None:
+        expected = "a non-empty tuple of positive integers, such as (640, 800)"
+        scales: Any = self.scales
+        if not isinstance(scales, tuple | list) or not scales:
+            raise rules.refuse("scales", expected)
+        for scale in scales:
+            if not isinstance(scale, int) or isinstance(scale, bool) or scale < 1:
+                raise rules.refuse("scales", expected)
+        object.__setattr__(self, "scales", tuple(scales))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Node TEACHER: which teacher, and where a distilled step takes its outputs from.
+
+    Raises:
+        ValueError: a field is outside its limits.
+    """
+
+    node: ClassVar[str] = "TEACHER"
+    SOURCES: ClassVar[tuple[str, ...]] = ("cache", "live", "none")
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+
+    # The teacher's own YAML; relative to the file that states it.
+    config: str = ""
+    # The teacher's weights; path relative to the working directory, or a detectron2 URL.
+    weights: str = ""
+    # cache: read the teacher cache; live: run the teacher in every step; none: ground truth only.
+    source: str = "cache"
+    # Images in one teacher forward. It moves the last bits, so the manifest records it.
+    batch: int = 8
+    # Arithmetic of the teacher's forward.
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        rules = _Rules(self.node, self)
+        rules.text("config")
+        rules.place("weights")
+        rules.choice("source", self.SOURCES)
+        rules.integer("batch", at_least=1)
+        rules.choice("precision", self.PRECISIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Node CACHE: where the teacher cache is and how its records are encoded.
+
+    Raises:
+        ValueError: a field is outside its limits, or set although the preset does not use it.
+    """
+
+    node: ClassVar[str] = "CACHE"
+    PRESETS: ClassVar[tuple[str, ...]] = ("exact", "balanced", "compact")
+    DTYPES: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    PIXELS: ClassVar[tuple[str, ...]] = ("strict", "tolerate")
+
+    # Folder, or URL of an object store (s3://bucket/prefix).
+    location: str = ""
+    # Codec choice.
+    preset: str = "balanced"
+    # Storage type of preset exact.
+    dtype: str = "float32"
+    # Class scores kept exactly in one record by the sparse presets; 0: the preset's own rule.
+    scores_kept: int = 0
+    # Records in one shard, the unit of computing, committing and verifying.
+    shard_records: int = 32
+    # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged.
+    pixels: str = "strict"
+
+    def __post_init__(self) -> None:
+        rules = _Rules(self.node, self)
+        rules.place("location")
+        rules.choice("preset", self.PRESETS)
+        rules.choice("dtype", self.DTYPES)
+        rules.integer("scores_kept", at_least=0)
+        rules.integer("shard_records", at_least=1)
+        rules.choice("pixels", self.PIXELS)
+        # An option that is accepted and ignored misleads.
+        if self.preset != "exact" and self.dtype != "float32":
+            raise rules.refuse("dtype", f"float32 with CACHE.PRESET {self.preset}")
+        if self.preset == "exact" and self.scores_kept != 0:
+            raise rules.refuse("scores_kept", "0 with CACHE.PRESET exact, which keeps every score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GidConfig:
+    """Node GID: selection of general instances and the three distillation losses.
+
+    Defaults are the paper's for COCO (Dai et al., CVPR 2021, section 4.1).
+
+    Raises:
+        ValueError: a field is outside its limits.
+    """
+
+    node: ClassVar[str] = "GID"
+    SCORES: ClassVar[tuple[str, ...]] = ("per_class", "max")
+    MODES: ClassVar[tuple[str, ...]] = ("all", "pos", "semi_pos", "neg")
+    ADAPTATIONS: ClassVar[tuple[str, ...]] = ("conv3x3", "conv1x1", "none")
+    SCOPES: ClassVar[tuple[str, ...]] = ("batch", "image")
+
+    # per_class: max over classes of |P_t - P_s| (the paper); max: |max P_t - max P_s|.
+    score: str = "per_class"
+    # Which GIs take part: all, or by their overlap with ground truth (ablation).
+    mode: str = "all"
+    # GIs of one image after NMS (the paper's K).
+    top_k: int = 10
+    # Candidates of one image before NMS.
+    pre_nms: int = 3000
+    # IoU above which the lower-scored of two GI boxes is dropped.
+    nms_iou: float = 0.3
+    # GI boxes with a side below this are dropped, pixels of the view.
+    min_side: float = 10.0
+    # Output side of ROIAlign, cells.
+    roi_size: int = 10
+    # Samples of one ROIAlign cell along each axis; 0 lets it depend on the box.
+    sampling_ratio: int = 2
+    # Layer that brings the student's features to the teacher's before the comparison.
+    adaptation: str = "conv3x3"
+    # Weight of the feature loss.
+    feature_weight: float = 5e-4
+    # Weight of the relation loss.
+    relation_weight: float = 40.0
+    # GIs whose pairs are compared: those of the whole batch, or of each image.
+    relation_scope: str = "batch"
+    # Weight of the classification part of the response loss.
+    response_cls_weight: float = 0.1
+    # Weight of the box part of the response loss.
+    response_reg_weight: float = 1.0
+    # Beta of its smooth L1; 0 is plain L1.
+    response_reg_beta: float = 0.0
+    # Iterations over which all four weights rise linearly from zero; 0: none.
+    warmup_iters: int = 0
+
+    def __post_init__(self) -> None:
+        rules = _Rules(self.node, self)
+        rules.choice("score", self.SCORES)
+        rules.choice("mode", self.MODES)
+        rules.integer("top_k", at_least=1)
+        rules.integer("pre_nms", at_least=1)
+        rules.number("nms_iou", above=0.0, at_most=1.0)
+        rules.number("min_side")
+        rules.integer("roi_size", at_least=1)
+        rules.integer("sampling_ratio", at_least=0)
+        rules.choice("adaptation", self.ADAPTATIONS)
+        rules.number("feature_weight")
+        rules.number("relation_weight")
+        rules.choice("relation_scope", self.SCOPES)
+        rules.number("response_cls_weight")
+        rules.number("response_reg_weight")
+        rules.number("response_reg_beta")
+        rules.integer("warmup_iters", at_least=0)
+        if self.pre_nms < self.top_k:
+            raise rules.refuse("pre_nms", f"at least GID.TOP_K {self.top_k}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Node DATASET: a COCO-format folder of the user's own, and a limit for tries.
+
+    Raises:
+        ValueError: a field is outside its limits.
+    """
+
+    node: ClassVar[str] = "DATASET"
+
+    # Folder to register: its annotations/instances_<split>.json become datasets folder_<split>.
+    folder: str = ""
+    # Use only the first images by id; 0: all.
+    max_images: int = 0
+
+    def __post_init__(self) -> None:
+        rules = _Rules(self.node, self)
+        rules.text("folder")
+        rules.integer("max_images", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every node of our own, validated."""
+
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    gid: GidConfig = field(default_factory=GidConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+
+
+# In the order of the documentation; `Settings` has one field of each, by the node's lower-case name.
+NODES = (ViewsConfig, TeacherConfig, CacheConfig, GidConfig, DatasetConfig)
