@@ -1,0 +1,93 @@
+"""What the commands of both stages share: arguments, set-up, launching and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from detectron2.config import CfgNode
+
+Job = Callable[[CfgNode, argparse.Namespace], Any]
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that detectron2 users know, the config among them."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, help="processes on this machine, one for each GPU"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in all")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
+    parser.add_argument(
+        "--dist-url", default="auto", help="address of the first machine, tcp://host:port"
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--config-file` and the overrides behind it."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys"
+    )
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Turn the errors a user can mend into one line and an exit code."""
+    try:
+        return command()
+    except (ValueError, OSError, FloatingPointError) as error:
+        # OSError puts its number in front of its text; the text alone is for people.
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+
+
+def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Run `job(cfg, args)` on every rank: under torchrun as started, else as `--num-gpus` says."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join_torchrun(cfg)
+        job(cfg, args)
+        return
+    from detectron2.engine import launch
+
+    launch(job, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Register the data, start the log and save the resolved config beside the results."""
+    from detectron2.engine import default_setup
+
+    register_data(cfg)
+    default_setup(cfg, args)
+    # detectron2 prints the whole config and the environment; the file log keeps them.
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.INFO)
+
+
+def register_data(cfg: CfgNode) -> None:
+    """Register the COCO-format folder that the config names, if it names one."""
+    from dataset.registry import register_folder
+
+    if cfg.DATASET.FOLDER:
+        register_folder(cfg.DATASET.FOLDER)
+
+
+def _join_torchrun(cfg: CfgNode) -> None:
+    import torch
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -1,0 +1,50 @@
+"""COCO evaluation of a detector, with detectron2's loader, loop and evaluator."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from torch import nn
+
+
+def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float]]:
+    """Evaluate on every dataset of `DATASETS.TEST`.
+
+    Returns:
+        `{dataset: {"AP": ..., "AP50": ..., ...}}`, in percent; empty on ranks other than the main.
+    """
+    results: OrderedDict[str, dict[str, float]] = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        loader = build_detection_test_loader(cfg, name)
+        was_training = model.training
+        found = inference_on_dataset(model, loader, coco_evaluator(cfg, name))
+        model.train(was_training)
+        if comm.is_main_process():
+            print_csv_format(found)
+            results[name] = dict(found["bbox"])
+    return results
+
+
+def coco_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+    """detectron2's evaluator on pycocotools' own, official evaluation."""
+    return COCOEvaluator(
+        dataset_name,
+        tasks=("bbox",),
+        distributed=comm.get_world_size() > 1,
+        output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
+        use_fast_impl=False,
+    )
+
+
+def summary(results: OrderedDict[str, dict[str, Any]]) -> str:
+    """One line for every dataset."""
+    return "\n".join(
+        f"{name}: AP {r['AP']:.2f}  AP50 {r['AP50']:.2f}  AP75 {r['AP75']:.2f}"
+        for name, r in results.items()
+    )

@@ -1,0 +1,91 @@
+"""What GID needs of a detector, as an interface, and where a config finds its own.
+
+A *family* knows how to take one kind of detectron2 model apart: pyramid, logits, deltas, anchors,
+decoding and assignment. It holds no weights, so that one family serves teacher and student.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from detectron2.config import CfgNode
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from storage import Geometry
+
+from .outputs import DenseOutputs
+
+
+class DetectorFamily(Protocol):
+    """One kind of detector. Every method is a pure function of its arguments."""
+
+    name: str
+
+    def size_divisibility(self, cfg: CfgNode) -> int:
+        """The number of pixels to a multiple of which views are padded."""
+        ...
+
+    def strides(self, cfg: CfgNode) -> tuple[int, ...]:
+        """Pixels a position, for every level."""
+        ...
+
+    def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
+        """Array sizes for views padded to `height` x `width` pixels; builds no model."""
+        ...
+
+    def output_config(self, cfg: CfgNode) -> dict[str, Any]:
+        """The part of the config that changes what the model computes."""
+        ...
+
+    def run(self, model: nn.Module, images: ImageList) -> DenseOutputs:
+        """Run backbone and head on normalised, padded images."""
+        ...
+
+    def assign(
+        self, model: nn.Module, outputs: DenseOutputs, targets: list[Instances]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Ground truth of every anchor.
+
+        Returns:
+            (N, R) int64 labels: -1 ignored, 0 to K - 1 a class, K background; and for every
+            image the (R, 4) XYXY_ABS boxes matched.
+        """
+        ...
+
+    def losses(
+        self, model: nn.Module, outputs: DenseOutputs, labels: Tensor, boxes: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The detector's own losses on what `assign` gave, exactly as stock training has them."""
+        ...
+
+    def detections(self, model: nn.Module, outputs: DenseOutputs) -> list[Instances]:
+        """Final boxes in pixels of the view, as stock inference has them; changes nothing."""
+        ...
+
+    def matcher(self, model: nn.Module) -> Matcher:
+        """The matcher that assigns anchors to boxes in training."""
+        ...
+
+    def box_transform(self, model: nn.Module) -> Box2BoxTransform:
+        """What turns deltas into boxes."""
+        ...
+
+
+def family_of(cfg: CfgNode) -> DetectorFamily:
+    """Find the family of a config.
+
+    Raises:
+        ValueError: no family is written for this `MODEL.META_ARCHITECTURE`.
+    """
+    from .retinanet import RetinaNetFamily
+
+    families: dict[str, DetectorFamily] = {"RetinaNet": RetinaNetFamily()}
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in families:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {name!r}; distillation supports: {', '.join(families)}"
+        )
+    return families[name]

@@ -1,0 +1,45 @@
+"""What a dense detector says of a batch, in the one form that both stages use.
+
+Shape letters: N images, K classes, A anchors a position, R anchors an image (all levels),
+C channels, L levels. Anchors are in the order level, H, W, A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from storage import RawOutputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOutputs:
+    """Pyramid and head outputs of a batch, before any threshold.
+
+    Attributes:
+        features: L maps, each (N, C, H_l, W_l).
+        logits: (N, R, K) class logits.
+        deltas: (N, R, 4) box regression relative to the anchors, unitless.
+        anchors: (R, 4) XYXY_ABS, pixels of the padded view.
+        anchors_per_level: L counts that add up to R.
+        image_sizes: N pairs (height, width) in pixels, without the padding.
+    """
+
+    features: list[Tensor]
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    anchors_per_level: list[int]
+    image_sizes: list[tuple[int, int]]
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of every level's grid, in positions."""
+        return [(int(f.shape[-2]), int(f.shape[-1])) for f in self.features]
+
+    def raw(self) -> RawOutputs:
+        """The same outputs as the cache takes them: all levels side by side."""
+        flat = torch.cat([f.flatten(2) for f in self.features], dim=2)  # (N, C, S)
+        return RawOutputs(features=flat, logits=self.logits, deltas=self.deltas)

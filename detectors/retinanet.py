@@ -1,0 +1,148 @@
+"""RetinaNet: its pyramid, logits, deltas, assignment, losses and decoding.
+
+Everything is computed by detectron2's own `RetinaNet`; this module only calls its parts one by
+one, so that the outputs between them can be cached and distilled.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+from storage import Geometry
+
+from .outputs import DenseOutputs
+
+# Settings of MODEL.RETINANET that act in training alone: two teachers that differ in them, but
+# not in their weights, compute the same outputs.
+_TRAINING_ONLY = (
+    "BBOX_REG_LOSS_TYPE",
+    "FOCAL_LOSS_ALPHA",
+    "FOCAL_LOSS_GAMMA",
+    "IOU_LABELS",
+    "IOU_THRESHOLDS",
+    "PRIOR_PROB",
+    "SMOOTH_L1_LOSS_BETA",
+)
+
+
+class RetinaNetFamily:
+    """The `DetectorFamily` of detectron2's RetinaNet."""
+
+    name = "RetinaNet"
+
+    def size_divisibility(self, cfg: CfgNode) -> int:
+        """See `DetectorFamily`. FPN wants a multiple of the stride of its coarsest input."""
+        return max(_stride(name) for name in cfg.MODEL.FPN.IN_FEATURES)
+
+    def strides(self, cfg: CfgNode) -> tuple[int, ...]:
+        """See `DetectorFamily`."""
+        return tuple(_stride(name) for name in cfg.MODEL.RETINANET.IN_FEATURES)
+
+    def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
+        """See `DetectorFamily`."""
+        anchors = cfg.MODEL.ANCHOR_GENERATOR
+        return Geometry(
+            height=height,
+            width=width,
+            # Every level halves the one below and rounds up (3x3 convolution, stride 2, padding 1).
+            level_sizes=tuple((-(-height // s), -(-width // s)) for s in self.strides(cfg)),
+            channels=cfg.MODEL.FPN.OUT_CHANNELS,
+            num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
+            num_anchors=len(anchors.SIZES[0]) * len(anchors.ASPECT_RATIOS[0]),
+        )
+
+    def output_config(self, cfg: CfgNode) -> dict[str, Any]:
+        """See `DetectorFamily`."""
+        model = cfg.MODEL
+        retinanet = {k: v for k, v in model.RETINANET.items() if k not in _TRAINING_ONLY}
+        return {
+            "INPUT": {"FORMAT": cfg.INPUT.FORMAT},
+            "MODEL": {
+                "META_ARCHITECTURE": model.META_ARCHITECTURE,
+                "BACKBONE": {"NAME": model.BACKBONE.NAME},
+                "PIXEL_MEAN": list(model.PIXEL_MEAN),
+                "PIXEL_STD": list(model.PIXEL_STD),
+                "RESNETS": dict(model.RESNETS),
+                "FPN": dict(model.FPN),
+                "ANCHOR_GENERATOR": dict(model.ANCHOR_GENERATOR),
+                "RETINANET": retinanet,
+            },
+            "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
+        }
+
+    def run(self, model: RetinaNet, images: ImageList) -> DenseOutputs:
+        """See `DetectorFamily`."""
+        pyramid = model.backbone(images.tensor)
+        features = [pyramid[name] for name in model.head_in_features]
+        level_logits, level_deltas = model.head(features)
+        logits = [permute_to_N_HWA_K(x, model.num_classes) for x in level_logits]
+        deltas = [permute_to_N_HWA_K(x, 4) for x in level_deltas]
+        return DenseOutputs(
+            features=features,
+            logits=torch.cat(logits, dim=1),
+            deltas=torch.cat(deltas, dim=1),
+            anchors=Boxes.cat(model.anchor_generator(features)).tensor,
+            anchors_per_level=[int(x.shape[1]) for x in logits],
+            image_sizes=[(int(h), int(w)) for h, w in images.image_sizes],
+        )
+
+    def assign(
+        self, model: RetinaNet, outputs: DenseOutputs, targets: list[Instances]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `DetectorFamily`."""
+        labels, boxes = model.label_anchors([Boxes(outputs.anchors)], targets)
+        return torch.stack(labels), boxes
+
+    def losses(
+        self, model: RetinaNet, outputs: DenseOutputs, labels: Tensor, boxes: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """See `DetectorFamily`."""
+        # RetinaNet.losses concatenates the levels: one list entry for all of them gives the same
+        # sums without a second copy of the logits.
+        return model.losses(
+            [Boxes(outputs.anchors)], [outputs.logits], list(labels), [outputs.deltas], boxes
+        )
+
+    def detections(self, model: RetinaNet, outputs: DenseOutputs) -> list[Instances]:
+        """See `DetectorFamily`."""
+        counts = outputs.anchors_per_level
+        anchors = [Boxes(a) for a in outputs.anchors.split(counts)]
+        results = []
+        for logits, deltas, size in zip(
+            outputs.logits, outputs.deltas, outputs.image_sizes, strict=True
+        ):
+            # Stock forward_inference applies sigmoid_() to views of the head's own outputs and
+            # so overwrites them where a level is one position large; sigmoid() does not.
+            scores = [x.sigmoid() for x in logits.split(counts)]
+            results.append(
+                model.inference_single_image(anchors, scores, list(deltas.split(counts)), size)
+            )
+        return results
+
+    def matcher(self, model: RetinaNet) -> Matcher:
+        """See `DetectorFamily`."""
+        return model.anchor_matcher
+
+    def box_transform(self, model: RetinaNet) -> Box2BoxTransform:
+        """See `DetectorFamily`."""
+        return model.box2box_transform
+
+
+def _stride(feature_name: str) -> int:
+    """Pixels a position of `res5` or `p7`: detectron2 names maps after the power of two."""
+    found = re.fullmatch(r"(?:res|p)(\d)", feature_name)
+    if found is None:
+        raise ValueError(
+            f"feature map {feature_name!r} has no known stride; expected resN or pN (stride 2^N)"
+        )
+    return 2 ** int(found.group(1))
