@@ -292,5 +292,5 @@ class Settings:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
-# In the order of the documentation; `Settings` has one field of each, by the node's lower-case name.
+# `Settings` has one field of each, by the node's lower-case name.
 NODES = (ViewsConfig, TeacherConfig, CacheConfig, GidConfig, DatasetConfig)

@@ -1,0 +1,239 @@
+"""Loading a config: safe YAML with `_BASE_`, checked keys and types, and `KEY VALUE` overrides.
+
+The result is a detectron2 `CfgNode` with our nodes added; `settings` turns those into the frozen
+dataclasses of `configs.schema`.
+"""
+
+import contextlib
+import difflib
+import os
+from ast import literal_eval
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import detectron2
+from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.config.compat import guess_version
+
+from configs.safe_yaml import ConfigMapping, read_yaml
+from configs.schema import NODES, Settings
+
+BASE_KEY = "_BASE_"
+MODEL_ZOO = "model_zoo://"
+# What a yacs leaf may hold.
+_LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
+
+
+def default_config() -> CfgNode:
+    """Give detectron2's defaults with the nodes of `configs.schema` added."""
+    cfg = get_cfg()
+    for schema in NODES:
+        cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
+    return cfg
+
+
+def load_config(path: str, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Load a YAML file over the defaults, its `_BASE_` files first, then the overrides.
+
+    Args:
+        path: the YAML file.
+        overrides: KEY, VALUE, KEY, VALUE, ... as they come from a command line.
+
+    Returns:
+        A config that may still be changed; its own nodes are valid.
+
+    Raises:
+        FileNotFoundError: the file or one of its bases does not exist.
+        ValueError: unsafe or broken YAML, an unknown key, a value of the wrong type or outside its
+            limits. One line that names file and line, or the key.
+    """
+    files = _read_with_bases(path, ())
+    version = _version_of(files)
+    cfg = default_config()
+    if version != cfg.VERSION:
+        cfg = downgrade_config(cfg, to_version=version)
+    for file_path, content in files:
+        _merge(cfg, content, file_path)
+    cfg = upgrade_config(cfg)
+    _apply_overrides(cfg, overrides)
+    settings(cfg)
+    return cfg
+
+
+def settings(cfg: CfgNode) -> Settings:
+    """Turn our nodes into frozen, validated dataclasses.
+
+    Raises:
+        ValueError: a value is outside its limits, or the config lacks one of our nodes.
+    """
+    nodes = {}
+    for schema in NODES:
+        if schema.node not in cfg:
+            raise ValueError(f"the config has no node {schema.node}: use configs.loader")
+        values = {item.name: cfg[schema.node][item.name.upper()] for item in fields(schema)}
+        nodes[schema.node.lower()] = schema(**values)
+    return Settings(**nodes)
+
+
+def teacher_config(cfg: CfgNode) -> CfgNode:
+    """Load the config of the teacher that `cfg` names.
+
+    Weights, device and datasets come from `cfg`, everything else from the teacher's own file.
+
+    Raises:
+        FileNotFoundError: the teacher's config does not exist.
+        ValueError: TEACHER.CONFIG or TEACHER.WEIGHTS is empty, or the teacher's config is wrong.
+    """
+    stated = settings(cfg).teacher
+    if not stated.config:
+        raise ValueError("TEACHER.CONFIG: expected the teacher's YAML file, got ''")
+    if not stated.weights:
+        # Without this, ImageNet weights of the teacher's own config would pass for a teacher.
+        raise ValueError("TEACHER.WEIGHTS: expected the trained teacher's weights, got ''")
+    try:
+        teacher = load_config(stated.config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"TEACHER.CONFIG: {error}") from None
+    teacher.MODEL.WEIGHTS = stated.weights
+    teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
+    teacher.DATASETS = cfg.DATASETS.clone()
+    teacher.DATASET = cfg.DATASET.clone()
+    return teacher
+
+
+def _read_with_bases(path: str, above: tuple[str, ...]) -> list[tuple[str, ConfigMapping]]:
+    """Read a file and its bases, the outermost base first; `above` holds the files that lead here.
+
+    Relative TEACHER.CONFIG paths are resolved here, where the file that states them is known.
+    """
+    path = os.path.expanduser(path)
+    real_path = os.path.realpath(path)
+    if real_path in above:
+        chain = " -> ".join((*above[above.index(real_path) :], real_path))
+        raise ValueError(f"{path}: {BASE_KEY} leads back to itself: {chain}")
+    content = read_yaml(path)
+    _resolve_teacher(content, path)
+    if BASE_KEY not in content:
+        return [(path, content)]
+    line = content.lines[BASE_KEY]
+    base = content.pop(BASE_KEY)
+    base_path = _base_path(base, f"{path}:{line}", os.path.dirname(path))
+    return [*_read_with_bases(base_path, (*above, real_path)), (path, content)]
+
+
+def _base_path(base: Any, place: str, folder: str) -> str:
+    """Find the file that `_BASE_` names, relative to the file that names it."""
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{place}: {BASE_KEY}: expected the path of one YAML file, got {base!r}")
+    if base.startswith(MODEL_ZOO):
+        return _model_zoo_path(base.removeprefix(MODEL_ZOO), place)
+    if "://" in base:
+        raise ValueError(f"{place}: {BASE_KEY}: expected a local file or {MODEL_ZOO}NAME: {base}")
+    path = os.path.normpath(os.path.join(folder, os.path.expanduser(base)))
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{place}: {BASE_KEY}: config file {path} does not exist")
+    return path
+
+
+def _model_zoo_path(name: str, place: str) -> str:
+    # Not detectron2.model_zoo.get_config_file: that module imports the deprecated pkg_resources.
+    path = os.path.join(os.path.dirname(detectron2.__file__), "model_zoo", "configs", name)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{place}: {BASE_KEY}: detectron2 ships no {name}")
+    return path
+
+
+def _resolve_teacher(content: ConfigMapping, path: str) -> None:
+    """Make TEACHER.CONFIG relative to the working directory; one that already is stays."""
+    node = content.get("TEACHER")
+    stated = node.get("CONFIG") if isinstance(node, dict) else None
+    if not isinstance(node, dict) or not isinstance(stated, str) or not stated:
+        return
+    beside = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(stated)))
+    if os.path.isfile(beside):
+        node["CONFIG"] = beside
+
+
+def _version_of(files: Sequence[tuple[str, ConfigMapping]]) -> int:
+    """Give the config version that the files are written for, as detectron2 decides it."""
+    latest = int(get_cfg().VERSION)
+    for path, content in reversed(files):
+        version = content.get("VERSION")
+        if version is None:
+            continue
+        if not isinstance(version, int) or not 0 <= version <= latest:
+            raise ValueError(f"{path}: VERSION: expected 0 to {latest}, got {version!r}")
+        return version
+    path, content = files[-1]
+    return int(guess_version(content, path))
+
+
+def _merge(cfg: CfgNode, content: ConfigMapping, path: str, prefix: str = "") -> None:
+    """Set what one file states in `cfg`, in place."""
+    for key, value in content.items():
+        name = prefix + key
+        place = f"{path}:{content.lines[key]}: {name}"
+        if key not in cfg:
+            raise ValueError(f"{path}:{content.lines[key]}: {_unknown(name, key)}")
+        if isinstance(cfg[key], CfgNode) != isinstance(value, ConfigMapping):
+            expected = "a node with keys" if isinstance(cfg[key], CfgNode) else "a value"
+            raise ValueError(f"{place}: expected {expected}, got {value!r}")
+        if isinstance(value, ConfigMapping):
+            _merge(cfg[key], value, path, f"{name}.")
+        else:
+            cfg[key] = _coerce(value, cfg[key], place)
+
+
+def _apply_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
+    """Set KEY VALUE pairs in `cfg`, in place."""
+    if len(overrides) % 2:
+        raise ValueError(f"overrides are pairs of KEY VALUE: {overrides[-1]} has no value")
+    for name, value in zip(overrides[::2], overrides[1::2], strict=True):
+        node = cfg
+        *parents, key = str(name).split(".")
+        for parent in parents:
+            node = node.get(parent)
+            if not isinstance(node, CfgNode):
+                raise ValueError(f"override: {_unknown(name, key)}")
+        if key not in node:
+            raise ValueError(f"override: {_unknown(name, key)}")
+        if isinstance(node[key], CfgNode):
+            raise ValueError(f"override: {name} is a node: give one of its keys")
+        node[key] = _coerce(value, node[key], f"override: {name}")
+
+
+def _coerce(value: Any, default: Any, place: str) -> Any:
+    """Bring a value to the type of the default it replaces, by yacs's rules.
+
+    Text is read as a Python literal where it is one, list and tuple stand for each other, None
+    matches everything. Beyond yacs, an integer stands for a float.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = literal_eval(value)
+    if isinstance(value, _LEAF_TYPES):
+        if type(value) is type(default) or value is None or default is None:
+            return value
+        if isinstance(value, tuple | list) and isinstance(default, tuple | list):
+            return type(default)(value)
+        if type(default) is float and type(value) is int:
+            return float(value)
+    got = f"{value!r} ({type(value).__name__})"
+    raise ValueError(f"{place}: expected {type(default).__name__}, such as {default!r}, got {got}")
+
+
+def _unknown(name: str, key: str) -> str:
+    """Word the error for an unknown key, with the nearest known one."""
+    known = list(_names(default_config()))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    near = near or [other for other in known if other.rsplit(".", 1)[-1] == key]
+    hint = f", did you mean {near[0]}?" if near else ""
+    return f"unknown config key {name}{hint}"
+
+
+def _names(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _names(value, f"{prefix}{key}.")
