@@ -1,0 +1,12 @@
+"""Datasets in COCO format: where they are, what they hold, and the deterministic views of them.
+
+Nothing is imported here, so that a command pays only for what it uses (importing detectron2
+takes seconds):
+
+    dataset.views        one deterministic augmentation of one image
+    dataset.annotations  the images of an annotation file, their digest, safe paths
+    dataset.registry     folders and names known to detectron2
+    dataset.checking     is the data what its annotations say?
+    dataset.synthetic    a small set to try things on
+    dataset.download     COCO 2017
+"""

@@ -1,0 +1,124 @@
+"""Reading COCO annotation files: element by element, so that what is not kept costs no memory.
+
+`json.load` of COCO's train2017 builds several gigabytes of polygons that nobody here looks at.
+This walks the top-level object and decodes one array element at a time, at the same speed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Generator, Iterator
+from typing import Any
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, bool]]:
+    """Yield what a COCO file holds, in the order of the file.
+
+    Yields:
+        `(section, element, True)` for every element of a top-level array, and
+        `(section, value, False)` for a top-level value that is no array. An array also
+        announces itself, with `(section, None, False)`, so that an empty one is seen.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or not an object, or names a section twice.
+    """
+    name = os.fspath(path)
+    text = _read_text(name)
+    try:
+        yield from _walk_object(text, name)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{name}: not valid JSON at line {error.lineno}, column {error.colno} "
+            f"({error.msg}); the file may be cut off"
+        ) from error
+    except RecursionError:
+        raise ValueError(f"{name}: not COCO annotations, nested too deeply") from None
+
+
+def _read_text(name: str) -> str:
+    try:
+        # utf-8-sig: some tools on Windows write a byte order mark, which json refuses.
+        with open(name, encoding="utf-8-sig") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: there is no such annotation file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{name}: expected an annotation file, found a folder") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 text ({error}), so not COCO annotations") from None
+
+
+def _walk_object(text: str, name: str) -> Iterator[tuple[str, Any, bool]]:
+    position = _skip_space(text, 0)
+    if text[position : position + 1] != "{":
+        # Decoded only to tell broken JSON from JSON of another kind.
+        value, _ = _DECODER.raw_decode(text, position)
+        raise ValueError(
+            f"{name}: COCO annotations are a JSON object with `images`, `annotations` and "
+            f"`categories`, found a {type(value).__name__}"
+        )
+    seen: set[str] = set()
+    position = _skip_space(text, position + 1)
+    while text[position : position + 1] != "}":
+        section, position = _read_key(text, position)
+        if section in seen:
+            raise ValueError(f"{name}: holds the section `{section}` twice")
+        seen.add(section)
+        if text[position : position + 1] == "[":
+            yield section, None, False
+            position = yield from _walk_array(text, position, section)
+        else:
+            value, position = _DECODER.raw_decode(text, position)
+            yield section, value, False
+        position = _after_value(text, position, "}")
+    position = _skip_space(text, position + 1)
+    if position != len(text):
+        raise json.JSONDecodeError("Extra data", text, position)
+
+
+def _walk_array(
+    text: str, position: int, section: str
+) -> Generator[tuple[str, Any, bool], None, int]:
+    """Yield the elements of the array that opens at `position`; return where it ends."""
+    position = _skip_space(text, position + 1)
+    while text[position : position + 1] != "]":
+        element, position = _DECODER.raw_decode(text, position)
+        yield section, element, True
+        position = _after_value(text, position, "]")
+    return position + 1
+
+
+def _read_key(text: str, position: int) -> tuple[str, int]:
+    """Read `"key":` and return the key and where its value starts."""
+    if text[position : position + 1] != '"':
+        raise json.JSONDecodeError("Expecting property name", text, position)
+    key, position = _DECODER.raw_decode(text, position)
+    position = _skip_space(text, position)
+    if text[position : position + 1] != ":":
+        raise json.JSONDecodeError("Expecting ':' delimiter", text, position)
+    return key, _skip_space(text, position + 1)
+
+
+def _after_value(text: str, position: int, closing: str) -> int:
+    """Step over a comma; what follows it must not be the closing bracket."""
+    position = _skip_space(text, position)
+    if text[position : position + 1] == ",":
+        position = _skip_space(text, position + 1)
+        if text[position : position + 1] == closing:
+            raise json.JSONDecodeError("Illegal trailing comma", text, position)
+        return position
+    if text[position : position + 1] != closing:
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+    return position
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    assert match is not None  # the pattern matches the empty string too
+    return match.end()
