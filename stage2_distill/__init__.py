@@ -1,0 +1,1 @@
+"""Stage 2: train a student from the teacher cache by General Instance Distillation."""

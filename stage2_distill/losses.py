@@ -1,0 +1,237 @@
+"""The distillation losses at general instances: feature, relation and response.
+
+Source: Dai et al., General Instance Distillation for Object Detection, CVPR 2021, section 3.2
+(equations 4 to 9). Computed in float32 also under autocast. Every term stays connected to the
+student's graph when there is nothing to compare, so that no parameter is left without a gradient.
+
+Shape letters: N images, K classes, R anchors an image, C channels, G general instances (GIs) of
+the whole batch, r the side of a pooled GI in cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor, nn
+
+from configs.schema import GidConfig
+from stage2_distill.gism import GeneralInstances
+from stage2_distill.teacher_batch import TeacherBatch
+
+# detectron2's Matcher: (M, R) match quality to matched rows (R,) and labels (R,).
+Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# Two GIs at one place have distance 0, where the square root has no derivative.
+_SQUARED_DISTANCE_FLOOR = 1e-12
+
+
+def gid_losses(
+    *,
+    config: GidConfig,
+    teacher: TeacherBatch,
+    instances: Sequence[GeneralInstances],
+    assigned: Tensor,
+    student_features: Sequence[Tensor],
+    student_logits: Tensor,
+    student_deltas: Tensor,
+    adaptation: nn.Module,
+    pooler: nn.Module,
+    warmup: float = 1.0,
+) -> dict[str, Tensor]:
+    """Compute the weighted distillation losses of a batch.
+
+    Args:
+        config: weights, relation scope and beta.
+        teacher: the teacher's outputs on the batch's grid.
+        instances: the GIs of each of the N images.
+        assigned: (N, R) bool, anchors of the response loss, from `assign_anchors` or the
+            detector's own rule.
+        student_features: L tensors (N, C, H_l, W_l), before the adaptation.
+        student_logits: (N, R, K), before the sigmoid.
+        student_deltas: (N, R, 4).
+        adaptation: an Adaptation.
+        pooler: a GiPooler.
+        warmup: factor on every weight, 0..1, see `warmup_factor`.
+
+    Returns:
+        Scalars `loss_gid_feature`, `loss_gid_relation`, `loss_gid_response_cls` and
+        `loss_gid_response_reg`.
+    """
+    boxes = [found.boxes for found in instances]
+    with torch.no_grad():
+        teacher_rois = pooler(teacher.features, boxes)
+    student_rois = pooler(adaptation(student_features), boxes)
+    counts = [len(found) for found in instances]
+    groups = counts if config.relation_scope == "image" else [sum(counts)]
+    classification, regression = response_loss(
+        student_logits, student_deltas, teacher, assigned, beta=config.response_reg_beta
+    )
+    terms = {
+        "feature": (config.feature_weight, feature_loss(student_rois, teacher_rois)),
+        "relation": (config.relation_weight, relation_loss(student_rois, teacher_rois, groups)),
+        "response_cls": (config.response_cls_weight, classification),
+        "response_reg": (config.response_reg_weight, regression),
+    }
+    return {f"loss_gid_{name}": weight * warmup * term for name, (weight, term) in terms.items()}
+
+
+def warmup_factor(iteration: int, warmup_iters: int) -> float:
+    """Linear ramp of the distillation weights: from 1 / warmup_iters at iteration 0 up to 1."""
+    return min(1.0, (iteration + 1) / max(1, warmup_iters))
+
+
+@torch.no_grad()
+def assign_anchors(
+    matcher: Matcher, instances: Sequence[GeneralInstances], anchors: Tensor, valid: Tensor
+) -> Tensor:
+    """Find the anchors that the student's matcher assigns to GI boxes.
+
+    Anchors outside a record's own grid are not offered to the matcher, so that none of them can
+    take the place of a GI's best anchor. A GI that overlaps no anchor assigns none (detectron2's
+    low-quality matches would give it every anchor: all tie at IoU 0).
+
+    Args:
+        matcher: the student's `anchor_matcher`.
+        instances: the GIs of each of the N images.
+        anchors: (R, 4), XYXY_ABS.
+        valid: (N, R) bool.
+
+    Returns:
+        (N, R) bool.
+    """
+    assigned = torch.zeros_like(valid)
+    for image, found in enumerate(instances):
+        usable = valid[image]
+        quality = pairwise_iou(Boxes(found.boxes), Boxes(anchors.float()[usable]))
+        quality = quality[(quality > 0).any(dim=1)]
+        if len(quality):
+            assigned[image, usable] = matcher(quality)[1] == 1
+    return assigned
+
+
+def feature_loss(student_rois: Tensor, teacher_rois: Tensor) -> Tensor:
+    """Squared difference summed over channels, averaged over GIs and cells (equation 5).
+
+    Args:
+        student_rois: (G, C, r, r), adapted to the teacher's channels.
+        teacher_rois: (G, C, r, r).
+
+    Returns:
+        Scalar; zero without GIs.
+    """
+    student, teacher = _precise(student_rois), _precise(teacher_rois)
+    _check_same(student, teacher)
+    cells = student.shape[0] * student.shape[2] * student.shape[3]
+    return F.mse_loss(student, teacher, reduction="sum") / max(1, cells)
+
+
+def relation_loss(student_rois: Tensor, teacher_rois: Tensor, groups: Sequence[int]) -> Tensor:
+    """Compare the normalised distances between GIs (equations 6 and 7).
+
+    Distances are divided by their mean over i != j; smooth L1 (beta 1), mean over i != j.
+
+    Args:
+        student_rois: (G, C, r, r), adapted.
+        teacher_rois: (G, C, r, r).
+        groups: sizes of the consecutive groups of GIs whose pairs are compared, summing to G: one
+            for the batch, or one for each image.
+
+    Returns:
+        Scalar, averaged over the groups (also those that give zero, so that the value does not
+        depend on how images are spread over processes); zero for a group with fewer than three
+        GIs: with two, the only distance is its own mean.
+
+    Raises:
+        ValueError: the groups do not sum to G.
+    """
+    student, teacher = _precise(student_rois).flatten(1), _precise(teacher_rois).flatten(1)
+    _check_same(student, teacher)
+    if sum(groups) != len(student):
+        raise ValueError(f"groups {list(groups)} do not sum to the {len(student)} GIs")
+    total = student.sum() * 0.0
+    parts = zip(student.split(list(groups)), teacher.split(list(groups)), strict=True)
+    for mine, theirs in parts:
+        if len(mine) > 2:
+            total = total + _relation_of_group(mine, theirs)
+    return total / max(1, len(groups))
+
+
+def response_loss(
+    student_logits: Tensor,
+    student_deltas: Tensor,
+    teacher: TeacherBatch,
+    assigned: Tensor,
+    *,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Pull the student's head towards the teacher's at the assigned anchors (equations 8 and 9).
+
+    Args:
+        student_logits: (N, R, K), before the sigmoid.
+        student_deltas: (N, R, 4).
+        teacher: probabilities and deltas.
+        assigned: (N, R) bool.
+        beta: of the smooth L1 of the deltas; 0 is L1.
+
+    Returns:
+        Two scalars: BCE summed over classes and smooth L1 summed over the four deltas, each over
+        the number of assigned anchors; zero without any.
+    """
+    rows = assigned.flatten().nonzero().squeeze(1)
+    logits, deltas = _precise(_pick(student_logits, rows)), _precise(_pick(student_deltas, rows))
+    probabilities = _pick(teacher.probabilities, rows).to(logits.dtype)
+    targets = _pick(teacher.deltas, rows).to(deltas.dtype)
+    count = max(1, len(rows))
+    with torch.autocast(logits.device.type, enabled=False):
+        classification = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="sum")
+        regression = F.smooth_l1_loss(deltas, targets, reduction="sum", beta=beta)
+    return classification / count, regression / count
+
+
+def _relation_of_group(student: Tensor, teacher: Tensor) -> Tensor:
+    """One group of G >= 3 GIs, features (G, D)."""
+    pairs = len(student) * (len(student) - 1)
+    mine = _distances(student)
+    with torch.no_grad():
+        theirs = _distances(teacher)
+        theirs = theirs / (theirs.sum() / pairs)
+    mine = mine / (mine.sum() / pairs)
+    return F.smooth_l1_loss(mine, theirs, reduction="sum") / pairs
+
+
+def _distances(features: Tensor) -> Tensor:
+    """Euclidean distances (G, G) of the rows of (G, D), zero on the diagonal.
+
+    By |a|^2 + |b|^2 - 2ab: the direct form needs (G, G, D) of memory for its gradient. Distances
+    do not change when all rows move together, so the mean is taken off first, which keeps digits
+    that the subtraction would cancel.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        centred = features - features.detach().mean(dim=0)
+        squares = centred.square().sum(dim=1)
+        squared = squares[:, None] + squares - 2.0 * centred @ centred.T
+        distances = squared.clamp(min=_SQUARED_DISTANCE_FLOOR).sqrt()
+    return distances.masked_fill(
+        torch.eye(len(features), dtype=torch.bool, device=squared.device), 0.0
+    )
+
+
+def _pick(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows of (N, R, D) at flat anchor places."""
+    return values.flatten(0, 1).index_select(0, rows)
+
+
+def _precise(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _check_same(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"the student's pooled features {tuple(student.shape)} and the teacher's "
+            f"{tuple(teacher.shape)} must have one shape"
+        )
