@@ -1,0 +1,38 @@
+# Every target sets up .venv first; that takes minutes once and nothing afterwards.
+# PYTHON=python3.12 names another Python, DATA=folder another data set for the demo.
+
+PYTHON ?= python3
+VENV := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html"
+	@echo "make test                all tests"
+	@echo "make lint                ruff and mypy"
+	@echo "make format              ruff, changing the files"
+	@echo "make setup               only the environment, in .venv"
+	@echo "make clean               removes what the tools left, not .venv and not output/"
+
+setup:
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup
+	$(VENV) -m benchmarks.demo $(if $(DATA),--data "$(DATA)")
+
+test: setup
+	$(VENV) -m pytest tests
+
+lint: setup
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+	$(VENV) -m mypy
+
+format: setup
+	$(VENV) -m ruff check --fix .
+	$(VENV) -m ruff format .
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +
