@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, pairwise_iou
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.schema import GidConfig
+from stage2_distill.adaptation import Adaptation
 from stage2_distill.gism import GeneralInstances
+from stage2_distill.pooling import GiPooler
 from stage2_distill.teacher_batch import TeacherBatch
 
 # detectron2's Matcher: (M, R) match quality to matched rows (R,) and labels (R,).
@@ -37,8 +39,8 @@ def gid_losses(
     student_features: Sequence[Tensor],
     student_logits: Tensor,
     student_deltas: Tensor,
-    adaptation: nn.Module,
-    pooler: nn.Module,
+    adaptation: Adaptation,
+    pooler: GiPooler,
     warmup: float = 1.0,
 ) -> dict[str, Tensor]:
     """Compute the weighted distillation losses of a batch.
@@ -52,8 +54,8 @@ def gid_losses(
         student_features: L tensors (N, C, H_l, W_l), before the adaptation.
         student_logits: (N, R, K), before the sigmoid.
         student_deltas: (N, R, 4).
-        adaptation: an Adaptation.
-        pooler: a GiPooler.
+        adaptation: trained with the student.
+        pooler: for the strides of the pyramid.
         warmup: factor on every weight, 0..1, see `warmup_factor`.
 
     Returns:
@@ -63,7 +65,8 @@ def gid_losses(
     boxes = [found.boxes for found in instances]
     with torch.no_grad():
         teacher_rois = pooler(teacher.features, boxes)
-    student_rois = pooler(adaptation(student_features), boxes)
+    adapted = adaptation(student_features, pooler.cells(student_features, boxes))
+    student_rois = pooler(adapted, boxes)
     counts = [len(found) for found in instances]
     groups = counts if config.relation_scope == "image" else [sum(counts)]
     classification, regression = response_loss(
