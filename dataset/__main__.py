@@ -1,0 +1,102 @@
+"""Commands of the dataset package: `python -m dataset synthetic | coco | check`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+# Commands import what they need themselves, so that none waits for another's libraries.
+
+_SHOWN_PROBLEMS = 50
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 for success, 1 for failure."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    commands = {"synthetic": _synthetic, "coco": _coco, "check": _check}
+    try:
+        return commands[options.command](options, parser)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; run the command again to continue", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dataset", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    synthetic = commands.add_parser("synthetic", help="write a small COCO-format set")
+    synthetic.add_argument("--output", required=True, help="folder to write")
+    synthetic.add_argument("--train", type=int, default=400, help="training images")
+    synthetic.add_argument("--val", type=int, default=100, help="validation images")
+    synthetic.add_argument("--size", type=int, default=128, help="longer side, pixels")
+    synthetic.add_argument("--seed", type=int, default=0)
+
+    coco = commands.add_parser("coco", help="fetch COCO 2017; continues where it broke off")
+    coco.add_argument("--output", required=True, help="folder for $DETECTRON2_DATASETS")
+    coco.add_argument("--mirror", metavar="BASE_URL", help="another server, same paths below it")
+    names = ["train2017", "val2017", "annotations"]
+    coco.add_argument("--split", nargs="+", choices=names, default=names, help="default: all")
+    coco.add_argument("--remove-archives", action="store_true", help="delete them once unpacked")
+
+    check = commands.add_parser("check", help="compare images with their annotations")
+    check.add_argument("--images", required=True, help="folder that the file names lie under")
+    check.add_argument("--annotations", required=True, help="COCO annotation file")
+    check.add_argument("--workers", type=int, help="processes; default: one a core")
+    check.add_argument("--json", action="store_true", help="print every problem, as JSON")
+    return parser
+
+
+def _synthetic(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from dataset.synthetic import SyntheticConfig, write_synthetic
+
+    try:
+        config = SyntheticConfig(
+            train=options.train, val=options.val, size=options.size, seed=options.seed
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    written = write_synthetic(options.output, config)
+    what = "wrote" if written else "already there:"
+    print(f"{what} {config.train} training and {config.val} validation images, {options.output}")
+    return 0
+
+
+def _coco(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from dataset.download import BASE_URL, download_coco
+    from dataset.fetch import check_url
+
+    base_url = options.mirror or BASE_URL
+    try:
+        check_url(base_url)
+    except ValueError as error:
+        parser.error(f"--mirror: {error}")
+    coco = download_coco(
+        options.output,
+        splits=options.split,
+        base_url=base_url,
+        remove_archives=options.remove_archives,
+    )
+    print(f"COCO 2017 is in {coco}; set DETECTRON2_DATASETS={coco.parent.absolute()}")
+    return 0
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from dataset.checking import examine
+
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers must be at least 1, got {options.workers}")
+    report = examine(options.annotations, options.images, options.workers)
+    if options.json:
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        print("\n".join(report.lines(_SHOWN_PROBLEMS)))
+    return 1 if report.count("error") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
