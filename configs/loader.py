@@ -28,6 +28,8 @@ _LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 def default_config() -> CfgNode:
     """Give detectron2's defaults with the nodes of `configs.schema` added."""
     cfg = get_cfg()
+    # detectron2 builds SGD alone; training small models from scratch wants ADAMW too.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     for schema in NODES:
         cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
     return cfg
