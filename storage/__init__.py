@@ -1,0 +1,66 @@
+"""The teacher cache: its format, codecs, writer, reader and integrity checks.
+
+Names are imported on first use: `python -m storage` and the readers need no PyTorch, only the
+presets do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from storage.errors import (
+        CacheError,
+        ClaimLostError,
+        CorruptChunkError,
+        ForkedProcessError,
+        FormatError,
+        IdentityError,
+        MissingShardError,
+        StoreAccessError,
+        StoreFullError,
+        VersionError,
+    )
+    from storage.index import Index, assign_slots, build_index
+    from storage.manifest import Manifest
+    from storage.plan import plan_to_json
+    from storage.presets import get_preset, preset_names
+    from storage.presets.base import DecodedOutputs, Preset, RawOutputs
+    from storage.reader import CacheReader
+    from storage.schema import Field, Geometry, ShardId
+    from storage.writer import CacheWriter
+
+_MODULES = {
+    "storage.errors": (
+        "CacheError", "ClaimLostError", "CorruptChunkError", "ForkedProcessError", "FormatError",
+        "IdentityError", "MissingShardError", "StoreAccessError", "StoreFullError", "VersionError",
+    ),
+    "storage.index": ("Index", "assign_slots", "build_index"),
+    "storage.manifest": ("Manifest",),
+    "storage.plan": ("plan_to_json",),
+    "storage.presets": ("get_preset", "preset_names"),
+    "storage.presets.base": ("DecodedOutputs", "Preset", "RawOutputs"),
+    "storage.reader": ("CacheReader",),
+    "storage.schema": ("Field", "Geometry", "ShardId"),
+    "storage.writer": ("CacheWriter",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "CacheError", "CacheReader", "CacheWriter", "ClaimLostError", "CorruptChunkError",
+    "DecodedOutputs", "Field", "ForkedProcessError", "FormatError", "Geometry", "IdentityError",
+    "Index", "Manifest", "MissingShardError", "Preset", "RawOutputs", "ShardId",
+    "StoreAccessError", "StoreFullError", "VersionError", "assign_slots", "build_index",
+    "get_preset", "plan_to_json", "preset_names",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,168 @@
+"""The commit of a shard: what makes it exist, and what proves each of its bytes.
+
+A commit file reads `{"commit":BODY,"sha256":"DIGEST"}` and a newline, where BODY is canonical JSON
+and DIGEST its SHA-256. It holds no time, host, rank or path, so equal shards have equal commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import canonical, checksums
+from storage.errors import FormatError
+from storage.index import Index
+from storage.layout import CRC_BYTES, commit_key, object_key
+from storage.manifest import Manifest, check_version
+from storage.schema import FORMAT_NAME, FORMAT_VERSION, Field, ShardId
+
+_HEAD, _MIDDLE, _TAIL = b'{"commit":', b',"sha256":"', b'"}\n'
+_FRAME = len(_MIDDLE) + 64 + len(_TAIL)
+
+# zstd never expands a chunk by more than this (its own bound, rounded up).
+_ZSTD_SLACK = 1 << 10
+
+
+@dataclass(frozen=True, eq=False)
+class StoredObject:
+    """One object of a shard.
+
+    Attributes:
+        size: bytes. xxh3_128: digest of all of them, 32 hex digits.
+        chunks: (n, 3) int64 offset, length in bytes, and CRC32C of each record's chunk. The CRC
+            covers the chunk without its last four bytes, which hold the same number.
+    """
+
+    size: int
+    xxh3_128: str
+    chunks: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Commit:
+    """What a commit file says. `objects` maps field names to their objects."""
+
+    cache_id: str
+    shard: ShardId
+    records: Mapping[str, Any]
+    objects: Mapping[str, StoredObject]
+
+
+def record_entries(index: Index, records: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what a commit says about its records, by slot: JSON with lists of equal length."""
+    return {
+        "slot": index.slot[records].tolist(),
+        "image_id": index.image_id[records].tolist(),
+        "view": index.view[records].tolist(),
+        # Hexadecimal text: a 64-bit number does not survive every JSON reader.
+        "seed": [f"{seed:016x}" for seed in index.seed[records].tolist()],
+    }
+
+
+def dump(commit: Commit, fields: Sequence[Field]) -> bytes:
+    """Encode a commit file."""
+    objects = {
+        object_key(commit.shard, field): {
+            "size": commit.objects[field.name].size,
+            "xxh3_128": commit.objects[field.name].xxh3_128,
+            "chunks": commit.objects[field.name].chunks.tolist(),
+        }
+        for field in fields
+    }
+    body = canonical.dump(
+        {
+            "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
+            "cache_id": commit.cache_id,
+            "bucket": commit.shard.bucket,
+            "number": commit.shard.number,
+            "records": dict(commit.records),
+            "objects": objects,
+        }
+    )
+    return _HEAD + body + _MIDDLE + checksums.sha256(body).encode("ascii") + _TAIL
+
+
+def parse(raw: bytes, shard: ShardId, manifest: Manifest, store: str) -> Commit:
+    """Read the commit file of a shard, trusting nothing in it.
+
+    Raises:
+        FormatError: damaged, of another cache or shard, or its numbers contradict each other.
+        VersionError: of a newer format.
+    """
+    what = f"{store}/{commit_key(shard)}"
+    body = unframe(raw, what)
+    check_version(body, what)
+    if body.get("cache_id") != manifest.cache_id:
+        raise FormatError(f"{what}: belongs to another cache (id {body.get('cache_id')!r:.70})")
+    stated = (body.get("bucket"), body.get("number"))
+    if stated != (shard.bucket, shard.number):
+        raise FormatError(f"{what}: is the commit of shard {stated[0]!r:.40} {stated[1]!r:.40}")
+    try:
+        return _parse_body(body, shard, manifest)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"{what}: malformed ({error})") from error
+
+
+def check_records(commit: Commit, index: Index, records: NDArray[np.int64], what: str) -> None:
+    """Refuse a commit whose records are not those of the plan.
+
+    Raises:
+        FormatError: names the first list that differs.
+    """
+    expected = record_entries(index, records)
+    for name in sorted(expected.keys() | commit.records.keys()):
+        if commit.records.get(name) != expected.get(name):
+            raise FormatError(f"{what}: the records' {name} is not that of the index")
+
+
+def unframe(raw: bytes, what: str) -> dict[str, Any]:
+    """Check the frame and digest of a commit file and return its body.
+
+    Raises:
+        FormatError: any byte is not what was written.
+    """
+    body = raw[len(_HEAD) : -_FRAME]
+    frame = _HEAD + body + _MIDDLE + checksums.sha256(body).encode("ascii") + _TAIL
+    if raw != frame:
+        raise FormatError(f"{what}: damaged (its SHA-256 does not match)")
+    value = canonical.load(body, what)
+    if not isinstance(value, dict):
+        raise FormatError(f"{what}: not a commit")
+    return value
+
+
+def _parse_body(body: dict[str, Any], shard: ShardId, manifest: Manifest) -> Commit:
+    fields = manifest.fields[shard.bucket]
+    count = len(body["records"]["slot"])
+    if not 0 < count <= manifest.shard_records:
+        raise ValueError(f"{count} records in a shard of {manifest.shard_records}")
+    keys = {object_key(shard, field): field for field in fields}
+    if body["objects"].keys() != keys.keys():
+        raise ValueError("its objects are not those of the shard's fields")
+    objects = {
+        field.name: _parse_object(body["objects"][key], field, count) for key, field in keys.items()
+    }
+    return Commit(body["cache_id"], shard, body["records"], objects)
+
+
+def _parse_object(value: dict[str, Any], field: Field, count: int) -> StoredObject:
+    size, digest = value["size"], value["xxh3_128"]
+    chunks = np.array(value["chunks"])
+    if chunks.dtype != np.int64 or chunks.shape != (count, 3) or type(size) is not int:
+        raise ValueError(f"{field.name}: the chunk table is not {count} times three integers")
+    if not isinstance(digest, str) or len(digest) != 32:
+        raise ValueError(f"{field.name}: no XXH3-128 digest")
+    offset, length, crc = chunks.T
+    shortest = CRC_BYTES + (1 if field.compression else field.num_bytes)
+    longest = CRC_BYTES + field.num_bytes
+    if field.compression:
+        longest += field.num_bytes // 128 + _ZSTD_SLACK
+    if (length < shortest).any() or (length > longest).any() or (offset < 0).any():
+        raise ValueError(f"{field.name}: a chunk's length is not between {shortest} and {longest}")
+    if (offset > size - length).any() or (crc < 0).any() or (crc > 0xFFFFFFFF).any():
+        raise ValueError(f"{field.name}: a chunk lies outside the object, or its CRC32C is none")
+    return StoredObject(size, digest, chunks)

@@ -1,0 +1,192 @@
+"""Where everything lies in a store: keys, zarr metadata, and the order of the two.
+
+All of it is a pure function of the manifest and the index. zarr's metadata is written here rather
+than by zarr, so that its bytes do not depend on zarr's version and stores stay comparable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import canonical, checksums
+from storage.errors import FormatError
+from storage.index import COLUMNS, Index
+from storage.manifest import Manifest
+from storage.schema import Field, Geometry, ShardId
+
+ROOT_KEY = "zarr.json"
+DIGEST_KEY = "manifest.sha256"
+INDEX = "index"
+BUCKETS = "buckets"
+COMMITS = "commits"
+CLAIMS = "claims"
+LOG = "log"
+
+INDEX_CHUNK = 1 << 15
+ZSTD_LEVEL = 1
+CRC_BYTES = 4
+MAX_METADATA_BYTES = 1 << 28
+
+_CRC32C = {"name": "crc32c"}
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def commit_key(shard: ShardId) -> str:
+    """Key of a shard's commit."""
+    return f"{COMMITS}/{shard.bucket}/{shard.number:05d}.json"
+
+
+def claim_folder(shard: ShardId) -> str:
+    """Folder of the claims on a shard."""
+    return f"{CLAIMS}/{shard.bucket}/{shard.number:05d}"
+
+
+def object_key(shard: ShardId, field: Field) -> str:
+    """Key of the zarr shard that holds one field of one of our shards."""
+    zeros = "/0" * len(field.shape)
+    return f"{BUCKETS}/{shard.bucket}/{field.name}/c/{shard.number}{zeros}"
+
+
+def index_chunk_keys(column: str, records: int) -> list[str]:
+    """Keys of the chunks of one index column."""
+    return [f"{INDEX}/{column}/c/{number}" for number in range(-(-records // INDEX_CHUNK))]
+
+
+def root_json(manifest: Manifest) -> bytes:
+    """The root's zarr.json."""
+    return _group({"gid": manifest.to_json()})
+
+
+def parse_root(raw: bytes, store: str) -> Manifest:
+    """Read the manifest out of the root's zarr.json.
+
+    Raises:
+        FormatError: not the root of a teacher cache.
+        VersionError: of a newer format.
+    """
+    root = canonical.load(raw, f"{store}/{ROOT_KEY}")
+    attributes = root.get("attributes") if isinstance(root, dict) else None
+    if not isinstance(attributes, dict) or "gid" not in attributes:
+        raise FormatError(f"{store}: not a teacher cache ({ROOT_KEY} has no attribute 'gid')")
+    return Manifest.from_json(attributes["gid"], store)
+
+
+def derived_objects(manifest: Manifest, index: Index) -> Iterator[tuple[str, bytes]]:
+    """Yield (key, bytes) of the index and of every zarr.json but the root's."""
+    yield f"{INDEX}/{ROOT_KEY}", _group({"meaning": "one entry per record, in plan order"})
+    for column, dtype in COLUMNS.items():
+        yield f"{INDEX}/{column}/{ROOT_KEY}", _index_array_json(dtype, len(index))
+        chunks = index_chunks(getattr(index, column), dtype)
+        yield from zip(index_chunk_keys(column, len(index)), chunks, strict=True)
+    yield from zarr_json_objects(manifest, index.num_slots())
+
+
+def zarr_json_objects(manifest: Manifest, slots: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+    """Yield (key, bytes) of the zarr.json of every bucket and of its arrays."""
+    yield f"{BUCKETS}/{ROOT_KEY}", _group({"meaning": "one group per padded size"})
+    for name, geometry in manifest.geometries.items():
+        yield f"{BUCKETS}/{name}/{ROOT_KEY}", _group({"geometry": geometry.to_json()})
+        for field in manifest.fields[name]:
+            text = array_json(field, geometry, slots[name], manifest.shard_records)
+            yield f"{BUCKETS}/{name}/{field.name}/{ROOT_KEY}", text
+
+
+def seal(manifest: Manifest, index: Index) -> tuple[Manifest, dict[str, bytes]]:
+    """Return the manifest as it will be stored, and every object that it vouches for."""
+    objects = dict(derived_objects(manifest, index))
+    sealed = manifest.sealed(
+        views=index.num_views,
+        records=len(index),
+        index_sha256=index.digest(),
+        slots=index.num_slots(),
+        digests={key: checksums.sha256(data) for key, data in objects.items()},
+    )
+    return sealed, objects
+
+
+def array_json(field: Field, geometry: Geometry, slots: int, shard_records: int) -> bytes:
+    """zarr.json of one field of a bucket: chunk = 1 record, zarr shard = 1 of our shards."""
+    inner = [_bytes_codec(field.dtype)]
+    if field.compression == "zstd":
+        inner.append({"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}})
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [1, *field.shape],
+            "codecs": [*inner, _CRC32C],
+            "index_codecs": [_LITTLE, _CRC32C],
+            "index_location": "end",
+        },
+    }
+    attributes = {**field.attributes, "level_offsets": list(geometry.level_offsets)}
+    shape, chunk = [slots, *field.shape], [shard_records, *field.shape]
+    return _array(field.dtype, shape, chunk, [sharding], attributes)
+
+
+def index_chunks(column: NDArray[Any], dtype: str) -> Iterator[bytes]:
+    """Encode one index column as zarr chunks, the last one filled up with zeros."""
+    stored = np.dtype(dtype).newbyteorder("<")
+    for start in range(0, len(column), INDEX_CHUNK):
+        chunk = np.zeros(INDEX_CHUNK, dtype=stored)
+        part = column[start : start + INDEX_CHUNK]
+        chunk[: len(part)] = part
+        data = chunk.tobytes()
+        yield data + checksums.crc32c(data).to_bytes(CRC_BYTES, "little")
+
+
+def parse_index_chunk(raw: bytes | None, dtype: str, key: str) -> NDArray[Any]:
+    """Decode one chunk of an index column.
+
+    Raises:
+        FormatError: absent, of the wrong size, or its CRC32C does not match.
+    """
+    stored = np.dtype(dtype).newbyteorder("<")
+    if raw is None:
+        raise FormatError(f"{key}: absent")
+    if len(raw) != INDEX_CHUNK * stored.itemsize + CRC_BYTES:
+        raise FormatError(f"{key}: {len(raw)} bytes, which is not one chunk of {dtype}")
+    data = memoryview(raw)[:-CRC_BYTES]
+    if checksums.crc32c(data) != int.from_bytes(raw[-CRC_BYTES:], "little"):
+        raise FormatError(f"{key}: damaged (its CRC32C does not match)")
+    return np.frombuffer(data, dtype=stored).astype(dtype, copy=False)
+
+
+def _index_array_json(dtype: str, records: int) -> bytes:
+    codecs = [_bytes_codec(dtype), _CRC32C]
+    return _array(dtype, [records], [INDEX_CHUNK], codecs, {})
+
+
+def _bytes_codec(dtype: str) -> dict[str, Any]:
+    return _LITTLE if np.dtype(dtype).itemsize > 1 else {"name": "bytes"}
+
+
+def _array(
+    dtype: str, shape: list[int], chunk: list[int], codecs: list[Any], attributes: Any
+) -> bytes:
+    return _text(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": False if dtype == "bool" else 0,
+            "codecs": codecs,
+            "attributes": attributes,
+        }
+    )
+
+
+def _group(attributes: Any) -> bytes:
+    return _text({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def _text(value: Any) -> bytes:
+    # Indented, unlike commits: people open these.
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode("ascii")

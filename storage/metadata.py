@@ -1,0 +1,146 @@
+"""A store's metadata as a whole: read and checked against its digests, written in a safe order.
+
+`manifest.sha256` holds the SHA-256 of the root's zarr.json, one line. While a store grows it holds
+two, the old and the new one, so that the root can be replaced in one step: at every moment the
+root that stands there is one of the two, and the index, which only ever grows at its end, serves
+both. A crash in between leaves the two lines, and the next writer does it all again.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage import checksums
+from storage.errors import FormatError
+from storage.index import COLUMNS, Index
+from storage.layout import (
+    DIGEST_KEY,
+    INDEX,
+    ROOT_KEY,
+    index_chunk_keys,
+    parse_index_chunk,
+    parse_root,
+    root_json,
+    seal,
+)
+from storage.location import PARTIAL_SUFFIX, Location
+from storage.manifest import Manifest
+
+_DIGESTS = re.compile(rb"([0-9a-f]{64}\n){1,2}")
+_PATIENCE_SEC = (0.1, 0.5, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """The root's manifest as it was read.
+
+    Attributes:
+        manifest: what it says.
+        sha256: digest of the zarr.json that holds it.
+        growing: whether a growth has begun and not ended.
+    """
+
+    manifest: Manifest
+    sha256: str
+    growing: bool
+
+
+def read_root(location: Location) -> Root:
+    """Read the manifest and check it against `manifest.sha256`.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        FormatError: damaged, or not a teacher cache.
+        VersionError: of a newer format.
+    """
+    raw = b""
+    for pause in _PATIENCE_SEC:
+        # The two are read one after the other, so a writer can replace both in between.
+        root, digests = location.get_many([ROOT_KEY, DIGEST_KEY])
+        if root is None:
+            raise FileNotFoundError(f"{location}: no teacher cache here ({ROOT_KEY} is absent)")
+        raw = root
+        found = checksums.sha256(raw)
+        if digests and _DIGESTS.fullmatch(digests) and found.encode() in digests.split():
+            growing = digests != found.encode() + b"\n"
+            manifest = parse_root(raw, str(location))
+            return Root(manifest=manifest, sha256=found, growing=growing)
+        time.sleep(pause)
+    parse_root(raw, str(location))  # a newer version or another kind of zarr group says so itself
+    raise FormatError(
+        f"{location}: {ROOT_KEY} does not match {DIGEST_KEY}; the next run of the dump with the"
+        " same config rewrites both, and keeps the shards"
+    )
+
+
+def read_index(location: Location, manifest: Manifest) -> Index:
+    """Read the index and check it against the manifest's digest.
+
+    Raises:
+        FormatError: damaged or absent.
+    """
+    columns: dict[str, Any] = {}
+    for column, dtype in COLUMNS.items():
+        keys = index_chunk_keys(column, manifest.records)
+        chunks = zip(keys, location.get_many(keys), strict=True)
+        parts = [parse_index_chunk(raw, dtype, f"{location}/{key}") for key, raw in chunks]
+        columns[column] = np.concatenate(parts)[: manifest.records]
+    try:
+        index = Index(**columns, bucket_names=manifest.bucket_names)
+    except ValueError as error:
+        raise FormatError(f"{location}/{INDEX}: malformed ({error})") from error
+    if index.digest() != manifest.index_sha256:
+        raise FormatError(
+            f"{location}/{INDEX}: damaged (its SHA-256 does not match the manifest); the next run"
+            " of the dump with the same config rewrites it"
+        )
+    return index
+
+
+def publish(location: Location, manifest: Manifest, index: Index, old_sha256: str | None) -> Root:
+    """Write all metadata of a store, replacing what is there.
+
+    Args:
+        location: of the store.
+        manifest: identity, buckets and fields; the rest is filled in here.
+        index: the whole plan; it begins with the one that the store had.
+        old_sha256: digest of the root that is there and valid; None if there is none.
+    """
+    sealed, objects = seal(manifest, index)
+    root = root_json(sealed)
+    new_sha256 = checksums.sha256(root)
+    _sweep(location)
+    lines = [new_sha256]
+    if old_sha256 is not None and old_sha256 != new_sha256:
+        lines = [old_sha256, new_sha256]
+        _put_and_sync(location, {DIGEST_KEY: _digest_lines(lines)})
+    _put_and_sync(location, objects)
+    _put_and_sync(location, {DIGEST_KEY: _digest_lines(lines)})
+    _put_and_sync(location, {ROOT_KEY: root})
+    _put_and_sync(location, {DIGEST_KEY: _digest_lines([new_sha256])})
+    return Root(manifest=sealed, sha256=new_sha256, growing=False)
+
+
+def _digest_lines(digests: list[str]) -> bytes:
+    return "".join(f"{digest}\n" for digest in digests).encode("ascii")
+
+
+def _put_and_sync(location: Location, objects: dict[str, bytes]) -> None:
+    location.put_many(objects)
+    location.sync(list(objects))
+
+
+def _sweep(location: Location) -> None:
+    """Remove unfinished metadata files that a crash left. Those of shards go with their shard."""
+    if not location.is_local:
+        return
+    for key in location.sizes():
+        name = key.rpartition("/")[2]
+        metadata = key.startswith(f"{INDEX}/") or name.startswith(("zarr.", "manifest."))
+        if metadata and name.endswith(PARTIAL_SUFFIX):
+            location.delete(key)

@@ -1,0 +1,97 @@
+"""A shard's bytes: encoded by zarr in memory, taken apart into chunks, and decoded again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs import Zstd  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from storage import checksums
+from storage.commit import StoredObject
+from storage.errors import FormatError
+from storage.layout import CRC_BYTES, ROOT_KEY, array_json
+from storage.schema import Field, Geometry
+
+_INDEX_ENTRY = 16
+_ZSTD = Zstd()
+
+
+def encode_shard(
+    field: Field, geometry: Geometry, shard_records: int, values: NDArray[Any]
+) -> bytes:
+    """Encode one field of a shard as a zarr v3 shard.
+
+    zarr reads the old shard before it replaces one, and chokes on a damaged one: so it writes into
+    memory here, and the bytes are put in place in one step.
+
+    Args:
+        field: what is encoded.
+        geometry: of the bucket.
+        shard_records: records of a full shard.
+        values: (n, *field.shape), n <= shard_records. The slots from n on stay absent.
+    """
+    metadata = array_json(field, geometry, shard_records, shard_records)
+    buffer = default_buffer_prototype().buffer.from_bytes(metadata)
+    memory = MemoryStore({ROOT_KEY: buffer})
+    # Without write_empty_chunks, a record of zeros would not be stored. (open_array takes the
+    # setting too, but ignores it for an array that exists.)
+    array = zarr.open_array(memory, mode="r+").with_config({"write_empty_chunks": True})
+    array[: len(values)] = values
+    zeros = "/0" * len(field.shape)
+    return memory._store_dict[f"c/0{zeros}"].to_bytes()
+
+
+def describe(raw: bytes, count: int, shard_records: int) -> StoredObject:
+    """Digest an encoded shard and find its chunks.
+
+    Raises:
+        FormatError: it does not hold exactly the first `count` records.
+    """
+    entries = chunk_table(raw, shard_records)
+    empty = np.iinfo(np.uint64).max
+    if (entries[:count] == empty).any() or not (entries[count:] == empty).all():
+        raise FormatError(f"a shard does not hold exactly its first {count} records")
+    chunks = np.empty((count, 3), dtype=np.int64)
+    chunks[:, :2] = entries[:count].astype(np.int64)
+    for chunk in chunks:
+        start, length = int(chunk[0]), int(chunk[1])
+        chunk[2] = checksums.crc32c(memoryview(raw)[start : start + length - CRC_BYTES])
+    return StoredObject(len(raw), checksums.xxh3_128([raw]), chunks)
+
+
+def chunk_table(raw: bytes, shard_records: int) -> NDArray[np.uint64]:
+    """Return zarr's table of a shard: (shard_records, 2) uint64 offset and length.
+
+    Raises:
+        FormatError: the shard is too short or the table's CRC32C does not match.
+    """
+    size = shard_records * _INDEX_ENTRY
+    table = raw[-size - CRC_BYTES : -CRC_BYTES]
+    stored = int.from_bytes(raw[-CRC_BYTES:], "little")
+    if len(table) != size or checksums.crc32c(table) != stored:
+        raise FormatError("a shard's own chunk table is damaged")
+    return np.frombuffer(table, dtype="<u8").reshape(shard_records, 2)
+
+
+def decode_chunk(raw: bytes, field: Field) -> NDArray[Any]:
+    """Decode one record's chunk, whose CRC32C has been checked, into a read-only array.
+
+    Raises:
+        FormatError: it does not decode to one record of the field.
+    """
+    data: Any = memoryview(raw)[:-CRC_BYTES]
+    if field.compression == "zstd":
+        out = np.empty(field.num_bytes, dtype=np.uint8)
+        try:
+            data = _ZSTD.decode(data, out)
+        except (RuntimeError, ValueError) as error:
+            raise FormatError(f"{field.name}: a chunk does not decompress ({error})") from error
+    if memoryview(data).nbytes != field.num_bytes:
+        raise FormatError(f"{field.name}: a chunk is not {field.num_bytes} bytes")
+    stored = np.dtype(field.dtype).newbyteorder("<")
+    return np.frombuffer(data, dtype=stored).reshape(field.shape)

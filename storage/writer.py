@@ -1,0 +1,255 @@
+"""The writer: creates or grows a store, and commits its shards one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import canonical, checksums
+from storage import commit as commits
+from storage.claims import Claims
+from storage.commit import Commit, StoredObject
+from storage.errors import (
+    ClaimLostError,
+    FormatError,
+    IdentityError,
+    StoreAccessError,
+    StoreFullError,
+)
+from storage.index import Index, ShardTable
+from storage.layout import (
+    BUCKETS,
+    CLAIMS,
+    COMMITS,
+    DIGEST_KEY,
+    INDEX,
+    LOG,
+    ROOT_KEY,
+    commit_key,
+    object_key,
+)
+from storage.location import PARTIAL_SUFFIX, Location
+from storage.manifest import Manifest
+from storage.metadata import Root, publish, read_index, read_root
+from storage.schema import Field, ShardId
+from storage.shards import describe, encode_shard
+
+_OURS = {ROOT_KEY, DIGEST_KEY, INDEX, BUCKETS, COMMITS, CLAIMS, LOG}
+
+
+class CacheWriter:
+    """Writes the shards of a plan; many writers may share one store.
+
+    Opening creates the store, or accepts one of the same identity whose index is the given one or
+    a beginning of it (the rest is then appended). Metadata that a crash or a flipped bit has spoilt
+    is written again; shards that are committed are never touched.
+
+    Args:
+        location: local path, `s3://`, `gs://` or `az://` URL.
+        manifest: from `Manifest.create`.
+        index: from `build_index`; its buckets are those of the manifest, in the same order.
+
+    Raises:
+        IdentityError: the store is another cache; names each differing field with both values.
+        FormatError: something else lies there.
+        VersionError: a store of a newer format.
+        StoreFullError: no space left.
+        ValueError: manifest and index do not fit together.
+    """
+
+    def __init__(
+        self, location: str | os.PathLike[str] | Location, manifest: Manifest, index: Index
+    ) -> None:
+        if manifest.bucket_names != index.bucket_names:
+            raise ValueError(
+                "manifest and index list different buckets, or in another order:"
+                f" {manifest.bucket_names[:4]}... and {index.bucket_names[:4]}..."
+            )
+        self.location = Location(location)
+        self.index = index
+        self._table = ShardTable(index, manifest.shard_records)
+        self._claims = Claims(self.location)
+        self.manifest = self._open(manifest).manifest
+
+    def missing(self) -> list[ShardId]:
+        """Return the shards that are not committed, in plan order. One listing."""
+        committed = self.location.sizes(COMMITS)
+        return [shard for shard in self._table.shards if commit_key(shard) not in committed]
+
+    def records_of(self, shard: ShardId) -> NDArray[np.int64]:
+        """Return the record numbers of a shard, in slot order.
+
+        Raises:
+            ValueError: the plan has no such shard.
+        """
+        if shard not in self._table:
+            raise ValueError(f"{self.location}: the plan has no shard {shard}")
+        return self._table.records_of(shard)
+
+    def claim(self, shard: ShardId, owner: str, seconds: float) -> bool:
+        """Take a shard for a time, or prolong the claim on it; False if somebody else has it.
+
+        Args:
+            shard: what to take.
+            owner: who takes it, for people to read.
+            seconds: after which others may take it over.
+        """
+        return self._claims.take(shard, owner, seconds)
+
+    def release(self, shard: ShardId) -> None:
+        """Give up the claim on a shard, written or not."""
+        self._claims.release(shard)
+
+    def write(self, shard: ShardId, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write and commit a shard. Nothing happens if it is committed already.
+
+        Args:
+            shard: which one.
+            arrays: field name to (n, *field.shape) array, in the order of `records_of(shard)`.
+
+        Raises:
+            ValueError: a field is absent, unknown, or of another shape or dtype.
+            ClaimLostError: somebody else holds the shard now; nothing was committed.
+            StoreFullError: no space left; nothing was committed.
+            StoreAccessError: the store does not give back what was put.
+        """
+        records = self.records_of(shard)
+        fields = self.manifest.fields[shard.bucket]
+        _check_arrays(arrays, fields, len(records))
+        self._require_claim(shard)
+        if self.location.get(commit_key(shard)) is not None:
+            return
+        keys = [object_key(shard, field) for field in fields]
+        self._sweep([*keys, commit_key(shard)])
+        try:
+            objects = {field.name: self._put(shard, field, arrays[field.name]) for field in fields}
+            self.location.sync(keys)
+            for field, key in zip(fields, keys, strict=True):
+                self._read_back(key, objects[field.name])
+            self._require_claim(shard)
+            self._commit(shard, objects, records)
+        except StoreFullError:
+            for key in keys:
+                self.location.delete(key)
+            raise
+
+    def write_log(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Put a JSON note under `log/`, which is outside every comparison and check."""
+        self.location.put(f"{LOG}/{name}.json", canonical.dump(dict(entry)) + b"\n")
+
+    def _put(self, shard: ShardId, field: Field, values: NDArray[Any]) -> StoredObject:
+        geometry = self.manifest.geometries[shard.bucket]
+        raw = encode_shard(field, geometry, self.manifest.shard_records, values)
+        described = describe(raw, len(values), self.manifest.shard_records)
+        self.location.put(object_key(shard, field), raw)
+        return described
+
+    def _read_back(self, key: str, expected: StoredObject) -> None:
+        if checksums.xxh3_128(self.location.read_blocks(key)) != expected.xxh3_128:
+            raise StoreAccessError(
+                f"{self.location}: {key} reads back other bytes than were put; nothing was"
+                " committed. Check the disk, and that no other job writes this store"
+            )
+
+    def _commit(
+        self, shard: ShardId, objects: Mapping[str, StoredObject], records: NDArray[np.int64]
+    ) -> None:
+        entries = commits.record_entries(self.index, records)
+        commit = Commit(self.manifest.cache_id, shard, entries, objects)
+        raw = commits.dump(commit, self.manifest.fields[shard.bucket])
+        key = commit_key(shard)
+        self.location.put(key, raw)
+        self.location.sync([key])
+
+    def _require_claim(self, shard: ShardId) -> None:
+        if not self._claims.holds(shard):
+            raise ClaimLostError(f"{self.location}: shard {shard} is claimed by somebody else now")
+
+    def _sweep(self, keys: list[str]) -> None:
+        """Remove unfinished files of these objects, left by a crash."""
+        if not self.location.is_local:
+            return
+        for key in keys:
+            folder, _, name = key.rpartition("/")
+            stem = name.partition(".")[0]
+            for other in self.location.sizes(folder):
+                rest = other.removeprefix(f"{folder}/{stem}.")
+                if rest != other and "/" not in rest and rest.endswith(PARTIAL_SUFFIX):
+                    self.location.delete(other)
+
+    def _open(self, manifest: Manifest) -> Root:
+        try:
+            root = read_root(self.location)
+        except (FileNotFoundError, FormatError) as error:
+            self._check_adoptable(manifest, error)
+            return publish(self.location, manifest, self.index, None)
+        root.manifest.check_identity(manifest, str(self.location))
+        grows = self._check_index(root.manifest)
+        if grows or root.growing or not self._index_is_intact(root.manifest):
+            return publish(self.location, manifest, self.index, root.sha256)
+        return root
+
+    def _check_index(self, stored: Manifest) -> bool:
+        """Return whether the given index goes beyond the stored one, which must begin it."""
+        common = min(stored.records, len(self.index))
+        if stored.records <= len(self.index):
+            if self.index.prefix(common).digest() == stored.index_sha256:
+                return stored.records < len(self.index)
+        else:
+            known = read_index(self.location, stored)
+            if known.prefix(common).digest() == self.index.digest():
+                raise IdentityError(
+                    f"{self.location} holds {stored.views} views, the plan only"
+                    f" {self.index.num_views}: ask for {stored.views} or use another location"
+                )
+        raise IdentityError(
+            f"{self.location} holds another plan: {stored.records} records in {stored.views}"
+            f" views, of which the plan's {len(self.index)} records are no continuation"
+        )
+
+    def _index_is_intact(self, stored: Manifest) -> bool:
+        try:
+            read_index(self.location, stored)
+        except FormatError:
+            return False
+        return True
+
+    def _check_adoptable(self, manifest: Manifest, reason: Exception) -> None:
+        """Refuse to create a store among things that are not the beginnings of this very store."""
+        keys = self.location.sizes()
+        tops = {key.partition("/")[0] for key in keys}
+        strange = sorted(top for top in tops - _OURS if not top.endswith(PARTIAL_SUFFIX))
+        if strange:
+            raise FormatError(
+                f"{self.location}: holds {strange[0]!r}, which is no part of a teacher cache;"
+                " choose an empty location"
+            )
+        if ROOT_KEY in keys and f"{INDEX}/slot/{ROOT_KEY}" not in keys:
+            raise reason
+        known = {commit_key(shard): shard for shard in self._table.shards}
+        for key in keys:
+            if key.startswith(f"{COMMITS}/") and not key.endswith(PARTIAL_SUFFIX):
+                raw = self.location.get(key) or b""
+                if key not in known:
+                    raise IdentityError(f"{self.location}: {key} belongs to another plan")
+                commits.parse(raw, known[key], manifest, str(self.location))
+
+
+def _check_arrays(
+    arrays: Mapping[str, NDArray[Any]], fields: tuple[Field, ...], count: int
+) -> None:
+    names = {field.name for field in fields}
+    if arrays.keys() != names:
+        absent, unknown = sorted(names - arrays.keys()), sorted(arrays.keys() - names)
+        raise ValueError(f"shard arrays: absent {absent}, unknown {unknown}")
+    for field in fields:
+        array = arrays[field.name]
+        if array.shape != (count, *field.shape) or array.dtype != np.dtype(field.dtype):
+            raise ValueError(
+                f"shard arrays: {field.name} is {array.dtype}{array.shape},"
+                f" expected {field.dtype}{(count, *field.shape)}"
+            )
