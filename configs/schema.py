@@ -188,6 +188,13 @@ class CacheConfig:
         if self.preset == "exact" and self.scores_kept != 0:
             raise rules.refuse("scores_kept", "0 with CACHE.PRESET exact, which keeps every score")
 
+    @property
+    def preset_parameters(self) -> dict[str, Any]:
+        """The preset's parameters that differ from its own defaults, by name."""
+        if self.preset == "exact":
+            return {"dtype": self.dtype}
+        return {"scores_kept": self.scores_kept} if self.scores_kept else {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GidConfig:

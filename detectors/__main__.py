@@ -1,16 +1,19 @@
-"""`python -m detectors`: train and evaluate plain detectors, the teacher and the baseline student."""
+"""`python -m detectors`: train and evaluate plain detectors, teachers and baseline students."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-
-from detectron2.config import CfgNode
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
 
 from configs.loader import load_config
 
 from .command import add_job_arguments, launch_job, run_command, set_up
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -31,8 +34,10 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     from .evaluate import evaluate as evaluate_model
     from .evaluate import summary
 
-    set_up(cfg, args)
-    results = evaluate_model(cfg, load_model(cfg))
+    # The log and the evaluator print; with --json, standard output is for the result alone.
+    with redirect_stdout(sys.stderr if args.json else sys.stdout):
+        set_up(cfg, args)
+        results = evaluate_model(cfg, load_model(cfg))
     if comm.is_main_process():
         print(json.dumps(results) if args.json else summary(results))
 

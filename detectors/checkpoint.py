@@ -65,8 +65,10 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         incompatible = super()._load_model(checkpoint)
-        problems = [f"{name} has shape {got}, not {want}" for name, got, want in
-                    incompatible.incorrect_shapes]
+        problems = [
+            f"{name} has shape {got}, not {want}"
+            for name, got, want in incompatible.incorrect_shapes
+        ]
         if self._strict:
             problems += [f"{name} is missing" for name in incompatible.missing_keys]
             problems += [f"{name} is unknown" for name in incompatible.unexpected_keys]
@@ -104,8 +106,10 @@ def weights_path(name: str) -> str:
     if "://" in name:
         return name
     if not Path(name).is_file():
-        raise FileNotFoundError(f"weights not found: {name}; train the model first or correct the "
-                                "path (MODEL.WEIGHTS, or TEACHER.WEIGHTS for a teacher)")
+        raise FileNotFoundError(
+            f"weights not found: {name}; train the model first or correct the "
+            "path (MODEL.WEIGHTS, or TEACHER.WEIGHTS for a teacher)"
+        )
     return name
 
 

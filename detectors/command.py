@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detectron2.config import CfgNode
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
-Job = Callable[[CfgNode, argparse.Namespace], Any]
+Job = Callable[["CfgNode", argparse.Namespace], Any]
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +54,7 @@ def run_command(command: Callable[[], int]) -> int:
 
 def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
     """Run `job(cfg, args)` on every rank: under torchrun as started, else as `--num-gpus` says."""
+    _check_device(cfg)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(cfg)
         job(cfg, args)
@@ -69,8 +70,6 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     register_data(cfg)
     default_setup(cfg, args)
-    # detectron2 prints the whole config and the environment; the file log keeps them.
-    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.INFO)
 
 
 def register_data(cfg: CfgNode) -> None:
@@ -79,6 +78,16 @@ def register_data(cfg: CfgNode) -> None:
 
     if cfg.DATASET.FOLDER:
         register_folder(cfg.DATASET.FOLDER)
+
+
+def _check_device(cfg: CfgNode) -> None:
+    import torch
+
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch sees no CUDA device here; "
+            "install a driver, or run on the CPU with: MODEL.DEVICE cpu"
+        )
 
 
 def _join_torchrun(cfg: CfgNode) -> None:

@@ -10,10 +10,13 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import build_optimizer, get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
@@ -69,6 +72,26 @@ class Trainer(DefaultTrainer):
         )
         loop = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         return loop(ddp, loader, optimizer)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """detectron2's SGD, or AdamW with the same settings (`SOLVER.OPTIMIZER`)."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "ADAMW":
+            raise ValueError(f"SOLVER.OPTIMIZER: expected SGD or ADAMW: {cfg.SOLVER.OPTIMIZER!r}")
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer = torch.optim.AdamW(
+            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
+        return maybe_add_gradient_clipping(cfg, optimizer)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As `DefaultTrainer`; a resumed run without a checkpoint says so and starts anew."""

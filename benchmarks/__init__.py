@@ -1,0 +1,1 @@
+"""Speed, size, fidelity and accuracy, each one command; and the demo."""

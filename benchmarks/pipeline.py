@@ -1,0 +1,160 @@
+"""The commands of the whole job, run one after another as a user would type them.
+
+Every step is a real command in its own process. Its output goes to a log file, its time is kept,
+and a step that failed ends the run with the last lines of its log.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
+
+
+class StepError(Exception):
+    """A command of the pipeline failed."""
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """One teacher, its cache and any number of students, in one folder.
+
+    Attributes:
+        folder: where everything is written.
+        data: a COCO-format folder with `instances_train.json` and `instances_val.json`.
+        overrides: config keys set in all configs, such as `SOLVER.MAX_ITER`.
+        seconds: wall time of every step that ran, by name.
+    """
+
+    folder: Path
+    data: Path
+    overrides: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cache(self) -> Path:
+        """The teacher cache."""
+        return self.folder / "cache"
+
+    @property
+    def teacher_weights(self) -> Path:
+        """What training the teacher writes last."""
+        return self.folder / "teacher" / "model_final.pth"
+
+    def write_configs(self) -> None:
+        """Write the demo's configs for this folder and data; the shipped ones are their bases."""
+        classes = json.loads((self.data / "annotations" / "instances_train.json").read_text())
+        common = {
+            "DATASET": {"FOLDER": str(self.data)},
+            "MODEL": {"RETINANET": {"NUM_CLASSES": len(classes["categories"])}},
+        }
+        self._write_config("teacher", {**common, "OUTPUT_DIR": str(self.folder / "teacher")})
+        self._write_config(
+            "distill",
+            {
+                **common,
+                "TEACHER": {
+                    "CONFIG": str(self.config("teacher")),
+                    "WEIGHTS": str(self.teacher_weights),
+                },
+                "CACHE": {"LOCATION": str(self.cache)},
+            },
+        )
+
+    def config(self, name: str) -> Path:
+        """The path of a config that `write_configs` wrote."""
+        return self.folder / "configs" / f"{name}.yaml"
+
+    def train_teacher(self) -> None:
+        """Train the teacher on ground truth."""
+        self.run("teacher", "detectors", "train", "--config-file", self.config("teacher"))
+
+    def dump(self) -> None:
+        """Write the teacher cache."""
+        self.run("dump", "stage1_dump", "run", "--config-file", self.config("distill"))
+
+    def verify(self) -> None:
+        """Check every byte of the cache."""
+        self.run("verify", "storage", "verify", self.cache, "--level", "full")
+
+    def train_student(self, name: str, *, source: str, seed: int, **overrides: Any) -> Path:
+        """Train a student and give its folder; `source` is TEACHER.SOURCE."""
+        folder = self.folder / name
+        keys = {
+            "TEACHER.SOURCE": source,
+            "SEED": seed,
+            "OUTPUT_DIR": folder,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+        pairs = [str(part) for pair in keys.items() for part in pair]
+        self.run(name, "stage2_distill", "train", "--config-file", self.config("distill"), *pairs)
+        return folder
+
+    def evaluate(self, name: str, config: str, weights: Path) -> dict[str, float]:
+        """COCO metrics of a checkpoint on the validation images, in percent."""
+        output = self.run(
+            f"evaluate {name}", "detectors", "eval", "--config-file", self.config(config),
+            "--json", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", self.folder / "evaluation" / name,
+        )  # fmt: skip
+        return dict(json.loads(output.splitlines()[-1])["folder_val"])
+
+    def run(self, name: str, module: str, *arguments: Any) -> str:
+        """Run `python -m module ...`; returns what it printed.
+
+        Raises:
+            StepError: it ended with another exit code than 0.
+        """
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        log = self.folder / "logs" / f"{name.replace(' ', '_')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"[{name}] python {shlex.join(command[1:])}", flush=True)
+        with self._timed(name), open(log, "w") as file:
+            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+        text = log.read_text(errors="replace")
+        if done.returncode:
+            tail = "\n".join(text.splitlines()[-12:])
+            raise StepError(
+                f"step {name!r} failed with exit code {done.returncode} ({log}):\n{tail}"
+            )
+        return text
+
+    def _write_config(self, name: str, content: dict[str, Any]) -> None:
+        path = self.config(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for key, value in self.overrides.items():
+            *parents, leaf = key.split(".")
+            node = content
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = value
+        base = {"_BASE_": str(CONFIGS / f"{name}.yaml"), "VERSION": 2}
+        path.write_text(yaml.safe_dump({**base, **content}, sort_keys=False))
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+        print(f"[{name}] {self.seconds[name]:.0f} s", flush=True)
+
+
+def metrics_of(folder: Path, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Curves that a training run logged: `(iteration, value)` for each key."""
+    curves: dict[str, list[tuple[int, float]]] = {key: [] for key in keys}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        entry = json.loads(line)
+        for key in keys:
+            if key in entry:
+                curves[key].append((entry["iteration"], entry[key]))
+    return curves

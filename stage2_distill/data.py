@@ -1,0 +1,174 @@
+"""The training data of Stage 2: a view, its ground truth and the teacher's codes for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, detection_utils, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
+from detectron2.utils import comm
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from configs.loader import Settings, settings
+from dataset.views import RenderedView, plan_view, render
+from detectors import to_model_image
+from storage import CacheReader
+
+from .pixels import PixelCheck
+from .sampler import Draw, ViewBatchSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataParts:
+    """What a training run needs of its data: the loader, and the sampler that it resumes by."""
+
+    loader: DataLoader[list[dict[str, Any]]]
+    sampler: ViewBatchSampler
+
+
+class ViewDataset(Dataset[dict[str, Any]]):
+    """Annotated images, each under any of its views, with the teacher's codes where cached.
+
+    An item is detectron2's input dict (`image`, `instances`, `height`, `width`, `image_id`,
+    `file_name`) with `view`, and, from the cache, `codes`: field name to array.
+    """
+
+    def __init__(
+        self, images: list[dict[str, Any]], cfg: CfgNode, reader: CacheReader | None
+    ) -> None:
+        """Args:
+
+        images: detectron2's dataset dicts.
+        cfg: the student's config.
+        reader: the open cache, or None when the teacher is live or absent.
+        """
+        # One buffer of bytes: forked and spawned workers share it instead of copying lists.
+        self._images = DatasetFromList(images, copy=False)
+        self._cfg = cfg
+        self._settings: Settings = settings(cfg)
+        self._reader = reader
+        self._pixels = PixelCheck(strict=self._settings.cache.pixels == "strict")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        image = self._images[draw.position]
+        height, width = image["height"], image["width"]
+        view = plan_view(
+            self._settings.views,
+            image_id=image["image_id"],
+            view=draw.view,
+            height=height,
+            width=width,
+        )
+        rendered = render(Path(image["file_name"]), view, expected_size=(height, width))
+        item = {
+            "image": to_model_image(rendered.pixels, self._cfg),
+            "instances": _ground_truth(image, rendered),
+            "height": height,
+            "width": width,
+            "image_id": image["image_id"],
+            "file_name": image["file_name"],
+            "view": draw.view,
+        }
+        if self._reader is not None:
+            item["codes"] = self._read_codes(image, draw.view, rendered)
+        return item
+
+    def _read_codes(
+        self, image: dict[str, Any], view: int, rendered: RenderedView
+    ) -> dict[str, Tensor]:
+        assert self._reader is not None
+        codes = self._reader.read(self._reader.record_number(image["image_id"], view))
+        expected = int(codes.pop("pixels_crc32c"))
+        self._pixels.check(expected, rendered, file_name=image["file_name"], view=view)
+        # Tensors travel from worker to trainer through shared memory, arrays through a pipe.
+        return {name: torch.from_numpy(array) for name, array in codes.items()}
+
+
+def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
+    """Build this rank's loader.
+
+    Raises:
+        ValueError: the batch cannot be split among the ranks, or no image is left to train on.
+    """
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
+            f"{world_size} ranks"
+        )
+    images = training_images(cfg)
+    sampler = ViewBatchSampler(
+        is_wide=np.array([x["width"] > x["height"] for x in images], dtype=bool),
+        num_views=settings(cfg).views.num,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        seed=max(cfg.SEED, 0),
+        rank=comm.get_rank(),
+        world_size=world_size,
+        group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    )
+    workers = cfg.DATALOADER.NUM_WORKERS
+    loader = DataLoader(
+        ViewDataset(images, cfg, reader),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=trivial_batch_collator,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+        # Object stores hang in forked workers: their client has threads of its own.
+        multiprocessing_context="spawn"
+        if workers and reader and not reader.location.is_local
+        else None,
+    )
+    return DataParts(loader=loader, sampler=sampler)
+
+
+def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The images of DATASETS.TRAIN that detectron2 would train on, as its dataset dicts.
+
+    Raises:
+        ValueError: none is left after filtering.
+    """
+    try:
+        images = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    except AssertionError as error:
+        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
+    limit = settings(cfg).dataset.max_images
+    if limit:
+        # The plan keeps the first images by id, with and without objects.
+        images = _first_by_id(cfg, images, limit)
+    return images
+
+
+def _first_by_id(cfg: CfgNode, images: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    from dataset.annotations import load_images
+    from dataset.registry import locate
+
+    kept: set[int] = set()
+    for name in cfg.DATASETS.TRAIN:
+        kept.update(load_images(locate(name)[0]).ids[:limit].tolist())
+    return [x for x in images if x["image_id"] in kept]
+
+
+def _ground_truth(image: dict[str, Any], rendered: RenderedView) -> Any:
+    """Instances of a view, crowds left out, as detectron2's own mapper makes them."""
+    size = rendered.pixels.shape[:2]
+    annotations = [
+        # Boxes and classes alone: masks are no use here, and transforming polygons is slow.
+        detection_utils.transform_instance_annotations(
+            {key: a[key] for key in ("bbox", "bbox_mode", "category_id")}, rendered.transforms, size
+        )
+        for a in image["annotations"]
+        if not a.get("iscrowd", 0)
+    ]
+    instances = detection_utils.annotations_to_instances(annotations, size)
+    return detection_utils.filter_empty_instances(instances)

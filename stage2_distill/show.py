@@ -1,0 +1,144 @@
+"""Pictures of what distillation sees: teacher boxes, student boxes and general instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
+from torch import Tensor
+
+from configs.loader import settings
+from detectors import family_of, load_model
+
+from .data import ViewDataset, training_images
+from .gism import GeneralInstances, select
+from .sampler import Draw
+from .teacher import open_teacher
+
+# Boxes below this score would hide the others.
+_MIN_SCORE = 0.3
+
+
+@torch.no_grad()
+def draw_views(cfg: CfgNode, *, count: int, folder: Path) -> Iterator[Path]:
+    """Draw the first view of `count` training images, evenly spread over the dataset.
+
+    Each picture has three panels: ground truth and the teacher's detections, the student's
+    detections, and the GIs (solid: the teacher's box, dashed: the student's).
+
+    Args:
+        cfg: a distillation config; MODEL.WEIGHTS names the student.
+        count: number of pictures.
+        folder: where to write `view_<image id>.png`.
+
+    Yields:
+        The path of each picture as it is written.
+
+    Raises:
+        ValueError: TEACHER.SOURCE is none, or the weights or the cache do not fit.
+    """
+    teacher = open_teacher(cfg)
+    if teacher is None:
+        raise ValueError("TEACHER.SOURCE is none: there is no teacher to show; use cache or live")
+    student, family = load_model(cfg), family_of(cfg)
+    source = teacher.source(student_format=cfg.INPUT.FORMAT)
+    images = training_images(cfg)
+    dataset = ViewDataset(images, cfg, teacher.reader)
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    folder.mkdir(parents=True, exist_ok=True)
+    for position in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist():
+        item = dataset[Draw(position=position, view=0)]
+        outputs = family.run(student, student.preprocess_image([item]))
+        given = source.outputs([item], outputs.level_sizes, outputs.logits.device)
+        (instances,) = select(
+            given,
+            outputs.logits,
+            outputs.deltas,
+            anchors=outputs.anchors,
+            image_sizes=outputs.image_sizes,
+            box_transform=family.box_transform(student),
+            config=settings(cfg).gid,
+        )
+        as_teacher = replace(
+            outputs, logits=torch.logit(given.probabilities, eps=1e-6), deltas=given.deltas
+        )
+        path = folder / f"view_{item['image_id']}.png"
+        _draw(
+            path,
+            _rgb(item["image"], cfg),
+            truth=item["instances"],
+            teacher=_confident(family.detections(student, as_teacher)[0]),
+            student=_confident(family.detections(student, outputs)[0]),
+            instances=instances,
+            class_names=names,
+        )
+        yield path
+
+
+def _rgb(image: Tensor, cfg: CfgNode) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a (3, H, W) tensor in INPUT.FORMAT."""
+    pixels = image.numpy().transpose(1, 2, 0)
+    return pixels[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
+
+
+def _confident(found: Instances) -> Instances:
+    return found[found.scores >= _MIN_SCORE].to("cpu")
+
+
+def _draw(
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    truth: Instances,
+    teacher: Instances,
+    student: Instances,
+    instances: GeneralInstances,
+    class_names: Sequence[str],
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    for axes, title in (
+        (left, "teacher (white: ground truth)"),
+        (middle, "student"),
+        (right, "general instances (solid: teacher's box, dashed: student's)"),
+    ):
+        axes.imshow(pixels)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    _add_boxes(left, truth.gt_boxes.tensor, color="white")
+    for axes, found in ((left, teacher), (middle, student)):
+        labels = [
+            f"{class_names[c]} {s:.2f}"
+            for c, s in zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+        ]
+        _add_boxes(axes, found.pred_boxes.tensor, color="tab:orange", labels=labels)
+    for ours, style in ((instances.from_teacher, "solid"), (~instances.from_teacher, "dashed")):
+        chosen = instances[ours]
+        labels = [f"{score:.2f}" for score in chosen.scores.tolist()]
+        _add_boxes(right, chosen.boxes.cpu(), color="tab:cyan", labels=labels, style=style)
+    figure.savefig(path, dpi=80)
+
+
+def _add_boxes(
+    axes: Any, boxes: Tensor, *, color: str, labels: Sequence[str] = (), style: str = "solid"
+) -> None:
+    """Add (n, 4) XYXY_ABS boxes with a text each, or none."""
+    from matplotlib.patches import Rectangle
+
+    for number, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        axes.add_patch(
+            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=style)
+        )
+        if labels:
+            axes.text(x1, y1, labels[number], fontsize=6, color=color, va="bottom")

@@ -1,0 +1,187 @@
+"""Where a step takes the teacher's outputs from: the cache, or the teacher itself.
+
+Both give the same `TeacherBatch`; everything after it is one code path. A view is always decoded,
+or run, at its own padded size, never at that of the batch: convolutions see the padding.
+
+Shape letters: N images, K classes, R anchors an image, C channels, L levels, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from configs.loader import settings, teacher_config
+from detectors import DetectorFamily, family_of, load_model
+from storage import CacheReader, DecodedOutputs, Geometry
+
+from .cache_check import check_pairing, open_cache
+from .teacher_batch import (
+    LevelSizes,
+    TeacherBatch,
+    TeacherGroup,
+    assemble_groups,
+    split_levels,
+)
+
+
+class TeacherSource(Protocol):
+    """Gives the teacher's outputs for a batch of views."""
+
+    def outputs(
+        self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
+    ) -> TeacherBatch:
+        """Teacher outputs on the grid of the student's batch.
+
+        Args:
+            batch: N items of the loader.
+            level_sizes: the L grids of the padded batch.
+            device: where the step computes.
+        """
+        ...
+
+
+class CachedTeacher:
+    """Decodes the codes that the loader read, on the device of the step."""
+
+    def __init__(self, reader: CacheReader, family: DetectorFamily, cfg: CfgNode) -> None:
+        """Args:
+
+        reader: the open cache; only its manifest is used here.
+        family, cfg: of the teacher.
+        """
+        self._preset = reader.codec
+        self._family = family
+        self._cfg = cfg
+
+    def outputs(
+        self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
+    ) -> TeacherBatch:
+        """See `TeacherSource`."""
+
+        def decode(positions: list[int], geometry: Geometry) -> DecodedOutputs:
+            fields = batch[positions[0]]["codes"]
+            codes = {
+                name: torch.stack([batch[i]["codes"][name] for i in positions]).to(
+                    device, non_blocking=True
+                )
+                for name in fields
+            }
+            return self._preset.decode(codes, geometry)
+
+        return _by_padded_size(batch, level_sizes, self._family, self._cfg, decode)
+
+
+class LiveTeacher:
+    """Runs the teacher on the views of the batch, those of one padded size together."""
+
+    def __init__(
+        self, model: nn.Module, family: DetectorFamily, cfg: CfgNode, *, student_format: str
+    ) -> None:
+        """Args:
+
+        model: the teacher in evaluation mode; not a part of the trained module.
+        family, cfg: of the teacher.
+        student_format: INPUT.FORMAT of the images in the batch.
+        """
+        self._model = model.requires_grad_(False)
+        self._family = family
+        self._cfg = cfg
+        self._flip_channels = student_format != cfg.INPUT.FORMAT
+
+    @torch.no_grad()
+    def outputs(
+        self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
+    ) -> TeacherBatch:
+        """See `TeacherSource`."""
+
+        def run(positions: list[int], geometry: Geometry) -> DecodedOutputs:
+            # The reference is float32: the student's mixed precision does not reach the teacher.
+            with torch.autocast(device.type, enabled=False):
+                return self._run([batch[i]["image"] for i in positions])
+
+        return _by_padded_size(batch, level_sizes, self._family, self._cfg, run)
+
+    def _run(self, images: list[Tensor]) -> DecodedOutputs:
+        """Outputs for (3, H, W) uint8 views of one padded size, as a lossless cache has them."""
+        if self._flip_channels:
+            images = [image.flip(0) for image in images]
+        padded: ImageList = self._model.preprocess_image([{"image": x} for x in images])
+        raw = self._family.run(self._model, padded).raw()
+        return DecodedOutputs(
+            features=raw.features, probabilities=raw.logits.sigmoid(), deltas=raw.deltas
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The teacher of a run, checked against the student, nothing of it loaded yet.
+
+    Attributes:
+        cfg: the teacher's own config.
+        reader: its open cache; None when it runs live.
+    """
+
+    cfg: CfgNode
+    reader: CacheReader | None
+
+    def source(self, *, student_format: str) -> TeacherSource:
+        """Make ready to give outputs; a live teacher is loaded here."""
+        family = family_of(self.cfg)
+        if self.reader is not None:
+            return CachedTeacher(self.reader, family, self.cfg)
+        return LiveTeacher(load_model(self.cfg), family, self.cfg, student_format=student_format)
+
+
+def open_teacher(cfg: CfgNode) -> Teacher | None:
+    """Find the teacher that a student's config names; None with TEACHER.SOURCE none.
+
+    Raises:
+        FileNotFoundError: no such config, weights or cache.
+        ValueError: teacher and student do not match, or the cache is not the one for this config.
+    """
+    origin = settings(cfg).teacher.source
+    if origin == "none":
+        return None
+    teacher = teacher_config(cfg)
+    check_pairing(cfg, teacher)
+    return Teacher(cfg=teacher, reader=open_cache(cfg) if origin == "cache" else None)
+
+
+def _by_padded_size(
+    batch: list[dict[str, Any]],
+    level_sizes: LevelSizes,
+    family: DetectorFamily,
+    cfg: CfgNode,
+    outputs_of: Callable[[list[int], Geometry], DecodedOutputs],
+) -> TeacherBatch:
+    """Get the outputs of the views of one padded size together, then put all on one grid."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for position, item in enumerate(batch):
+        size = padded_size(item["image"], family.size_divisibility(cfg))
+        members.setdefault(size, []).append(position)
+    groups = []
+    for (height, width), positions in members.items():
+        geometry = family.geometry(cfg, height, width)
+        decoded = outputs_of(positions, geometry)
+        groups.append(
+            TeacherGroup(
+                positions=positions,
+                features=split_levels(decoded.features, geometry.level_sizes),
+                probabilities=decoded.probabilities,
+                deltas=decoded.deltas,
+            )
+        )
+    return assemble_groups(groups, level_sizes, geometry.num_anchors)
+
+
+def padded_size(image: Tensor, divisibility: int) -> tuple[int, int]:
+    """Height and width, in pixels, that a (3, H, W) view is padded to on its own."""
+    height, width = (-(-int(side) // divisibility) * divisibility for side in image.shape[-2:])
+    return height, width
