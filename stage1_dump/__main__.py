@@ -1,0 +1,100 @@
+"""`python -m stage1_dump`: plan a teacher cache, write it, and see how far it is."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from storage import CacheError
+
+from .errors import DumpError
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Say what would be written, and write nothing (but the plan itself, with --output)."""
+    from configs.loader import load_config
+
+    from .estimate import estimate, plan_text
+    from .prepare import prepare
+
+    prepared = prepare(load_config(args.config_file, args.opts))
+    result = estimate(prepared, rate=args.rate)
+    print(result.to_json() if args.json else result)
+    if args.output:
+        Path(args.output).write_text(plan_text(prepared))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Dump, or go on with a dump, on this rank."""
+    from configs.loader import load_config
+
+    from .dump import run as run_dump
+
+    # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    report = run_dump(load_config(args.config_file, args.opts))
+    print(report)
+    return 1 if report.failures else 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say how much of a cache is there."""
+    from .status import read_status
+
+    found = read_status(args.cache)
+    print(found.to_json() if args.json else found)
+    return 0
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; wrong use ends the process with exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m stage1_dump", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    planning = commands.add_parser("plan", help="what would be written; writes nothing")
+    planning.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    planning.add_argument("--rate", type=_positive, help="records a second, for the time it takes")
+    planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
+    planning.set_defaults(function=plan)
+    running = commands.add_parser("run", help="start or resume a dump; also under torchrun or srun")
+    running.set_defaults(function=run)
+    for command in (planning, running):
+        command.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+        command.add_argument(
+            "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys"
+        )
+    asking = commands.add_parser("status", help="done, missing and rate of a cache")
+    asking.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    asking.add_argument("cache", help="folder or URL of the cache")
+    asking.set_defaults(function=status)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit code is 0 on success and 1 on failure."""
+    args = parse(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("stage1_dump").setLevel(logging.INFO)
+    command: Callable[[argparse.Namespace], int] = args.function
+    try:
+        return command(args)
+    except (CacheError, DumpError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+    return 1
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

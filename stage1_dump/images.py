@@ -1,0 +1,144 @@
+"""Images for the teacher: read and rendered in worker processes, in the order of the batches.
+
+A view that cannot be rendered is not an exception here: it travels with its batch, so that the
+dump can give up one shard and go on with the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dataset.annotations import ImageTable, image_path
+from dataset.views import View, render
+from detectors import to_model_image
+from storage import Index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A view that cannot be rendered.
+
+    Attributes:
+        record: record number in the plan.
+        image_id, view: which view it is.
+        message: what is wrong with which file.
+    """
+
+    record: int
+    image_id: int
+    view: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"record {self.record} (image {self.image_id}, view {self.view}): {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedRecord:
+    """One view as the teacher takes it: (3, H, W) uint8 in `INPUT.FORMAT`, and its CRC32C."""
+
+    image: Tensor
+    crc32c: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """The views of one teacher forward, in slot order, without those that failed."""
+
+    images: list[Tensor]
+    crc32c: list[int]
+    failures: list[Failure]
+
+    def pin_memory(self) -> ImageBatch:
+        """The same batch in page-locked memory; the loader's pinning thread calls this."""
+        return replace(self, images=[image.pin_memory() for image in self.images])
+
+
+class RecordImages(Dataset[RenderedRecord | Failure]):
+    """Renders the view of a record, by record number."""
+
+    def __init__(
+        self, images: ImageTable, image_root: str, index: Index, teacher_cfg: CfgNode
+    ) -> None:
+        """Args: the planned images, the folder that holds them, the plan, the teacher's config."""
+        self._images = images
+        self._image_root = image_root
+        self._index = index
+        self._cfg = teacher_cfg
+        # (M,) row of each record's image in the table, which is sorted by id.
+        self._rows = np.searchsorted(images.ids, index.image_id)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, record: int) -> RenderedRecord | Failure:
+        row = int(self._rows[record])
+        view = _view_of(self._index, record)
+        size = (int(self._images.heights[row]), int(self._images.widths[row]))
+        try:
+            path = image_path(self._image_root, self._images.file_names[row])
+            rendered = render(path, view, expected_size=size)
+        except (OSError, ValueError) as error:
+            return Failure(
+                record=record, image_id=view.image_id, view=view.view, message=str(error)
+            )
+        image = to_model_image(rendered.pixels, self._cfg)
+        return RenderedRecord(image=image, crc32c=rendered.crc32c)
+
+
+def make_loader(
+    dataset: RecordImages,
+    batches: Iterable[list[int]],
+    *,
+    num_workers: int,
+    device: torch.device,
+    forked: bool,
+) -> DataLoader[RenderedRecord | Failure]:
+    """Load batches of records with worker processes.
+
+    Args:
+        dataset: renders one record.
+        batches: record numbers of each batch; asked again for every pass over the loader.
+        num_workers: processes; 0 renders in this one.
+        device: where the images go; for a GPU they come in page-locked memory.
+        forked: whether workers may be forked. Not with an object store: its client has threads.
+
+    Returns:
+        A loader of `ImageBatch`, in the order of `batches`.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="forkserver" if num_workers and not forked else None,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:
+    rendered = [item for item in items if isinstance(item, RenderedRecord)]
+    return ImageBatch(
+        images=[item.image for item in rendered],
+        crc32c=[item.crc32c for item in rendered],
+        failures=[item for item in items if isinstance(item, Failure)],
+    )
+
+
+def _view_of(index: Index, record: int) -> View:
+    return View(
+        image_id=int(index.image_id[record]),
+        view=int(index.view[record]),
+        seed=int(index.seed[record]),
+        flip=bool(index.flip[record]),
+        height=int(index.height[record]),
+        width=int(index.width[record]),
+    )

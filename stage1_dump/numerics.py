@@ -1,0 +1,87 @@
+"""Numerics: everything besides weights and pixels that moves the last bits of a teacher's outputs.
+
+They are set alike by every rank and recorded in the manifest, so that a store is the same byte for
+byte however many ranks and interruptions it took, on one kind of machine with one set of libraries.
+"""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from configs.schema import TeacherConfig
+
+# One thread a rank. More would change the order of additions, so that stores of machines with
+# different core counts would differ; several ranks use several cores just as well.
+INTRA_OP_THREADS = 1
+
+# (module, names of the packages that may bring it); the first that is installed is recorded.
+_LIBRARIES = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "detectron2": ("detectron2", "sal-detectron2"),
+    "pillow": ("pillow",),
+    "numpy": ("numpy",),
+}
+_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def set_numerics(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:
+    """Set this process up for reproducible teacher outputs, and say how.
+
+    TF32 is off, because float32 would not mean float32; cuDNN takes its default algorithms, because
+    timing them anew in each process could choose others.
+
+    Args:
+        teacher: precision and batch size.
+        device: where the teacher runs.
+
+    Returns:
+        The section `numerics` of the manifest, JSON.
+    """
+    torch.set_num_threads(INTRA_OP_THREADS)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return {
+        "precision": teacher.precision,
+        "batch": teacher.batch,
+        "intra_op_threads": INTRA_OP_THREADS,
+        "tf32": False,
+        "cudnn": {
+            "benchmark": False,
+            "deterministic": True,
+            "version": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        },
+        "device": device_kind(device),
+        "libraries": {name: _version(packages) for name, packages in _LIBRARIES.items()},
+    }
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which the teacher computes at `precision`; nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST_DTYPES[precision])
+
+
+def device_kind(device: torch.device) -> str:
+    """Name the kind of machine that computes: the GPU's model, or the CPU's instruction set."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _version(packages: tuple[str, ...]) -> str:
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    # A source build on PYTHONPATH has no package metadata.
+    return "unknown"

@@ -1,0 +1,127 @@
+"""From a config to everything a dump knows before the teacher is loaded.
+
+Both `plan` and `run` start here, so that what is announced is what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from configs.loader import settings, teacher_config
+from configs.schema import CacheConfig, Settings
+from dataset.annotations import ImageTable, dataset_fingerprint, load_images
+from dataset.registry import locate, register_folder
+from dataset.views import augmentation_fingerprint
+from detectors import family_of
+from storage import Geometry, Index, Manifest, Preset, get_preset
+
+from .plan import PlanConfig, bucket_size, check_augmentations, make_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A dump, ready to start.
+
+    Attributes:
+        settings: our own config nodes.
+        teacher_cfg: the teacher's config.
+        images: the planned images.
+        image_root: folder that holds them.
+        index: the plan.
+        geometries: one for each bucket, in the order of the index's bucket numbers.
+        preset: the codec.
+    """
+
+    settings: Settings
+    teacher_cfg: CfgNode
+    images: ImageTable
+    image_root: str
+    index: Index
+    geometries: tuple[Geometry, ...]
+    preset: Preset
+
+    def manifest(
+        self,
+        *,
+        teacher: Mapping[str, Any],
+        numerics: Mapping[str, Any],
+        preset: Preset | None = None,
+    ) -> Manifest:
+        """Describe the cache.
+
+        Args:
+            teacher: `detectors.teacher_fingerprint` of the loaded teacher.
+            numerics: what `numerics.set_numerics` returned.
+            preset: another codec than that of the config.
+        """
+        return Manifest.create(
+            preset=preset or self.preset,
+            geometries=self.geometries,
+            shard_records=self.settings.cache.shard_records,
+            num_detections=self.teacher_cfg.TEST.DETECTIONS_PER_IMAGE,
+            teacher=teacher,
+            dataset=dataset_fingerprint(self.images),
+            augmentation=augmentation_fingerprint(self.settings.views),
+            numerics=numerics,
+        )
+
+
+def prepare(cfg: CfgNode) -> Prepared:
+    """Check the config and plan; opens no image and builds no model.
+
+    Raises:
+        ValueError: the config cannot be dumped, or the annotations are not COCO.
+        FileNotFoundError: the teacher's config, the annotations or the image root is missing.
+    """
+    ours = settings(cfg)
+    if not ours.cache.location:
+        raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
+    check_augmentations(cfg)
+    teacher_cfg = teacher_config(cfg)
+    family = family_of(teacher_cfg)
+    annotations, image_root = _locate(cfg)
+    images = load_images(annotations).first(ours.dataset.max_images)
+    config = PlanConfig(
+        views=ours.views,
+        size_divisibility=family.size_divisibility(teacher_cfg),
+        shard_records=ours.cache.shard_records,
+    )
+    index = make_plan(images, config)
+    sizes = [bucket_size(name) for name in index.bucket_names]
+    return Prepared(
+        settings=ours,
+        teacher_cfg=teacher_cfg,
+        images=images,
+        image_root=image_root,
+        index=index,
+        geometries=tuple(family.geometry(teacher_cfg, *size) for size in sizes),
+        preset=preset_of(ours.cache),
+    )
+
+
+def preset_of(config: CacheConfig, name: str = "") -> Preset:
+    """Build the codec that a config asks for; with `name`, another one with its own defaults."""
+    name = name or config.preset
+    parameters: dict[str, Any] = {}
+    if name == "exact":
+        parameters["dtype"] = config.dtype
+    elif config.scores_kept:
+        parameters["scores_kept"] = config.scores_kept
+    return get_preset(name, **parameters)
+
+
+def _locate(cfg: CfgNode) -> tuple[str, str]:
+    """Annotation file and image root of the one training dataset."""
+    if cfg.DATASET.FOLDER:
+        register_folder(cfg.DATASET.FOLDER)
+    names = cfg.DATASETS.TRAIN
+    # Image ids, and with them seeds and records, are unique within one annotation file only.
+    if len(names) != 1:
+        raise ValueError(
+            f"DATASETS.TRAIN: expected exactly one dataset to dump, got {list(names)!r}"
+        )
+    return locate(names[0])

@@ -1,0 +1,162 @@
+"""Ranks: which of the processes of one dump this is, and how they share the shards.
+
+Ranks exchange nothing but claims in the store. They may start and stop at any time, on any
+machine; whoever is there takes the next free shard.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+
+from storage import CacheWriter, ShardId
+from storage.layout import commit_key
+
+logger = logging.getLogger(__name__)
+
+# Others may take over a shard when its rank has not been heard of for so long.
+LEASE_SEC = 60.0
+
+# (rank, world size, rank on this machine) as the launchers name them.
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One process of a dump: `number` of `world_size`, `local` counts on its machine."""
+
+    number: int = 0
+    world_size: int = 1
+    local: int = 0
+
+    @property
+    def owner(self) -> str:
+        """How claims name this process."""
+        return f"rank {self.number} of {self.world_size}, {socket.gethostname()}:{os.getpid()}"
+
+
+def current_rank(environment: Mapping[str, str]) -> Rank:
+    """Find out which rank this is from the variables that torchrun or srun set.
+
+    Raises:
+        ValueError: the variables are incomplete, no numbers, or contradict each other.
+    """
+    for names in _LAUNCHERS:
+        stated = {name: environment[name] for name in names if name in environment}
+        if not stated:
+            continue
+        try:
+            number, world_size, local = (int(stated[name]) for name in names)
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"the launcher's environment must hold numbers in {', '.join(names)}; got {stated}"
+            ) from None
+        if not 0 <= number < world_size or local < 0:
+            raise ValueError(f"the launcher's environment contradicts itself: {stated}")
+        return Rank(number=number, world_size=world_size, local=local)
+    return Rank()
+
+
+def pick_device(name: str, rank: Rank) -> torch.device:
+    """Give each rank of a machine its own GPU.
+
+    Args:
+        name: `MODEL.DEVICE`; plain `cuda` means the GPU of the rank's local number.
+
+    Raises:
+        ValueError: there is no such GPU.
+    """
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        device = torch.device("cuda", rank.local)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    assert device.index is not None
+    if device.index >= count:
+        raise ValueError(
+            f"MODEL.DEVICE: rank {rank.number} needs {device}, but PyTorch sees {count} GPUs; "
+            "start fewer ranks on this machine, or set MODEL.DEVICE cpu"
+        )
+    torch.cuda.set_device(device)
+    return device
+
+
+def rotated(shards: Sequence[ShardId], rank: Rank) -> list[ShardId]:
+    """Start each rank at its own place, so that they seldom contend for a shard."""
+    start = len(shards) * rank.number // rank.world_size
+    return [*shards[start:], *shards[:start]]
+
+
+class Claims:
+    """The shards that this rank holds, kept alive by a thread until they are dropped.
+
+    A context manager: leaving it drops whatever is still held, so that an interrupted rank leaves
+    its shards to the others at once.
+    """
+
+    def __init__(self, writer: CacheWriter, owner: str) -> None:
+        """Args: the writer whose shards are claimed, and how this rank names itself."""
+        self._writer = writer
+        self._owner = owner
+        self._held: set[ShardId] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_alive, name="claims", daemon=True)
+
+    def __enter__(self) -> Claims:
+        self._keeper.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._keeper.join()
+        for shard in list(self._held):
+            self.drop(shard)
+
+    def take(self, shard: ShardId) -> bool:
+        """Claim a shard that is still to be done; False if another rank holds or finished it."""
+        with self._lock:
+            if not self._writer.claim(shard, self._owner, LEASE_SEC):
+                return False
+            self._held.add(shard)
+        # Looked up only now: before the claim, its holder could have finished after the look.
+        if self._writer.location.get(commit_key(shard)) is None:
+            return True
+        self.drop(shard)
+        return False
+
+    def drop(self, shard: ShardId) -> None:
+        """Give a shard up, committed or not."""
+        with self._lock:
+            self._held.discard(shard)
+            self._writer.release(shard)
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(LEASE_SEC / 3):
+            for shard in list(self._held):
+                with self._lock:
+                    if shard in self._held:
+                        self._renew(shard)
+
+    def _renew(self, shard: ShardId) -> None:
+        try:
+            self._writer.claim(shard, self._owner, LEASE_SEC)
+        except Exception as error:
+            # A store that cannot be reached fails the write as well, and says so there.
+            logger.warning("could not renew the claim on shard %s: %s", shard, error)

@@ -1,0 +1,97 @@
+"""How far a dump is: what is committed, what is missing, and how fast it goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+from storage import CacheReader
+from storage.index import ShardTable
+
+from .ranks import LEASE_SEC
+from .runlog import RankNote, read_notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The state of a cache; `str` gives lines, `to_json` the numbers.
+
+    Attributes:
+        location, preset: of the cache.
+        views, records, shards: what its plan holds.
+        done_records, done_shards: what is committed.
+        active_ranks: ranks that were heard of lately.
+        rate: records a second of the active ranks together, else of the last rank that wrote any;
+            None if none did.
+        seconds_left: at that rate; None if nobody is at work.
+    """
+
+    location: str
+    preset: str
+    views: int
+    records: int
+    shards: int
+    done_records: int
+    done_shards: int
+    active_ranks: int
+    rate: float | None
+    seconds_left: float | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned record is committed."""
+        return self.done_shards == self.shards
+
+    def to_json(self) -> str:
+        """The status as one JSON object."""
+        return json.dumps({**asdict(self), "complete": self.complete}, indent=1)
+
+    def __str__(self) -> str:
+        share = self.done_records / self.records
+        lines = [
+            f"{self.location}: preset {self.preset}, {self.views} views",
+            f"done:    {self.done_records:,} of {self.records:,} records ({share:.1%}), "
+            f"{self.done_shards:,} of {self.shards:,} shards",
+            f"missing: {self.records - self.done_records:,} records, "
+            f"{self.shards - self.done_shards:,} shards",
+        ]
+        if self.rate is not None:
+            who = f"{self.active_ranks} ranks at work" if self.active_ranks else "nobody at work"
+            lines.append(f"rate:    {self.rate:.1f} records/s, {who}")
+        if self.seconds_left is not None:
+            lines.append(f"left:    {timedelta(seconds=round(self.seconds_left))}")
+        return "\n".join(lines)
+
+
+def read_status(location: str) -> Status:
+    """Look into a cache.
+
+    Raises:
+        FileNotFoundError: there is no cache.
+        CacheError: its metadata is damaged, or it cannot be reached.
+    """
+    reader = CacheReader(location)
+    table = ShardTable(reader.index, reader.manifest.shard_records)
+    missing = reader.missing()
+    missing_records = sum(len(table.records_of(shard)) for shard in missing)
+    notes = [note for note in read_notes(reader.location) if note.records]
+    active = [note for note in notes if _is_active(note)]
+    rate = sum(note.rate for note in active or notes[-1:]) or None
+    return Status(
+        location=location,
+        preset=reader.manifest.preset,
+        views=reader.index.num_views,
+        records=len(reader),
+        shards=len(table),
+        done_records=len(reader) - missing_records,
+        done_shards=len(table) - len(missing),
+        active_ranks=len(active),
+        rate=rate,
+        seconds_left=missing_records / rate if active and rate else None,
+    )
+
+
+def _is_active(note: RankNote) -> bool:
+    return not note.ended and time.time() - note.updated < 2 * LEASE_SEC

@@ -1,0 +1,122 @@
+"""The teacher at work: a batch of views in, the codes of their records out, all on its device.
+
+Shape letters: N images of a batch, H, W their padded size, D detections kept an image, C channels,
+S positions of all levels, R anchors an image, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from detectors import DenseOutputs, DetectorFamily, family_of
+from storage import Geometry, Preset
+
+from .errors import DumpError
+from .numerics import autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A loaded teacher and how its outputs are encoded.
+
+    Attributes:
+        model: the detector, in evaluation mode on its device.
+        cfg: its config.
+        precision: arithmetic of its forward, as in `TEACHER.PRECISION`.
+        preset: the codec.
+    """
+
+    model: nn.Module
+    cfg: CfgNode
+    precision: str
+    preset: Preset
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, images: list[Tensor], geometry: Geometry) -> dict[str, Tensor]:
+        """Run the teacher on one batch and encode what it says.
+
+        Args:
+            images: N views, each (3, h, w) uint8 in `INPUT.FORMAT`, of one padded size.
+            geometry: the array sizes of their bucket.
+
+        Returns:
+            The preset's fields and `detections`, each with leading dimension N, on the device.
+
+        Raises:
+            ValueError: the outputs are not finite, or not of the sizes that the config announced.
+            DumpError: the GPU is out of memory.
+        """
+        try:
+            outputs = self.run(images)
+            codes = self.preset.encode(outputs.raw(), geometry)
+            detections = self._family.detections(self.model, outputs)
+            kept = self.cfg.TEST.DETECTIONS_PER_IMAGE
+            rows = [pack_detections(found, kept) for found in detections]
+            return {**codes, "detections": torch.stack(rows)}
+        except torch.OutOfMemoryError as error:
+            # Never retried with fewer images: the batch size moves the last bits of the outputs.
+            raise DumpError(
+                f"the GPU is out of memory with {len(images)} views of {geometry.height}x"
+                f"{geometry.width} pixels at once; lower TEACHER.BATCH (it is part of a cache's "
+                "identity: begin a new CACHE.LOCATION)"
+            ) from error
+
+    def run(self, images: list[Tensor]) -> DenseOutputs:
+        """Normalise, pad and run, at the configured precision.
+
+        Args:
+            images: N views, each (3, h, w) uint8 in `INPUT.FORMAT`.
+
+        Returns:
+            Outputs in float32, which holds every bfloat16 and float16 exactly.
+        """
+        on_device = [image.to(self.device, non_blocking=True) for image in images]
+        # Zeros fill the padding after normalisation, as in detectron2's own inference.
+        preprocess: Any = self.model.preprocess_image
+        batch: ImageList = preprocess([{"image": image} for image in on_device])
+        with autocast(self.precision, self.device):
+            outputs = self._family.run(self.model, batch)
+        return replace(
+            outputs,
+            features=[level.float() for level in outputs.features],
+            logits=outputs.logits.float(),
+            deltas=outputs.deltas.float(),
+        )
+
+    @property
+    def _family(self) -> DetectorFamily:
+        return family_of(self.cfg)
+
+
+def pack_detections(instances: Instances, kept: int) -> Tensor:
+    """Write the final boxes of one view as rows.
+
+    Args:
+        instances: boxes in pixels of the view, XYXY_ABS, with scores and classes.
+        kept: D.
+
+    Returns:
+        (D, 6) float32: x1 y1 x2 y2 score class, best first, clipped to the view; unused rows are
+        zeros with score -1 and class -1.
+    """
+    # Stock inference ends with this step: it clips, and drops boxes that become empty.
+    final = detector_postprocess(instances, *instances.image_size)
+    order = torch.argsort(final.scores, descending=True, stable=True)[:kept]
+    rows = final.scores.new_zeros((kept, 6), dtype=torch.float32)
+    rows[:, 4:] = -1
+    rows[: len(order), :4] = final.pred_boxes.tensor[order]
+    rows[: len(order), 4] = final.scores[order]
+    rows[: len(order), 5] = final.pred_classes[order].to(torch.float32)
+    return rows

@@ -1,0 +1,121 @@
+"""A teacher of a few thousand weights, a folder of tiny images, and configs that name both."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+TEACHER = {
+    "MODEL": {
+        "META_ARCHITECTURE": "RetinaNet",
+        "BACKBONE": {"NAME": "build_retinanet_resnet_fpn_backbone", "FREEZE_AT": 0},
+        "RESNETS": {
+            "DEPTH": 50,
+            "NORM": "BN",
+            "WIDTH_PER_GROUP": 4,
+            "STEM_OUT_CHANNELS": 8,
+            "RES2_OUT_CHANNELS": 8,
+            "OUT_FEATURES": ["res3", "res4", "res5"],
+        },
+        "FPN": {"IN_FEATURES": ["res3", "res4", "res5"], "OUT_CHANNELS": 8},
+        "ANCHOR_GENERATOR": {
+            "SIZES": [[8], [16], [32], [64], [128]],
+            "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+        },
+        "RETINANET": {"NUM_CLASSES": 3, "NUM_CONVS": 1, "SCORE_THRESH_TEST": 0.001},
+    },
+    "TEST": {"DETECTIONS_PER_IMAGE": 5},
+}
+
+# (id, height, width): two orientations, ids with gaps and out of order; 40 has no object.
+IMAGES = [
+    (7, 64, 90), (3, 64, 90), (40, 60, 96), (12, 96, 64), (9, 90, 60),
+    (21, 64, 96), (5, 64, 96), (30, 96, 60), (33, 62, 92), (2, 64, 80),
+]  # fmt: skip
+
+Configure = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def images_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in COCO format; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "images").mkdir()
+    (folder / "annotations").mkdir()
+    generator = np.random.default_rng(5)
+    images, annotations = [], []
+    for image_id, height, width in IMAGES:
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        name = f"{image_id:04d}.png"
+        Image.fromarray(pixels).save(folder / "images" / name)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        if image_id != 40:
+            box = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1}
+            annotations.append(box | {"bbox": [4, 4, 30, 30], "area": 900, "iscrowd": 0})
+    categories = [{"id": number, "name": f"kind{number}"} for number in (1, 2, 3)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`teacher.yaml`, `teacher.pth`, and `other.pth` with the weights of another teacher."""
+    from configs.loader import load_config
+
+    folder = tmp_path_factory.mktemp("teacher")
+    (folder / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    cfg = load_config(str(folder / "teacher.yaml"), ["MODEL.DEVICE", "cpu"])
+    for seed, name in enumerate(("teacher.pth", "other.pth")):
+        torch.save({"model": _random_weights(cfg, seed)}, folder / name)
+    return folder
+
+
+def _random_weights(cfg: object, seed: int) -> dict[str, torch.Tensor]:
+    from detectron2.modeling import build_model
+
+    model = build_model(cfg)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.named_parameters():
+        if tensor.dim() > 1:
+            # Untrained outputs would be large, and all scores 0 or 1.
+            scale = 0.02 if name.startswith(("head.cls_score", "head.bbox_pred")) else 1.0
+            std = scale * tensor[0].numel() ** -0.5
+            tensor.data.normal_(std=std, generator=generator)
+        elif "conv3.norm.weight" in name:
+            # Small residual branches keep 50 untrained layers from overflowing.
+            tensor.data.fill_(0.2)
+    return model.state_dict()
+
+
+@pytest.fixture
+def configure(tmp_path: Path, images_folder: Path, teacher_folder: Path) -> Configure:
+    """Write a config; keyword arguments such as `VIEWS={"NUM": 2}` change its nodes."""
+
+    def write(name: str = "cache", **nodes: dict[str, object]) -> Path:
+        content: dict[str, dict[str, object]] = {
+            "MODEL": {"DEVICE": "cpu"},
+            "DATASET": {"FOLDER": str(images_folder)},
+            "DATASETS": {"TRAIN": ["folder_train"]},
+            "DATALOADER": {"NUM_WORKERS": 0},
+            "VIEWS": {"SCALES": [64, 80], "MAX_SIZE": 96, "NUM": 1, "SEED": 11},
+            "TEACHER": {
+                "CONFIG": str(teacher_folder / "teacher.yaml"),
+                "WEIGHTS": str(teacher_folder / "teacher.pth"),
+                "BATCH": 2,
+            },
+            "CACHE": {"LOCATION": str(tmp_path / name), "PRESET": "exact", "SHARD_RECORDS": 3},
+            "OUTPUT_DIR": str(tmp_path / "output"),
+        }
+        for node, values in nodes.items():
+            content.setdefault(node, {}).update(values)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
