@@ -1,0 +1,162 @@
+"""Every YAML that ships loads, fits its partners, and trains a step at reduced size."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from configs.loader import load_config, settings, teacher_config
+
+ROOT = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+PAIRINGS = [name for name in FILES if name.startswith("distill/")]
+DISTILLED = [*PAIRINGS, "demo/distill.yaml"]
+
+# The depth stays, so that every key that shapes the network is used; the width goes.
+SLIM = [
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", 8),
+    *("MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.NUM_CLASSES", 3),
+]
+SLIM_BOTTLENECK = [
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 2, "MODEL.RESNETS.STEM_OUT_CHANNELS", 4),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
+]
+
+
+def load(name: str, overrides: list[Any] | None = None) -> CfgNode:
+    return load_config(str(ROOT / name), overrides or [])
+
+
+def slim(name: str) -> CfgNode:
+    # detectron2's ResNet-18 and -34 insist on their width.
+    has_bottlenecks = load(name).MODEL.RESNETS.DEPTH >= 50
+    return load(name, SLIM + (SLIM_BOTTLENECK if has_bottlenecks else []))
+
+
+def make_batch() -> list[dict[str, Any]]:
+    """Two images of 64 px: one with an object, one without."""
+    with_object = Instances((64, 64))
+    with_object.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 48.0, 48.0]]))
+    with_object.gt_classes = torch.tensor([1])
+    without = Instances((64, 64))
+    without.gt_boxes = Boxes(torch.zeros(0, 4))
+    without.gt_classes = torch.zeros(0, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=generator),
+            "instances": instances,
+        }
+        for instances in (with_object, without)
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_trains_a_step(name: str) -> None:
+    torch.manual_seed(0)
+    cfg = slim(name)
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    # The warm-up of the schedule would start from nearly zero anyway.
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    before = {key: value.clone() for key, value in model.named_parameters()}
+
+    with EventStorage():
+        losses = model(make_batch())
+    sum(losses.values()).backward()
+    optimizer.step()
+
+    assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    assert all(value.grad is not None for value in trained.values())
+    assert any(not value.equal(before[key]) for key, value in trained.items())
+
+
+def test_the_base_is_stock_retinanet_at_one_scale() -> None:
+    stock = load_config(str(_stock_base()))
+    ours = load("base_retinanet.yaml")
+
+    ours.INPUT.MIN_SIZE_TRAIN = stock.INPUT.MIN_SIZE_TRAIN
+    assert ours == stock
+
+
+def _stock_base() -> Path:
+    import detectron2
+
+    return Path(detectron2.__file__).parent / "model_zoo" / "configs" / "Base-RetinaNet.yaml"
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_pairing_names_the_checkpoint_that_its_teacher_s_training_writes(name: str) -> None:
+    cfg = load(name)
+
+    trained = load_config(cfg.TEACHER.CONFIG)
+
+    assert f"{trained.OUTPUT_DIR}/model_final.pth" == cfg.TEACHER.WEIGHTS
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_student_and_teacher_agree_on_classes_anchors_and_pixels(name: str) -> None:
+    cfg = load(name)
+    teacher = teacher_config(cfg)
+
+    for key in ("NUM_CLASSES", "IN_FEATURES"):
+        assert cfg.MODEL.RETINANET[key] == teacher.MODEL.RETINANET[key]
+    assert cfg.MODEL.ANCHOR_GENERATOR == teacher.MODEL.ANCHOR_GENERATOR
+    assert cfg.MODEL.PIXEL_MEAN == teacher.MODEL.PIXEL_MEAN
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_distilled_student_is_its_baseline_with_a_teacher(name: str) -> None:
+    """What differs from the baseline is the distillation alone, so that the two compare."""
+    cfg = load(name)
+    baseline = "demo/student.yaml"
+    if name in PAIRINGS:
+        student = Path(name).stem.partition("_from_")[0]
+        baseline = f"student/retinanet_{student}.yaml"
+    other = load(baseline)
+
+    for node in ("MODEL", "INPUT", "DATASETS", "SOLVER", "SEED"):
+        assert cfg[node] == other[node], node
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_views_have_the_sizes_that_the_baseline_trains_at(name: str) -> None:
+    cfg = load(name)
+    views = settings(cfg).views
+
+    assert views.scales == cfg.INPUT.MIN_SIZE_TRAIN
+    assert views.max_size == cfg.INPUT.MAX_SIZE_TRAIN
+
+
+def test_pairings_share_a_cache_only_where_teacher_views_and_codec_agree() -> None:
+    contents: dict[str, Any] = {}
+    for name in PAIRINGS:
+        made = settings(load(name))
+        content = (made.teacher.weights, made.views, made.cache)
+        assert contents.setdefault(made.cache.location, content) == content
+    assert len(set(contents.values())) == len(contents) == 4
+
+
+@pytest.mark.parametrize("name", PAIRINGS)
+def test_coco_pairings_use_the_paper_s_weights(name: str) -> None:
+    cfg = load(name)
+    gid = settings(cfg).gid
+
+    weights = (gid.feature_weight, gid.relation_weight)
+    assert weights == (5e-4, 40.0)
+    assert (gid.response_cls_weight, gid.response_reg_weight) == (0.1, 1.0)
+    assert gid.response_reg_beta == cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA
+
+
+def test_no_two_configs_write_into_one_folder() -> None:
+    stages = ("teacher/", "student/", "distill/", "demo/teacher", "demo/student", "demo/distill")
+    folders = [load(name).OUTPUT_DIR for name in FILES if name.startswith(stages)]
+    assert len(set(folders)) == len(folders) == 15
