@@ -1,0 +1,210 @@
+"""The check: every kind of problem is found, named and weighed."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dataset.checking import Problem, Report, check, examine
+from tests.dataset.conftest import write_images
+
+Writer = Callable[[Any], Path]
+
+
+@pytest.fixture
+def root(tmp_path: Path, document: dict[str, Any]) -> Path:
+    write_images(tmp_path / "images", document)
+    return tmp_path / "images"
+
+
+def one_problem(problems: list[Problem]) -> Problem:
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def test_a_sound_dataset_has_no_problems(
+    root: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    report = examine(write_json(document), root)
+    assert report.problems == []
+    assert (report.images, report.objects, report.categories) == (3, 3, 2)
+    assert report.images_without_objects == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "severity", "message"),
+    [
+        ({"bbox": [2, 3, -1, 5]}, "box", "error", "has a negative size"),
+        ({"bbox": [2, 3, 30, 5]}, "box", "error", "reaches 2 pixels out of the 20x30 image"),
+        ({"bbox": [-5, 3, 9, 5]}, "box", "error", "reaches 5 pixels out"),
+        ({"bbox": [2, 19, 9, 5.5]}, "box", "error", "reaches 4.5 pixels out"),
+        ({"bbox": [2, 3, 28.4, 5]}, "box", "warning", "reaches 0.4 pixels out .* clipped"),
+        ({"bbox": [2, 3, 0, 5]}, "box", "warning", "has no area; training drops it"),
+        ({"bbox": [2, 3, 1]}, "box", "error", "`bbox` must be 4 numbers"),
+        ({"bbox": [2, 3, 1, "4"]}, "box", "error", "`bbox` must be 4 numbers"),
+        ({"bbox": [2, 3, 1, float("nan")]}, "box", "error", "`bbox` must be 4 numbers"),
+        ({"bbox": None}, "box", "error", "`bbox` must be 4 numbers, got None"),
+        ({"category_id": 77}, "category", "error", "category 77 is not in `categories`"),
+        ({"id": 2}, "duplicate", "error", "annotation id 2 is given twice"),
+        ({"image_id": 77}, "annotation", "error", "image 77 is not in `images`"),
+        ({"image_id": "7"}, "annotation", "error", "`image_id` must be an integer, got '7'"),
+        ({"ignore": 1}, "annotation", "error", "detectron2 refuses `ignore`"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "polygon", "warning", "no polygon has 3 points"),
+    ],
+)
+def test_a_bad_object_is_named_with_its_image(
+    root: Path,
+    write_json: Writer,
+    document: dict[str, Any],
+    change: dict[str, Any],
+    kind: str,
+    severity: str,
+    message: str,
+) -> None:
+    document["annotations"][0].update(change)
+    problem = one_problem(check(write_json(document), root))
+    assert (problem.kind, problem.severity) == (kind, severity)
+    assert re.search(message, problem.message)
+    image_id = document["annotations"][0]["image_id"]
+    assert problem.image in ("b.png", f"image {image_id}")
+
+
+@pytest.mark.parametrize("bbox", [[0, 0, 30.0004, 20], [0, 0, 30, 20], [29, 19, 1, 1]])
+def test_boxes_up_to_the_border_are_no_problem(
+    root: Path, write_json: Writer, document: dict[str, Any], bbox: list[float]
+) -> None:
+    document["annotations"][0]["bbox"] = bbox
+    assert check(write_json(document), root) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "image", "message"),
+    [
+        ({"width": 31}, "size", "b.png", r"expected 20x31 pixels .* found 20x30"),
+        ({"file_name": "x.png"}, "missing", "x.png", r"there is no .*x\.png"),
+        ({"file_name": "../b.png"}, "image", "../b.png", "image 7: .* leads out of the image root"),
+        ({"id": 3}, "duplicate", "a.png", r"image id 3 is also that of b\.png"),
+        ({"height": 0}, "image", "b.png", r"image 7: `height` must lie in"),
+        ({"file_name": 5}, "image", "images[0]", "image 7: `file_name` must be a name"),
+    ],
+)
+def test_a_bad_image_is_named(
+    root: Path,
+    write_json: Writer,
+    document: dict[str, Any],
+    change: dict[str, Any],
+    kind: str,
+    image: str,
+    message: str,
+) -> None:
+    document["annotations"] = []
+    document["images"][0].update(change)
+    problem = one_problem(check(write_json(document), root))
+    assert (problem.kind, problem.image, problem.severity) == (kind, image, "error")
+    assert re.search(message, problem.message)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no image"])
+def test_an_unreadable_image_is_named(
+    root: Path, write_json: Writer, document: dict[str, Any], damage: bytes
+) -> None:
+    (root / "b.png").write_bytes(damage)
+    problem = one_problem(check(write_json(document), root))
+    assert (problem.kind, problem.image) == ("unreadable", "b.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_image_is_named(
+    root: Path, write_json: Writer, document: dict[str, Any], suffix: str
+) -> None:
+    image = document["images"][0]
+    image.update(file_name=f"big.{suffix}", width=400, height=300)
+    write_images(root, {"images": [image]})
+    whole = (root / image["file_name"]).read_bytes()
+    assert check(write_json(document), root) == []
+    (root / image["file_name"]).write_bytes(whole[: len(whole) * 9 // 10])
+    assert one_problem(check(write_json(document), root)).kind == "unreadable"
+
+
+def test_sizes_count_after_exif_rotation(
+    root: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (20, 30)).save(root / "b.png", exif=exif)
+    assert check(write_json(document), root) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": None}, "there is no list `images`"),
+        ({"annotations": None}, "there is no list `annotations`"),
+        ({"categories": None}, "there is no list `categories`"),
+        ({"categories": []}, "`categories` is empty"),
+        ({"categories": {}}, "`categories` must be a list, got dict"),
+        ({"categories": [{"id": 5}, {"id": 6, "name": "x"}]}, r"categories\[0\] must have"),
+        ({"categories": [3]}, r"categories\[0\] must have an integer id and a name"),
+        ({"annotations": [3]}, r"annotations\[0\] must be an object"),
+        ({"images": [3]}, r"images\[0\] must be an object, got int 3"),
+    ],
+)
+def test_sections_that_are_not_coco_are_problems(
+    root: Path,
+    write_json: Writer,
+    document: dict[str, Any],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    document.update(change)
+    document = {name: value for name, value in document.items() if value is not None}
+    problems = check(write_json(document), root)
+    assert any(re.search(message, problem.message) for problem in problems)
+
+
+def test_category_ids_given_twice_are_a_problem(
+    root: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    document["categories"].append({"id": 6, "name": "cow"})
+    problem = one_problem(check(write_json(document), root))
+    assert problem.message == "category id 6 is given twice"
+
+
+def test_sections_may_come_in_any_order(
+    root: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    assert check(write_json(dict(reversed(document.items()))), root) == []
+
+
+def test_several_processes_find_the_same(
+    root: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    (root / "b.png").write_bytes(b"")
+    (root / "a.png").unlink()
+    path = write_json(document)
+    found = check(path, root, workers=2)
+    assert [problem.kind for problem in found] == ["missing", "unreadable"]
+    assert found == check(path, root, workers=1)
+
+
+def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path, write_json: Writer) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such image folder"):
+        check(write_json({}), tmp_path / "gone")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        check(write_json("{"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no such annotation file"):
+        check(tmp_path / "gone.json", tmp_path)
+
+
+def test_lines_put_errors_first_and_count_the_rest() -> None:
+    problems = [Problem("a.png", "box", f"w{n}", "warning") for n in range(3)]
+    problems.append(Problem("b.png", "size", "e"))
+    report = Report(problems=problems, images=2, objects=5, categories=1, images_without_objects=0)
+    lines = list(report.lines(2))
+    assert lines[:3] == ["error: b.png: e", "warning: a.png: w0", "and 2 more problems"]
+    assert lines[3].endswith("5 objects, 1 categories: 1 errors, 3 warnings")
+    assert json.loads(json.dumps(report.to_json()))["problems"][0]["message"] == "w0"

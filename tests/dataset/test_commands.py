@@ -1,0 +1,100 @@
+"""The commands: exit codes, what they print, and what they leave unimported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataset.__main__ import main
+from tests.dataset.conftest import Folder
+
+
+def test_synthetic_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["synthetic", "--output", str(tmp_path / "set"), "--size", "32"]
+    arguments += ["--train", "2", "--val", "1"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("wrote 2 training and 1 validation images")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("already there: 2 training")
+
+
+def test_a_failure_is_one_line_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x").write_text("")
+    assert main(["synthetic", "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"python -m dataset: {tmp_path}: is not empty")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["synthetic"],
+        ["synthetic", "--output", "x", "--train", "0"],
+        ["coco", "--output", "x", "--split", "test2017"],
+        ["coco", "--output", "x", "--mirror", "ftp://host/"],
+        ["coco", "--output", "x", "--mirror", "https://me:secret@host/"],
+        ["check", "--images", "x"],
+        ["check", "--images", "x", "--annotations", "y", "--workers", "0"],
+    ],
+)
+def test_wrong_use_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_check_passes_a_sound_folder(
+    make_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder("set")
+    assert main(_check_arguments(folder)) == 0
+    summary = "3 images (1 without objects), 3 objects, 2 categories: 0 errors, 0 warnings\n"
+    assert capsys.readouterr().out == summary
+
+
+def test_check_fails_and_names_the_image(
+    make_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder("set")
+    (folder / "images" / "b.png").unlink()
+    assert main(_check_arguments(folder)) == 1
+    first, summary = capsys.readouterr().out.splitlines()
+    assert first.startswith("error: b.png: there is no ")
+    assert summary.endswith("1 errors, 0 warnings")
+    assert main([*_check_arguments(folder), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["errors"], found["problems"][0]["image"]) == (1, "b.png")
+
+
+def test_warnings_alone_pass(make_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder("set")
+    path = folder / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace("[1, 1, 5, 5]", "[1, 1, 5, 0]"))
+    assert main(_check_arguments(folder)) == 0
+    assert capsys.readouterr().out.startswith("warning: a.png: annotation 3")
+
+
+def _check_arguments(folder: Path) -> list[str]:
+    annotations = folder / "annotations" / "instances_train.json"
+    return ["check", "--images", str(folder / "images"), "--annotations", str(annotations)]
+
+
+def test_no_command_waits_for_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dataset.__main__ import main\n"
+        "import dataset.annotations, dataset.checking, dataset.download, dataset.views\n"
+        "import dataset.registry, dataset.synthetic\n"
+        "main(['synthetic', '--output', sys.argv[1], '--train', '1', '--val', '1'])\n"
+        "print([name for name in ('torch', 'detectron2') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "set")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

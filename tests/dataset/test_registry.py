@@ -1,0 +1,131 @@
+"""Folders and names known to detectron2."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset.registry import locate, register_folder
+from tests.dataset.conftest import Folder
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs() -> Iterator[None]:
+    """Leave detectron2's catalogs as they were: they are global."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    yield
+    for name in [name for name in DatasetCatalog.list() if name.startswith(("folder_", "test_"))]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.mark.parametrize("images_in", ["images", "images/{split}", "{split}"])
+def test_every_split_of_a_folder_is_registered(make_folder: Folder, images_in: str) -> None:
+    folder = make_folder("set", ("train", "val2017"), images_in)
+    found = register_folder(folder)
+    assert found == {
+        f"folder_{split}": (
+            str(folder / "annotations" / f"instances_{split}.json"),
+            str(folder / images_in.format(split=split)),
+        )
+        for split in ("train", "val2017")
+    }
+    assert locate("folder_val2017") == found["folder_val2017"]
+
+
+def test_detectron2_loads_a_registered_folder(make_folder: Folder) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    folder = make_folder("set")
+    register_folder(folder)
+    dicts = DatasetCatalog.get("folder_train")
+    # The image without objects is there too: whether it is trained on is the trainer's business.
+    assert [d["image_id"] for d in dicts] == [3, 7, 9]
+    assert [len(d["annotations"]) for d in dicts] == [1, 2, 0]
+    assert dicts[0]["file_name"] == str(folder / "images" / "a.png")
+    assert MetadataCatalog.get("folder_train").thing_classes == ["cat", "dog"]
+
+
+def test_another_folder_replaces_the_first(make_folder: Folder) -> None:
+    register_folder(make_folder("one", ("train", "test")))
+    second = register_folder(make_folder("two", ("train",)))
+    assert locate("folder_train") == second["folder_train"]
+    with pytest.raises(ValueError, match=r"no dataset 'folder_test' .* there are: folder_train$"):
+        locate("folder_test")
+
+
+def test_registering_a_folder_again_changes_nothing(make_folder: Folder) -> None:
+    folder = make_folder("one")
+    assert register_folder(folder) == register_folder(str(folder))
+
+
+def test_a_relative_folder_stays_found_after_a_change_of_directory(
+    make_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder("one")
+    monkeypatch.chdir(tmp_path)
+    register_folder("one")
+    monkeypatch.chdir("/")
+    assert locate("folder_train")[1] == str(tmp_path / "one" / "images")
+
+
+def test_folders_without_what_is_needed_are_refused(tmp_path: Path, make_folder: Folder) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone: there is no such dataset folder"):
+        register_folder(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"there is no annotations/instances_<split>\.json"):
+        register_folder(tmp_path)
+    folder = make_folder("set")
+    (folder / "images" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"its first image 'b.png' is in none of .*images"):
+        register_folder(folder)
+
+
+def test_a_refused_folder_leaves_the_registered_one(make_folder: Folder, tmp_path: Path) -> None:
+    found = register_folder(make_folder("set"))
+    with pytest.raises(FileNotFoundError):
+        register_folder(tmp_path / "gone")
+    assert locate("folder_train") == found["folder_train"]
+
+
+def test_a_file_name_that_leaves_the_root_never_reaches_detectron2(make_folder: Folder) -> None:
+    from detectron2.data import DatasetCatalog
+
+    folder = make_folder("set")
+    path = folder / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    document["images"][1]["file_name"] = "/etc/hostname"
+    path.write_text(json.dumps(document))
+    register_folder(folder)
+    with pytest.raises(ValueError, match="image 3: file_name '/etc/hostname' leads out"):
+        DatasetCatalog.get("folder_train")
+
+
+def test_a_misspelt_name_gets_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match=r"'coco_2017_trian' .* did you mean coco_2017_train"):
+        locate("coco_2017_trian")
+
+
+def test_a_dataset_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="'voc_2007_train' is not a COCO detection dataset"):
+        locate("voc_2007_train")
+
+
+def test_a_registered_name_without_files_says_where_they_should_be(tmp_path: Path) -> None:
+    from detectron2.data.datasets import register_coco_instances
+
+    register_coco_instances("test_gone", {}, str(tmp_path / "x.json"), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"there is no .*x\.json; set DETECTRON2_DATASETS"):
+        locate("test_gone")
+    (tmp_path / "x.json").write_text("{}")
+    assert locate("test_gone") == (str(tmp_path / "x.json"), str(tmp_path))
+
+
+def test_detectron2s_own_names_lie_under_its_environment_variable(
+    other_process: dict[str, Any],
+) -> None:
+    coco = other_process["datasets"] / "coco"
+    expected = [str(coco / "annotations" / "instances_val2017.json"), str(coco / "val2017")]
+    assert other_process["coco_2017_val"] == expected
