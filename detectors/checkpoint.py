@@ -39,7 +39,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     def __init__(self, model: nn.Module, *args: Any, strict: bool = False, **kwargs: Any) -> None:
         """Args: as `DetectionCheckpointer`, and
 
-        strict: refuse weights that do not cover the whole model. Off for ImageNet backbones.
+        strict: refuse weights that do not fit the whole model. Off, detectron2 warns and loads
+            what fits: the way to start from an ImageNet backbone or to change the classes.
         """
         super().__init__(model, *args, **kwargs)
         self._strict = strict
@@ -65,13 +66,14 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         incompatible = super()._load_model(checkpoint)
-        problems = [
-            f"{name} has shape {got}, not {want}"
+        if not self._strict:
+            return incompatible
+        problems = [f"{name} is missing" for name in incompatible.missing_keys]
+        problems += [f"{name} is unknown" for name in incompatible.unexpected_keys]
+        problems += [
+            f"{name} has shape {tuple(got)}, not {tuple(want)}"
             for name, got, want in incompatible.incorrect_shapes
         ]
-        if self._strict:
-            problems += [f"{name} is missing" for name in incompatible.missing_keys]
-            problems += [f"{name} is unknown" for name in incompatible.unexpected_keys]
         if problems:
             shown = "; ".join(problems[:8])
             more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from detectron2.utils import comm
 from torch import nn
 
 
-def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float]]:
+def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, Any]]:
     """Evaluate on every dataset of `DATASETS.TEST`.
 
     Returns:
         `{dataset: {"AP": ..., "AP50": ..., ...}}`, in percent; empty on ranks other than the main.
     """
-    results: OrderedDict[str, dict[str, float]] = OrderedDict()
+    results: OrderedDict[str, dict[str, Any]] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name)
         was_training = model.training
@@ -27,8 +28,16 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float
         model.train(was_training)
         if comm.is_main_process():
             print_csv_format(found)
-            results[name] = dict(found["bbox"])
+            results[name] = _as_json(found["bbox"])
     return results
+
+
+def _as_json(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Replace NaN, which JSON lacks: no prediction at all is an AP of 0, no such object is None."""
+    return {
+        name: (0.0 if name in ("AP", "AP50", "AP75") else None) if math.isnan(value) else value
+        for name, value in metrics.items()
+    }
 
 
 def coco_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:

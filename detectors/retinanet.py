@@ -15,6 +15,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
@@ -124,9 +125,9 @@ class RetinaNetFamily:
             # Stock forward_inference applies sigmoid_() to views of the head's own outputs and
             # so overwrites them where a level is one position large; sigmoid() does not.
             scores = [x.sigmoid() for x in logits.split(counts)]
-            results.append(
-                model.inference_single_image(anchors, scores, list(deltas.split(counts)), size)
-            )
+            found = model.inference_single_image(anchors, scores, list(deltas.split(counts)), size)
+            # At the view's own size this only clips the boxes and drops the empty ones.
+            results.append(detector_postprocess(found, *size))
         return results
 
     def matcher(self, model: RetinaNet) -> Matcher:

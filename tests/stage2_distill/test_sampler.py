@@ -1,0 +1,76 @@
+"""The order of images and views is a pure function of seed, rank and iteration."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from stage2_distill.sampler import Draw, ViewBatchSampler
+
+
+def make_sampler(num_images: int = 10, **changes: object) -> ViewBatchSampler:
+    arguments: dict[str, object] = {
+        "is_wide": np.arange(num_images) % 3 == 0,
+        "num_views": 3,
+        "batch_size": 4,
+        "seed": 7,
+    }
+    return ViewBatchSampler(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def draws(sampler: ViewBatchSampler, batches: int) -> list[Draw]:
+    return [draw for batch in islice(sampler, batches) for draw in batch]
+
+
+def test_the_same_seed_gives_the_same_batches() -> None:
+    assert draws(make_sampler(), 20) == draws(make_sampler(), 20)
+    assert draws(make_sampler(), 20) != draws(make_sampler(seed=8), 20)
+
+
+def test_a_resumed_sampler_goes_on_where_the_first_one_stopped() -> None:
+    whole = list(islice(make_sampler(), 25))
+    resumed = make_sampler()
+    resumed.first_iter = 11
+    assert list(islice(resumed, 14)) == whole[11:]
+
+
+def test_wide_and_tall_images_do_not_share_a_batch() -> None:
+    wide = np.arange(10) % 3 == 0
+    for batch in islice(make_sampler(), 30):
+        assert len({bool(wide[draw.position]) for draw in batch}) == 1
+
+
+def test_without_grouping_every_epoch_shows_every_image_once() -> None:
+    sampler = make_sampler(batch_size=5, group_by_aspect=False)
+    for epoch in range(4):
+        shown = draws(sampler, 8)[epoch * 10 : (epoch + 1) * 10]
+        assert sorted(draw.position for draw in shown) == list(range(10))
+
+
+def test_as_many_epochs_as_views_show_every_view_of_every_image_once() -> None:
+    shown = draws(make_sampler(batch_size=5, group_by_aspect=False), 6)
+    assert sorted((d.position, d.view) for d in shown) == [(p, v) for p in range(10) for v in range(3)]
+    assert len({draw.view for draw in shown[:10]}) > 1
+
+
+@pytest.mark.parametrize("num_images", [10, 11])
+def test_ranks_take_disjoint_parts_of_one_stream(num_images: int) -> None:
+    alone = draws(
+        make_sampler(num_images, batch_size=1, group_by_aspect=False), 3 * num_images
+    )
+    parts = [
+        draws(
+            make_sampler(
+                num_images, batch_size=1, group_by_aspect=False, rank=rank, world_size=3
+            ),
+            num_images,
+        )
+        for rank in range(3)
+    ]
+    interleaved = [draw for turn in zip(*parts, strict=True) for draw in turn]
+    assert interleaved == alone
+
+
+def test_an_empty_dataset_is_refused() -> None:
+    with pytest.raises(ValueError, match="no image is left to train on"):
+        make_sampler(0)
