@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from storage.commands import read_logs
+    from storage.comparison import Comparison, compare
     from storage.errors import (
         CacheError,
         ClaimLostError,
@@ -28,10 +30,15 @@ if TYPE_CHECKING:
     from storage.presets import get_preset, preset_names
     from storage.presets.base import DecodedOutputs, Preset, RawOutputs
     from storage.reader import CacheReader
+    from storage.repairs import Repair, repair
+    from storage.report import Problem, Report
     from storage.schema import Field, Geometry, ShardId
+    from storage.verification import verify
     from storage.writer import CacheWriter
 
 _MODULES = {
+    "storage.commands": ("read_logs",),
+    "storage.comparison": ("Comparison", "compare"),
     "storage.errors": (
         "CacheError", "ClaimLostError", "CorruptChunkError", "ForkedProcessError", "FormatError",
         "IdentityError", "MissingShardError", "StoreAccessError", "StoreFullError", "VersionError",
@@ -42,17 +49,21 @@ _MODULES = {
     "storage.presets": ("get_preset", "preset_names"),
     "storage.presets.base": ("DecodedOutputs", "Preset", "RawOutputs"),
     "storage.reader": ("CacheReader",),
+    "storage.repairs": ("Repair", "repair"),
+    "storage.report": ("Problem", "Report"),
     "storage.schema": ("Field", "Geometry", "ShardId"),
+    "storage.verification": ("verify",),
     "storage.writer": ("CacheWriter",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "CacheError", "CacheReader", "CacheWriter", "ClaimLostError", "CorruptChunkError",
-    "DecodedOutputs", "Field", "ForkedProcessError", "FormatError", "Geometry", "IdentityError",
-    "Index", "Manifest", "MissingShardError", "Preset", "RawOutputs", "ShardId",
-    "StoreAccessError", "StoreFullError", "VersionError", "assign_slots", "build_index",
-    "get_preset", "plan_to_json", "preset_names",
+    "CacheError", "CacheReader", "CacheWriter", "ClaimLostError", "Comparison",
+    "CorruptChunkError", "DecodedOutputs", "Field", "ForkedProcessError", "FormatError",
+    "Geometry", "IdentityError", "Index", "Manifest", "MissingShardError", "Preset", "Problem",
+    "RawOutputs", "Repair", "Report", "ShardId", "StoreAccessError", "StoreFullError",
+    "VersionError", "assign_slots", "build_index", "compare", "get_preset", "plan_to_json",
+    "preset_names", "read_logs", "repair", "verify",
 ]  # fmt: skip
 
 

@@ -78,16 +78,25 @@ def parse_root(raw: bytes, store: str) -> Manifest:
 
 def derived_objects(manifest: Manifest, index: Index) -> Iterator[tuple[str, bytes]]:
     """Yield (key, bytes) of the index and of every zarr.json but the root's."""
-    yield f"{INDEX}/{ROOT_KEY}", _group({"meaning": "one entry per record, in plan order"})
     for column, dtype in COLUMNS.items():
-        yield f"{INDEX}/{column}/{ROOT_KEY}", _index_array_json(dtype, len(index))
         chunks = index_chunks(getattr(index, column), dtype)
         yield from zip(index_chunk_keys(column, len(index)), chunks, strict=True)
-    yield from zarr_json_objects(manifest, index.num_slots())
+    yield from zarr_json_objects(manifest, index.num_slots(), len(index))
 
 
-def zarr_json_objects(manifest: Manifest, slots: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
-    """Yield (key, bytes) of the zarr.json of every bucket and of its arrays."""
+def zarr_json_objects(
+    manifest: Manifest, slots: Mapping[str, int], records: int
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (key, bytes) of every zarr.json but the root's.
+
+    Args:
+        manifest: buckets and fields.
+        slots: bucket name to the length of its arrays.
+        records: length of the index.
+    """
+    yield f"{INDEX}/{ROOT_KEY}", _group({"meaning": "one entry per record, in plan order"})
+    for column, dtype in COLUMNS.items():
+        yield f"{INDEX}/{column}/{ROOT_KEY}", _index_array_json(dtype, records)
     yield f"{BUCKETS}/{ROOT_KEY}", _group({"meaning": "one group per padded size"})
     for name, geometry in manifest.geometries.items():
         yield f"{BUCKETS}/{name}/{ROOT_KEY}", _group({"geometry": geometry.to_json()})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import sys
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from zarr.abc.store import ByteRequest, RangeByteRequest, Store
+from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import LocalStore
 
 from storage.errors import ForkedProcessError, StoreAccessError, StoreFullError
+from storage.schema import check_key
 
 Result = TypeVar("Result")
 Range = tuple[str, int, int]
@@ -32,7 +32,6 @@ URL_SCHEMES = ("s3", "gs", "az")
 PARTIAL_SUFFIX = ".partial"
 READ_BLOCK = 1 << 22
 
-_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -107,9 +106,10 @@ class Location:
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the bytes of many objects, None for each that is absent."""
-        return self.get_ranges([(key, 0, sys.maxsize) for key in keys])
+        views = self.get_ranges([(key, 0, sys.maxsize) for key in keys])
+        return [None if view is None else bytes(view) for view in views]
 
-    def get_ranges(self, ranges: Sequence[Range]) -> list[bytes | None]:
+    def get_ranges(self, ranges: Sequence[Range]) -> list[memoryview | None]:
         """Read many ranges of objects at once.
 
         Args:
@@ -125,7 +125,7 @@ class Location:
                 return [_get_local(self.store, *one) for one in ranges]
             return _run(_get_all(self.store, ranges))
 
-    def read_blocks(self, key: str, block: int = READ_BLOCK) -> Iterator[bytes]:
+    def read_blocks(self, key: str, block: int = READ_BLOCK) -> Iterator[memoryview]:
         """Yield an object's bytes block by block, so that hashing needs little memory."""
         start = 0
         while True:
@@ -221,13 +221,6 @@ class Location:
             raise StoreAccessError(f"{self}: the object store failed: {error}") from error
 
 
-def check_key(key: str) -> str:
-    """Return `key` if it stays inside a store's prefix, else raise ValueError."""
-    if not _KEY.fullmatch(key):
-        raise ValueError(f"key {key!r} does not name an object of a store")
-    return key
-
-
 def _check_url(name: str) -> bool:
     """Return whether `name` is a URL of a known scheme, refusing all other URLs."""
     scheme, separator, _ = name.partition("://")
@@ -248,20 +241,24 @@ def _check_url(name: str) -> bool:
     return True
 
 
-def _get_local(store: LocalStore, key: str, start: int, end: int) -> bytes | None:
-    byte_range = None if end == sys.maxsize else RangeByteRequest(start, end)
-    buffer = store.get_sync(key, byte_range=byte_range)
-    return None if buffer is None else buffer.to_bytes()
+def _byte_range(start: int, end: int) -> RangeByteRequest | None:
+    return None if end == sys.maxsize else RangeByteRequest(start, end)
 
 
-async def _get_all(store: Store, ranges: Sequence[Range]) -> list[bytes | None]:
+def _view(buffer: Buffer | None) -> memoryview | None:
+    # Not to_bytes(), which copies.
+    return None if buffer is None else buffer.as_numpy_array().data.cast("B")
+
+
+def _get_local(store: LocalStore, key: str, start: int, end: int) -> memoryview | None:
+    return _view(store.get_sync(key, byte_range=_byte_range(start, end)))
+
+
+async def _get_all(store: Store, ranges: Sequence[Range]) -> list[memoryview | None]:
     prototype = default_buffer_prototype()
 
-    async def get(key: str, start: int, end: int) -> bytes | None:
-        whole = end == sys.maxsize
-        byte_range: ByteRequest | None = None if whole else RangeByteRequest(start, end)
-        buffer = await store.get(key, prototype, byte_range)
-        return None if buffer is None else buffer.to_bytes()
+    async def get(key: str, start: int, end: int) -> memoryview | None:
+        return _view(await store.get(key, prototype, _byte_range(start, end)))
 
     return list(await asyncio.gather(*(get(*one) for one in ranges)))
 

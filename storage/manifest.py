@@ -21,6 +21,7 @@ from storage.schema import (
     Geometry,
     check_bucket_name,
     check_count,
+    check_key,
     common_fields,
 )
 
@@ -81,6 +82,7 @@ class Manifest:
         check_count("manifest.records", self.records, 0, MAX_RECORDS)
         self._check_buckets()
         for key, digest in (*self.digests.items(), ("index", self.index_sha256)):
+            check_key(key)
             if not isinstance(digest, str) or (digest and not _SHA256.fullmatch(digest)):
                 raise ValueError(f"manifest.digests[{key!r}]: got {digest!r}, expected a SHA-256")
 
@@ -99,9 +101,9 @@ class Manifest:
                 raise ValueError(f"manifest: bucket {name} has other fields than the first bucket")
         if len({_model(geometry) for geometry in self.geometries.values()}) != 1:
             raise ValueError("manifest: buckets disagree on channels, classes, anchors or levels")
+        if self.slots and self.slots.keys() != self.geometries.keys():
+            raise ValueError("manifest.slots: its buckets are not those of the geometries")
         for name, slots in self.slots.items():
-            if name not in self.geometries:
-                raise ValueError(f"manifest.slots: unknown bucket {name!r}")
             check_count(f"manifest.slots[{name}]", slots, 1, MAX_SLOTS)
 
     @classmethod

@@ -94,6 +94,8 @@ def read_index(location: Location, manifest: Manifest) -> Index:
         index = Index(**columns, bucket_names=manifest.bucket_names)
     except ValueError as error:
         raise FormatError(f"{location}/{INDEX}: malformed ({error})") from error
+    if (manifest.views, manifest.slots) != (index.num_views, index.num_slots()):
+        raise FormatError(f"{location}: the manifest's views or slots are not those of the index")
     if index.digest() != manifest.index_sha256:
         raise FormatError(
             f"{location}/{INDEX}: damaged (its SHA-256 does not match the manifest); the next run"

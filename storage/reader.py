@@ -134,7 +134,7 @@ class CacheReader:
             CorruptChunkError: bytes do not match the commit.
             FormatError: a commit is damaged or belongs elsewhere.
         """
-        places = [self._place(record) for record in records]
+        places = [self.place_of(record) for record in records]
         self._load_commits({shard for shard, _ in places} - self._chunks.keys())
         wanted = [chunk for place in places for chunk in self._chunks_of(*place)]
         ranges = [(object_key(one.shard, one.field), one.start, one.stop) for one in wanted]
@@ -178,7 +178,7 @@ class CacheReader:
             result.append((start, order, ids[order]))
         return result
 
-    def _place(self, record: int) -> tuple[ShardId, int]:
+    def place_of(self, record: int) -> tuple[ShardId, int]:
         if not 0 <= record < len(self.index):
             raise IndexError(f"{self.location}: record {record} of {len(self.index)}")
         return self._table.shard_of(record)
@@ -204,7 +204,7 @@ class CacheReader:
         for field, (start, length, crc) in zip(self._fields[shard.bucket], table, strict=True):
             yield _Chunk(shard, field, start, start + length, crc)
 
-    def _decode(self, chunk: _Chunk, raw: bytes | None) -> NDArray[Any]:
+    def _decode(self, chunk: _Chunk, raw: memoryview | None) -> NDArray[Any]:
         if raw is None:
             raise MissingShardError(
                 f"{self.location}: {object_key(chunk.shard, chunk.field)} is absent although its"
@@ -212,7 +212,7 @@ class CacheReader:
             )
         if len(raw) != chunk.stop - chunk.start:
             raise self._corrupt(chunk, "is cut short")
-        if checksums.crc32c(memoryview(raw)[:-CRC_BYTES]) != chunk.crc32c:
+        if checksums.crc32c(raw[:-CRC_BYTES]) != chunk.crc32c:
             raise self._corrupt(chunk, "is damaged (its CRC32C does not match the commit)")
         return decode_chunk(raw, chunk.field)
 

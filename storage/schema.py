@@ -36,6 +36,7 @@ DTYPES = (
 COMPRESSIONS = (None, "zstd")
 
 _BUCKET_NAME = re.compile(r"[0-9]{4,5}x[0-9]{4,5}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
 _FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
 
@@ -44,6 +45,13 @@ def check_bucket_name(name: str) -> str:
     if not isinstance(name, str) or not _BUCKET_NAME.fullmatch(name):
         raise ValueError(f"bucket name: got {name!r}, expected <height>x<width> as in 0800x1344")
     return name
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it stays inside a store's prefix, else raise ValueError."""
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise ValueError(f"key {key!r} does not name an object of a store")
+    return key
 
 
 def check_count(name: str, value: Any, low: int, high: int) -> int:

@@ -78,13 +78,13 @@ def chunk_table(raw: bytes, shard_records: int) -> NDArray[np.uint64]:
     return np.frombuffer(table, dtype="<u8").reshape(shard_records, 2)
 
 
-def decode_chunk(raw: bytes, field: Field) -> NDArray[Any]:
+def decode_chunk(raw: memoryview, field: Field) -> NDArray[Any]:
     """Decode one record's chunk, whose CRC32C has been checked, into a read-only array.
 
     Raises:
         FormatError: it does not decode to one record of the field.
     """
-    data: Any = memoryview(raw)[:-CRC_BYTES]
+    data: Any = raw[:-CRC_BYTES]
     if field.compression == "zstd":
         out = np.empty(field.num_bytes, dtype=np.uint8)
         try:

@@ -177,7 +177,7 @@ def sparsify_scores(logits: Tensor, num_kept: int) -> dict[str, Tensor]:
     # float32 first: the sigmoid of a half-precision logit would be rounded twice.
     probabilities = torch.sigmoid(logits.float()).contiguous()
     flat = probabilities.view(count, -1)  # [n, R * K]
-    index = flat.topk(num_kept, dim=1, sorted=False).indices.sort(dim=1).values  # [n, M]
+    index = _top_scores(probabilities, num_kept)  # [n, M]
     value = (flat.gather(1, index) * SCORE_LIMIT).round_().to(torch.int16)
     flat.scatter_(1, index, 0.0)
     bound = flat.amax(dim=1)  # [n]
@@ -192,6 +192,20 @@ def sparsify_scores(logits: Tensor, num_kept: int) -> dict[str, Tensor]:
         "score_rest": encode_rest(mean, bound),
         "score_bound": bound,
     }
+
+
+def _top_scores(probabilities: Tensor, num_kept: int) -> Tensor:
+    """Return the (n, M) flat indices of the M largest of (n, R, K), ascending."""
+    _, num_boxes, num_classes = probabilities.shape
+    # The M largest lie on the M anchors with the largest maxima: looking at those alone takes
+    # half the time on a CPU.
+    best = probabilities.amax(dim=2)
+    anchor = best.topk(min(num_kept, num_boxes), dim=1, sorted=False).indices  # [n, Q]
+    scores = probabilities.gather(1, anchor[:, :, None].expand(-1, -1, num_classes))  # [n, Q, K]
+    place = scores.flatten(1).topk(num_kept, dim=1, sorted=False).indices  # [n, M]
+    row = torch.div(place, num_classes, rounding_mode="floor")
+    index = anchor.gather(1, row) * num_classes + place % num_classes
+    return index.sort(dim=1).values
 
 
 def densify_scores(codes: Mapping[str, Tensor], geometry: Geometry) -> Tensor:

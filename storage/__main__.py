@@ -1,0 +1,71 @@
+"""Command line: look at, check, repair and compare teacher caches. Needs no PyTorch and no GPU."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from storage import commands
+from storage.checker import LEVELS
+from storage.errors import CacheError
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exits with 2 on wrong use."""
+    parser = argparse.ArgumentParser(prog="python -m storage", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    helps = {
+        "info": "what a cache holds",
+        "verify": "is it complete and undamaged",
+        "repair": "drop damaged shards, so that the next run of the dump redoes just them",
+        "compare": "same plan, same bytes, largest difference of each field",
+    }
+    parsers = {name: commands.add_parser(name, help=text) for name, text in helps.items()}
+    for name, one in parsers.items():
+        one.add_argument("cache", help="local path, s3://, gs:// or az:// URL")
+        if name == "compare":
+            one.add_argument("other", help="the second cache")
+        one.add_argument("--json", action="store_true", help="print JSON")
+    for name in ("verify", "repair"):
+        parsers[name].add_argument(
+            "--workers", type=_count, default=os.cpu_count() or 1, metavar="N",
+            help="processes (default: one a core)",
+        )  # fmt: skip
+    parsers["verify"].add_argument("--level", choices=LEVELS, default="full")
+    parsers["verify"].add_argument("--expect", metavar="PLAN.json", help="what it must hold")
+    parsers["repair"].add_argument("--dry-run", action="store_true", help="name, but drop nothing")
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 success, 1 failure, 2 wrong use."""
+    args = parse(arguments)
+    try:
+        if args.command == "info":
+            return commands.run_info(args.cache, as_json=args.json)
+        if args.command == "verify":
+            return commands.run_verify(
+                args.cache, level=args.level, expect=args.expect,
+                workers=args.workers, as_json=args.json,
+            )  # fmt: skip
+        if args.command == "repair":
+            return commands.run_repair(
+                args.cache, dry_run=args.dry_run, workers=args.workers, as_json=args.json
+            )
+        return commands.run_compare(args.cache, args.other, as_json=args.json)
+    except (CacheError, ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return commands.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

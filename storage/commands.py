@@ -1,0 +1,121 @@
+"""The commands of `python -m storage`: each prints its result and returns the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from storage import canonical
+from storage.comparison import compare
+from storage.errors import FormatError
+from storage.index import ShardTable
+from storage.layout import COMMITS, LOG, commit_key
+from storage.location import Location
+from storage.metadata import read_index, read_root
+from storage.repairs import apply_repair, plan_repair
+from storage.verification import verify
+
+OK, FAILED = 0, 1
+
+
+def run_info(cache: str, *, as_json: bool) -> int:
+    """Say what a store holds."""
+    location = Location(cache)
+    manifest = read_root(location).manifest
+    table = ShardTable(read_index(location, manifest), manifest.shard_records)
+    committed = location.sizes(COMMITS)
+    done = sum(commit_key(shard) in committed for shard in table.shards)
+    buckets = {
+        name: {
+            "slots": manifest.slots[name],
+            "bytes_per_record": {field.name: field.num_bytes for field in fields},
+        }
+        for name, fields in manifest.fields.items()
+    }
+    info = {
+        "store": str(location),
+        "cache_id": manifest.cache_id,
+        **manifest.identity,
+        "views": manifest.views,
+        "records": manifest.records,
+        "shards": len(table),
+        "committed": done,
+        "buckets": buckets,
+    }
+    _print([json.dumps(info, indent=1)] if as_json else _outline(info))
+    return OK
+
+
+def run_verify(cache: str, *, level: str, expect: str | None, workers: int, as_json: bool) -> int:
+    """Check a store."""
+    plan = None if expect is None else canonical.load(Path(expect).read_bytes(), expect)
+    report = verify(cache, level, plan, workers, progress=not as_json)
+    _print([json.dumps(report.to_json(), indent=1)] if as_json else report.lines())
+    return OK if report.ok else FAILED
+
+
+def run_repair(cache: str, *, dry_run: bool, workers: int, as_json: bool) -> int:
+    """Drop the damaged shards of a store, named first."""
+    location = Location(cache)
+    plan = plan_repair(location, verify(location, "full", None, workers, progress=not as_json))
+    if as_json:
+        summary = {
+            "store": plan.store,
+            "dropped": [str(shard) for shard in plan.shards],
+            "rewritten": list(plan.rewritten),
+            "left": [str(problem) for problem in plan.left],
+            "dry_run": dry_run,
+        }
+        _print([json.dumps(summary, indent=1)])
+    else:
+        _print(f"drop: {shard}" for shard in plan.shards)
+        _print(f"rewrite: {key}" for key in plan.rewritten)
+        _print(f"left: {problem}" for problem in plan.left)
+    if not dry_run:
+        apply_repair(location, plan)
+    if not as_json:
+        verb = "would be dropped" if dry_run else "dropped"
+        advice = "; run the dump again to write them" if plan.shards else ""
+        _print([f"{location}: {len(plan.shards)} shards {verb}{advice}"])
+    # What is merely not written yet is for the dump to do; anything else needs a person.
+    solved = {"missing", "uncommitted", "unfinished"}
+    return OK if all(problem.kind in solved for problem in plan.left) else FAILED
+
+
+def run_compare(first: str, second: str, *, as_json: bool) -> int:
+    """Compare two stores; fails if a byte differs."""
+    result = compare(first, second)
+    _print([json.dumps(result.to_json(), indent=1)] if as_json else result.lines())
+    return OK if result.same_bytes else FAILED
+
+
+def read_logs(cache: str) -> dict[str, Any]:
+    """Return what `CacheWriter.write_log` put, by name."""
+    location = Location(cache)
+    logs = {}
+    for key in sorted(location.sizes(LOG)):
+        raw = location.get(key)
+        if raw is None or not key.endswith(".json"):
+            continue
+        try:
+            logs[key.removeprefix(f"{LOG}/").removesuffix(".json")] = canonical.load(raw, key)
+        except FormatError:  # notes are outside every check: a torn one is no reason to stop
+            continue
+    return logs
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _outline(value: Any, indent: str = "") -> Iterable[str]:
+    """Yield a JSON object as indented `name: value` lines."""
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield f"{indent}{name}:"
+            yield from _outline(inner, f"{indent}  ")
+        else:
+            yield f"{indent}{name}: {inner if isinstance(inner, str) else json.dumps(inner)}"

@@ -1,0 +1,190 @@
+"""The comparison of two stores: same plan, same bytes, and how far apart the values are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from storage import canonical
+from storage.layout import CLAIMS, LOG, commit_key, object_key
+from storage.location import Location
+from storage.manifest import Manifest
+from storage.reader import CacheReader
+from storage.schema import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldDifference:
+    """How far apart one field of two stores is.
+
+    Attributes:
+        field: its name.
+        records: records compared.
+        differing: records that differ in at least one element.
+        largest: largest absolute difference of two elements (of codes, not of decoded values).
+    """
+
+    field: str
+    records: int
+    differing: int
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Result of `compare`.
+
+    Attributes:
+        stores: the two locations.
+        plan: one line per difference of identity or index; empty for the same plan.
+        keys: objects that differ or exist in one store only; `claims/` and `log/` do not count.
+        fields: differences of the fields that both stores have, over the records of both.
+        incomparable: fields that only one store has, or that have another shape or type there.
+    """
+
+    stores: tuple[str, str]
+    plan: tuple[str, ...]
+    keys: tuple[str, ...]
+    fields: tuple[FieldDifference, ...]
+    incomparable: tuple[str, ...]
+
+    @property
+    def same_bytes(self) -> bool:
+        """Whether the two stores are the same, byte for byte."""
+        return not self.keys
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON."""
+        return {**asdict(self), "same_plan": not self.plan, "same_bytes": self.same_bytes}
+
+    def lines(self) -> list[str]:
+        """Return the comparison as text, the verdict last."""
+        lines = [f"plan: {line}" for line in self.plan]
+        lines += [f"field {name}: only in one store, or of another type" for name in
+                  self.incomparable]  # fmt: skip
+        for one in self.fields:
+            lines.append(
+                f"field {one.field}: {one.differing} of {one.records} records differ,"
+                f" largest difference {one.largest:g}"
+            )
+        plan = "another plan" if self.plan else "same plan"
+        verdict = f"{len(self.keys)} objects differ" if self.keys else "same bytes"
+        return [*lines, f"{self.stores[0]} and {self.stores[1]}: {plan}, {verdict}"]
+
+
+def compare(
+    first: str | os.PathLike[str] | Location, second: str | os.PathLike[str] | Location
+) -> Comparison:
+    """Compare two stores. Both must be intact; shards that one of them lacks are listed by key.
+
+    Raises:
+        FileNotFoundError, FormatError, VersionError, CorruptChunkError: as of `CacheReader`.
+    """
+    readers = CacheReader(first), CacheReader(second)
+    keys = tuple(sorted(_differing_keys(readers[0].location, readers[1].location)))
+    fields, incomparable = _common_fields(readers[0].manifest, readers[1].manifest)
+    differences = _differences(*readers, fields, set(keys))
+    return Comparison(
+        stores=(str(readers[0].location), str(readers[1].location)),
+        plan=tuple(_plan_differences(*readers)),
+        keys=keys,
+        fields=tuple(differences),
+        incomparable=tuple(incomparable),
+    )
+
+
+def _plan_differences(first: CacheReader, second: CacheReader) -> Iterator[str]:
+    found = canonical.differences(first.manifest.identity, second.manifest.identity)
+    for one in found:
+        yield f"{one.name}: {one.stored!r} and {one.wanted!r}"
+    if first.manifest.index_sha256 != second.manifest.index_sha256:
+        sizes = [
+            f"{len(one.index)} records in {one.manifest.views} views" for one in (first, second)
+        ]
+        yield f"index: {sizes[0]} and {sizes[1]}"
+
+
+def _differing_keys(first: Location, second: Location) -> Iterator[str]:
+    sizes = first.sizes(), second.sizes()
+    outside = (f"{CLAIMS}/", f"{LOG}/")
+    for key in sizes[0].keys() | sizes[1].keys():
+        if key.startswith(outside):
+            continue
+        if sizes[0].get(key) != sizes[1].get(key) or not _same_bytes(first, second, key):
+            yield key
+
+
+def _same_bytes(first: Location, second: Location, key: str) -> bool:
+    blocks = zip(first.read_blocks(key), second.read_blocks(key), strict=False)
+    return all(one == other for one, other in blocks)
+
+
+def _common_fields(first: Manifest, second: Manifest) -> tuple[dict[str, Field], list[str]]:
+    """Return the fields that can be compared, by name, and the names of the others.
+
+    Shapes may depend on the bucket; two stores that agree on one bucket agree on all.
+    """
+    buckets = [name for name in first.fields if name in second.fields]
+    if not buckets:
+        return {}, sorted({field.name for field in next(iter(first.fields.values()))})
+    own, other = (
+        {field.name: field for field in manifest.fields[buckets[0]]} for manifest in (first, second)
+    )
+    common = {
+        name: field
+        for name, field in own.items()
+        if name in other and (field.shape, field.dtype) == (other[name].shape, other[name].dtype)
+    }
+    return common, sorted((own.keys() | other.keys()) - common.keys())
+
+
+def _differences(
+    first: CacheReader, second: CacheReader, fields: Mapping[str, Field], differing: set[str]
+) -> Iterator[FieldDifference]:
+    if not fields:
+        return
+    readers = [CacheReader(one.location, tuple(fields)) for one in (first, second)]
+    pairs = list(_common_records(*readers))
+    counts = dict.fromkeys(fields, 0)
+    largest = dict.fromkeys(fields, 0.0)
+    for record, other in pairs:
+        shard, _ = readers[0].place_of(record)
+        touched = {object_key(shard, field) for field in readers[0].manifest.fields[shard.bucket]}
+        if (
+            record == other
+            and first.manifest.index_sha256 == second.manifest.index_sha256
+            and (not touched & differing)
+        ):
+            continue
+        values, others = readers[0].read(record), readers[1].read(other)
+        for name in fields:
+            if not np.array_equal(values[name], others[name]):
+                gap = np.abs(values[name].astype(np.float64) - others[name].astype(np.float64))
+                counts[name] += 1
+                largest[name] = max(largest[name], float(np.nanmax(gap, initial=0.0)))
+    for name in fields:
+        yield FieldDifference(
+            field=name, records=len(pairs), differing=counts[name], largest=largest[name]
+        )
+
+
+def _common_records(first: CacheReader, second: CacheReader) -> Iterator[tuple[int, int]]:
+    """Yield the numbers in both stores of every view that both have committed."""
+    committed = [set(one.location.sizes("commits")) for one in (first, second)]
+    for record in range(len(first)):
+        try:
+            other = second.record_number(
+                int(first.index.image_id[record]), int(first.index.view[record])
+            )
+        except KeyError:
+            continue
+        places = first.place_of(record)[0], second.place_of(other)[0]
+        shared_bucket = places[0].bucket == places[1].bucket
+        if shared_bucket and all(
+            commit_key(place) in keys for place, keys in zip(places, committed, strict=True)
+        ):
+            yield record, other

@@ -1,0 +1,81 @@
+"""What a check of a store found: problems, each one line that says what, where and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+KINDS: Mapping[str, str] = {
+    "damaged": "bytes are not those that were written",
+    "truncated": "an object is shorter than it was written",
+    "swapped": "an object holds the bytes of another one",
+    "missing": "a shard is not committed, or an object is absent",
+    "uncommitted": "objects without a commit: a dump is at work, or was interrupted",
+    "foreign": "an object or a commit that is no part of this store",
+    "version": "written in a newer format",
+    "unfinished": "the store was growing when its writer stopped",
+    "invalid": "a record holds values that make no sense",
+    "unexpected": "the store is not the one that was asked for",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One problem.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        where: key, shard or field that it is about.
+        message: what is wrong and what to do.
+        shard: "bucket/number" of the shard, or "".
+        spoils: whether the shard is committed but cannot be used: `repair` drops it.
+    """
+
+    kind: str
+    where: str
+    message: str
+    shard: str = ""
+    spoils: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Result of `verify`.
+
+    Attributes:
+        store: its location. level: "quick", "full" or "deep".
+        problems: everything that is wrong; empty if all is well.
+        records, shards: how many the store's plan has; 0 if its metadata cannot be read.
+        committed: how many shards are committed.
+        num_bytes: bytes that were read and compared.
+    """
+
+    store: str
+    level: str
+    problems: tuple[Problem, ...] = field(default=())
+    records: int = 0
+    shards: int = 0
+    committed: int = 0
+    num_bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the store is complete and undamaged, as far as the level looks."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {**asdict(self), "problems": [asdict(one) for one in self.problems], "ok": self.ok}
+
+    def lines(self) -> list[str]:
+        """Return one line per problem and a last one that sums up."""
+        kinds = [problem.kind for problem in self.problems]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
+        read = f"{self.num_bytes / 1e6:,.1f} MB compared"
+        size = f"{self.committed} of {self.shards} shards, {self.records} records, {read}"
+        verdict = f"{len(kinds)} problems ({counts})" if kinds else "no problem"
+        return [*map(str, self.problems), f"{self.store}: {self.level}: {verdict}; {size}"]
