@@ -83,8 +83,8 @@ def select(
 
     The best `pre_nms` anchors by score are decoded from the side with the higher best
     probability (the student's when equal), clipped to the image and thinned by class-agnostic
-    NMS over all levels. Equal scores are ordered by anchor index, so the result is a function of
-    the numbers alone.
+    NMS over all levels. Equal scores are ordered by anchor index, whatever the device's own sort
+    does with them.
 
     Args:
         teacher: the teacher's outputs on the batch's grid.

@@ -1,0 +1,1 @@
+"""Tests of the package stage2_distill."""
