@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def run(args: argparse.Namespace) -> int:
     from .dump import run as run_dump
 
     # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    report = run_dump(load_config(args.config_file, args.opts))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        report = run_dump(load_config(args.config_file, args.opts))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(report)
     return 1 if report.failures else 0
 
@@ -77,6 +81,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit code is 0 on success and 1 on failure."""
     args = parse(argv)
+    # detectron2's own, at import and at its first anchors; nothing that a user could act on.
+    warnings.filterwarnings("ignore", message=".*(torch.jit.script|torch.meshgrid)")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("stage1_dump").setLevel(logging.INFO)
     command: Callable[[argparse.Namespace], int] = args.function

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain
 
 from detectron2.config import CfgNode
@@ -53,6 +54,18 @@ class DumpReport:
     records: int
     elapsed_sec: float
     failures: tuple[Failure, ...]
+
+    def __str__(self) -> str:
+        rate = self.records / max(self.elapsed_sec, 1e-9)
+        lines = [
+            f"{self.records:,} records in {self.shards:,} shards written in "
+            f"{timedelta(seconds=round(self.elapsed_sec))} ({rate:.1f} records/s)"
+        ]
+        if self.failures:
+            lines.append(f"{len(self.failures)} views could not be rendered:")
+            lines += [f"  {failure}" for failure in self.failures]
+            lines.append("their shards are missing; mend the images and run again")
+        return "\n".join(lines)
 
 
 def run(cfg: CfgNode) -> DumpReport:

@@ -52,9 +52,10 @@ def current_rank(environment: Mapping[str, str]) -> Rank:
         ValueError: the variables are incomplete, no numbers, or contradict each other.
     """
     for names in _LAUNCHERS:
-        stated = {name: environment[name] for name in names if name in environment}
-        if not stated:
+        # An allocation without srun sets SLURM_NTASKS, but no rank: that is one process.
+        if names[0] not in environment:
             continue
+        stated = {name: environment[name] for name in names if name in environment}
         try:
             number, world_size, local = (int(stated[name]) for name in names)
         except (KeyError, ValueError):

@@ -10,7 +10,10 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.stage1_dump.helpers import dump
+
 TEACHER = {
+    "VERSION": 2,
     "MODEL": {
         "META_ARCHITECTURE": "RetinaNet",
         "BACKBONE": {"NAME": "build_retinanet_resnet_fpn_backbone", "FREEZE_AT": 0},
@@ -95,27 +98,45 @@ def _random_weights(cfg: object, seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def configure(tmp_path: Path, images_folder: Path, teacher_folder: Path) -> Configure:
-    """Write a config; keyword arguments such as `VIEWS={"NUM": 2}` change its nodes."""
+    """Write a config; keyword arguments such as `VIEWS={"NUM": 2}` change its nodes.
+
+    The cache `name` lies beside its config `name.yaml`.
+    """
 
     def write(name: str = "cache", **nodes: dict[str, object]) -> Path:
-        content: dict[str, dict[str, object]] = {
-            "MODEL": {"DEVICE": "cpu"},
-            "DATASET": {"FOLDER": str(images_folder)},
-            "DATASETS": {"TRAIN": ["folder_train"]},
-            "DATALOADER": {"NUM_WORKERS": 0},
-            "VIEWS": {"SCALES": [64, 80], "MAX_SIZE": 96, "NUM": 1, "SEED": 11},
-            "TEACHER": {
-                "CONFIG": str(teacher_folder / "teacher.yaml"),
-                "WEIGHTS": str(teacher_folder / "teacher.pth"),
-                "BATCH": 2,
-            },
-            "CACHE": {"LOCATION": str(tmp_path / name), "PRESET": "exact", "SHARD_RECORDS": 3},
-            "OUTPUT_DIR": str(tmp_path / "output"),
-        }
-        for node, values in nodes.items():
-            content.setdefault(node, {}).update(values)
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return _write_config(tmp_path / name, images_folder, teacher_folder, nodes)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, images_folder: Path, teacher_folder: Path
+) -> Path:
+    """A cache of two views, dumped in one go by one process. Nobody may change it."""
+    store = tmp_path_factory.mktemp("reference") / "cache"
+    dump(_write_config(store, images_folder, teacher_folder, {"VIEWS": {"NUM": 2}}))
+    return store
+
+
+def _write_config(
+    store: Path, images_folder: Path, teacher_folder: Path, nodes: dict[str, dict[str, object]]
+) -> Path:
+    content: dict[str, dict[str, object]] = {
+        "MODEL": {"DEVICE": "cpu"},
+        "DATASET": {"FOLDER": str(images_folder)},
+        "DATASETS": {"TRAIN": ["folder_train"]},
+        "DATALOADER": {"NUM_WORKERS": 0},
+        "VIEWS": {"SCALES": [64, 80], "MAX_SIZE": 96, "NUM": 1, "SEED": 11},
+        "TEACHER": {
+            "CONFIG": str(teacher_folder / "teacher.yaml"),
+            "WEIGHTS": str(teacher_folder / "teacher.pth"),
+            "BATCH": 2,
+        },
+        "CACHE": {"LOCATION": str(store), "PRESET": "exact", "SHARD_RECORDS": 3},
+    }
+    for node, values in nodes.items():
+        content.setdefault(node, {}).update(values)
+    path = store.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump({"VERSION": 2, **content}))
+    return path

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from configs.loader import default_config
-from configs.schema import ViewsConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.loader import default_config
+from configs.schema import ViewsConfig
 from dataset.annotations import ImageTable
 from dataset.views import plan_view
 from stage1_dump.plan import PlanConfig, bucket_size, check_augmentations, make_plan

@@ -1,0 +1,132 @@
+"""The commands `plan` and `status`, and errors as users see them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stage1_dump.__main__ import main
+from tests.stage1_dump.conftest import IMAGES, Configure
+from tests.stage1_dump.helpers import store_bytes
+
+Capture = pytest.CaptureFixture[str]
+
+
+def plan_json(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    assert main(["plan", "--json", *arguments]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_the_plan_announces_what_a_dump_writes(
+    reference: Path, configure: Configure, capsys: Capture
+) -> None:
+    announced = plan_json(capsys, "--config-file", str(configure(VIEWS={"NUM": 2})))
+    written = store_bytes(reference)
+    sizes: dict[str, int] = {}
+    for key, content in written.items():
+        parts = key.split("/")
+        if parts[0] == "buckets" and "c" in parts:
+            sizes[parts[2]] = sizes.get(parts[2], 0) + len(content)
+    exact = announced["presets"]["exact"]
+    assert exact["field_bytes"] == sizes
+    assert exact["total_bytes"] == sum(sizes.values())
+    assert exact["objects"] == len(written)
+    assert announced["records"] == 2 * len(IMAGES) and announced["views"] == 2
+    assert announced["shards"] == len([key for key in written if key.startswith("commits/")])
+
+
+def test_planning_writes_nothing_and_needs_neither_weights_nor_images(
+    configure: Configure, images_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(images_folder, folder)
+    for path in (folder / "images").iterdir():
+        path.write_bytes(b"")
+    weights = str(tmp_path / "not_there.pth")
+    config = configure(DATASET={"FOLDER": str(folder)}, TEACHER={"WEIGHTS": weights})
+    before = sorted(tmp_path.rglob("*"))
+    assert plan_json(capsys, "--config-file", str(config))["records"] == len(IMAGES)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_preset_is_estimated_and_time_follows_the_rate(
+    configure: Configure, capsys: Capture
+) -> None:
+    announced = plan_json(capsys, "--rate", "5", "--config-file", str(configure()))
+    assert announced["seconds"] == len(IMAGES) / 5
+    assert {"exact", "balanced"} <= announced["presets"].keys()
+    total = {name: one["total_bytes"] for name, one in announced["presets"].items()}
+    assert 0 < total["balanced"] < total["exact"]
+    assert main(["plan", "--config-file", str(configure())]) == 0
+    assert "exact (CACHE.PRESET)" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_announced(
+    configure: Configure, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    announced = plan_json(capsys, "--config-file", str(configure()))
+    assert announced["free_bytes"] == 1000
+    assert "only 1.0 kB are free" in announced["warnings"][0]
+
+
+def test_the_number_of_images_can_be_limited_to_the_first_by_id(
+    configure: Configure, capsys: Capture
+) -> None:
+    config = configure()
+    announced = plan_json(capsys, "--config-file", str(config), "DATASET.MAX_IMAGES", "4")
+    assert announced["images"] == 4
+
+
+def test_status_counts_what_is_committed(reference: Path, tmp_path: Path, capsys: Capture) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(reference, store)
+    assert main(["status", "--json", str(store)]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["complete"] and whole["done_records"] == whole["records"] == 2 * len(IMAGES)
+    assert whole["rate"] > 0 and whole["active_ranks"] == 0
+    next(iter((store / "commits").rglob("00000.json"))).unlink()
+    assert main(["status", "--json", str(store)]) == 0
+    partly = json.loads(capsys.readouterr().out)
+    assert not partly["complete"]
+    assert partly["done_shards"] == whole["shards"] - 1
+    assert 0 < partly["done_records"] < partly["records"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ({"CACHE": {"LOCATION": ""}}, "CACHE.LOCATION is empty"),
+        ({"DATASETS": {"TRAIN": []}}, "exactly one dataset"),
+        ({"DATASETS": {"TRAIN": ["folder_val"]}}, "folder_val"),
+        ({"TEACHER": {"WEIGHTS": "nowhere.pth"}}, "weights not found: nowhere.pth"),
+        ({"INPUT": {"CROP": {"ENABLED": True}}}, "INPUT.CROP.ENABLED"),
+        ({"TEACHER": {"CONFIG": "nowhere.yaml"}}, "nowhere.yaml"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line_before_anything_is_written(
+    configure: Configure, capsys: Capture, nodes: dict[str, dict[str, object]], said: str
+) -> None:
+    config = configure(**nodes)
+    assert main(["run", "--config-file", str(config)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+    assert not config.with_suffix("").exists()
+
+
+def test_a_cache_that_is_not_there_is_an_error(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["status", str(tmp_path / "none")]) == 1
+    assert "no teacher cache here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["run"], ["plan", "--rate", "0", "--config-file", "x"], ["status"]]
+)
+def test_wrong_use_has_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2

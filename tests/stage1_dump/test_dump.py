@@ -1,0 +1,229 @@
+"""A dump from end to end, and the promise that its bytes do not depend on how it was run."""
+
+import os
+import shutil
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.loader import load_config
+from detectors import load_model
+from stage1_dump.__main__ import main
+from stage1_dump.prepare import prepare
+from stage1_dump.teacher import Teacher
+from storage import CacheReader, IdentityError
+from tests.stage1_dump.conftest import IMAGES, Configure
+from tests.stage1_dump.helpers import dump, start_rank, store_bytes
+
+TWO_VIEWS = {"NUM": 2}
+
+
+def test_every_planned_record_is_there_also_of_images_without_objects(reference: Path) -> None:
+    reader = CacheReader(reference)
+    assert reader.missing() == []
+    assert len(reader) == 2 * len(IMAGES)
+    for image_id, *_ in IMAGES:
+        for view in (0, 1):
+            assert np.isfinite(reader.read(reader.record_number(image_id, view))["features"]).all()
+
+
+def test_an_exact_record_is_the_live_teacher_bit_for_bit(
+    reference: Path, configure: Configure
+) -> None:
+    prepared = prepare(load_config(str(configure(VIEWS=TWO_VIEWS))))
+    model = load_model(prepared.teacher_cfg)
+    reader = CacheReader(reference)
+    index, shard_records = reader.index, reader.manifest.shard_records
+    compared = 0
+    for bucket in range(len(index.bucket_names)):
+        records = np.flatnonzero(index.bucket == bucket)
+        for number in np.unique(index.slot[records] // shard_records):
+            shard = records[index.slot[records] // shard_records == number]
+            for start_at in range(0, len(shard), 2):  # TEACHER.BATCH
+                batch = shard[start_at : start_at + 2].tolist()
+                compared += _compare_with_stock(batch, reader, model, prepared)
+    assert compared == len(reader)
+
+
+def _compare_with_stock(batch, reader, model, prepared) -> int:  # type: ignore[no-untyped-def]
+    """Compare records with detectron2's own forward of the same images."""
+    from dataset.views import render
+    from detectors import to_model_image
+    from stage1_dump.images import _view_of
+
+    inputs = []
+    for record in batch:
+        row = int(np.searchsorted(prepared.images.ids, reader.index.image_id[record]))
+        path = Path(prepared.image_root) / prepared.images.file_names[row]
+        size = (int(prepared.images.heights[row]), int(prepared.images.widths[row]))
+        rendered = render(path, _view_of(reader.index, record), expected_size=size)
+        assert reader.read(record)["pixels_crc32c"] == rendered.crc32c
+        inputs.append({"image": to_model_image(rendered.pixels, prepared.teacher_cfg)})
+    with torch.no_grad():
+        images = model.preprocess_image(inputs)
+        pyramid = model.backbone(images.tensor)
+        features = torch.cat([pyramid[n].flatten(2) for n in model.head_in_features], dim=2)
+        found = [output["instances"] for output in model(inputs)]
+    for position, record in enumerate(batch):
+        stored = reader.read(record)
+        assert np.array_equal(stored["features"], features[position].numpy())
+        final, rows = found[position], stored["detections"]
+        assert np.array_equal(rows[: len(final), :4], final.pred_boxes.tensor.numpy())
+        assert np.array_equal(rows[: len(final), 4], final.scores.numpy())
+        assert np.array_equal(rows[: len(final), 5], final.pred_classes.numpy())
+        assert (rows[len(final) :, 4:] == -1).all() and (rows[len(final) :, :4] == 0).all()
+        assert len(final) > 0 and (np.diff(rows[: len(final), 4]) <= 0).all()
+    return len(batch)
+
+
+def test_logits_and_deltas_are_those_before_the_sigmoid(
+    reference: Path, configure: Configure
+) -> None:
+    prepared = prepare(load_config(str(configure(VIEWS=TWO_VIEWS))))
+    model = load_model(prepared.teacher_cfg)
+    reader = CacheReader(reference)
+    stored = reader.read(0)
+    geometry = reader.geometry_of(0)
+    with torch.no_grad():
+        offsets = geometry.level_offsets
+        levels = [
+            torch.from_numpy(stored["features"][:, a:b].copy()).view(1, geometry.channels, h, w)
+            for (a, b), (h, w) in zip(pairwise(offsets), geometry.level_sizes, strict=True)
+        ]
+        logits, deltas = model.head(levels)
+    expected = [_anchor_major(level, 3) for level in logits]
+    assert np.allclose(stored["logits"], torch.cat(expected).numpy(), atol=1e-5)
+    assert stored["logits"].max() < 0
+    expected = [_anchor_major(level, 4) for level in deltas]
+    assert np.allclose(stored["deltas"], torch.cat(expected).numpy(), atol=1e-5)
+
+
+def _anchor_major(level: torch.Tensor, width: int) -> torch.Tensor:
+    """(1, A * width, H, W) to (H * W * A, width)."""
+    _, _, height, across = level.shape
+    return level.view(-1, width, height, across).permute(2, 3, 0, 1).reshape(-1, width)
+
+
+def test_the_number_of_image_workers_changes_no_byte(reference: Path, configure: Configure) -> None:
+    config = configure(VIEWS=TWO_VIEWS, DATALOADER={"NUM_WORKERS": 2})
+    dump(config)
+    assert store_bytes(config.with_suffix("")) == store_bytes(reference)
+
+
+def test_growing_by_a_view_equals_dumping_all_at_once(
+    reference: Path, configure: Configure
+) -> None:
+    dump(configure())
+    config = configure(VIEWS=TWO_VIEWS)
+    assert dump(config).records == len(IMAGES)
+    assert store_bytes(config.with_suffix("")) == store_bytes(reference)
+
+
+def test_a_finished_dump_has_nothing_left_to_do(configure: Configure) -> None:
+    config = configure()
+    dump(config)
+    before = store_bytes(config.with_suffix(""))
+    report = dump(config)
+    assert (report.shards, report.records) == (0, 0)
+    assert store_bytes(config.with_suffix("")) == before
+
+
+def test_a_killed_dump_resumes_to_the_same_bytes(
+    reference: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The killed process leaves claims behind; the test need not wait long until they run out.
+    monkeypatch.setattr("stage1_dump.ranks.LEASE_SEC", 3.0)
+    config = configure(VIEWS=TWO_VIEWS)
+    child = start_rank(config)
+    deadline = time.monotonic() + 60
+    while not _commits(config.with_suffix("")):
+        assert child.is_alive() and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+    left = len(_commits(reference)) - len(_commits(config.with_suffix("")))
+    assert 0 < left < len(_commits(reference))
+    assert dump(config).shards == left
+    assert store_bytes(config.with_suffix("")) == store_bytes(reference)
+
+
+def _commits(store: Path) -> list[Path]:
+    return list((store / "commits").rglob("*.json"))
+
+
+def test_two_ranks_give_the_bytes_of_one(reference: Path, configure: Configure) -> None:
+    config = configure(VIEWS=TWO_VIEWS)
+    ranks = [start_rank(config, rank, world_size=2) for rank in range(2)]
+    for rank in ranks:
+        rank.join(timeout=90)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert store_bytes(config.with_suffix("")) == store_bytes(reference)
+
+
+def test_another_teacher_is_refused_on_resume(configure: Configure, teacher_folder: Path) -> None:
+    dump(configure())
+    config = configure(TEACHER={"WEIGHTS": str(teacher_folder / "other.pth")})
+    with pytest.raises(IdentityError, match=r"teacher\.tensors"):
+        dump(config)
+
+
+def test_an_unreadable_image_stops_its_shard_alone(
+    configure: Configure, images_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(images_folder, folder)
+    broken = folder / "images" / "0012.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    Image.new("RGB", (10, 10)).save(folder / "images" / "0005.png")
+    config = configure(DATASET={"FOLDER": str(folder)})
+    assert main(["run", "--config-file", str(config)]) == 1
+    said = capsys.readouterr()
+    assert str(broken) in said.out and "image 12" in said.out
+    assert "expected 64x96" in said.out
+    reader = CacheReader(config.with_suffix(""))
+    missing = {
+        int(image_id)
+        for shard in reader.missing()
+        for image_id in _images_of(reader, shard.bucket, shard.number)
+    }
+    assert {5, 12} <= missing < {image_id for image_id, *_ in IMAGES}
+
+    shutil.copytree(images_folder, folder, dirs_exist_ok=True)
+    assert main(["run", "--config-file", str(config)]) == 0
+    dump(configure("whole"))
+    assert store_bytes(config.with_suffix("")) == store_bytes(tmp_path / "whole")
+
+
+def _images_of(reader: CacheReader, bucket: str, number: int) -> np.ndarray:
+    index = reader.index
+    in_bucket = index.bucket == index.bucket_names.index(bucket)
+    return index.image_id[in_bucket & (index.slot // reader.manifest.shard_records == number)]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_recorded_and_close(
+    reference: Path, configure: Configure, precision: str
+) -> None:
+    config = configure(VIEWS=TWO_VIEWS, TEACHER={"PRECISION": precision})
+    dump(config)
+    half, full = CacheReader(config.with_suffix("")), CacheReader(reference)
+    assert half.manifest.numerics["precision"] == precision
+    difference = np.abs(half.read(3)["features"] - full.read(3)["features"])
+    assert 0 < difference.max() < 0.1 * np.abs(full.read(3)["features"]).max()
+
+
+def test_running_out_of_gpu_memory_names_the_setting(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Teacher, "run", run_out)
+    assert main(["run", "--config-file", str(configure())]) == 1
+    assert "lower TEACHER.BATCH" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""Which rank a process is, and how ranks share shards."""
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from stage1_dump import ranks
+from stage1_dump.ranks import Claims, Rank, current_rank, pick_device, rotated
+from storage import ShardId
+
+SHARDS = [ShardId("0064x0096", number) for number in range(6)]
+
+
+def test_a_process_without_a_launcher_is_the_only_rank() -> None:
+    assert current_rank({}) == Rank(number=0, world_size=1, local=0)
+    assert current_rank({"SLURM_NTASKS": "4"}) == Rank()
+
+
+def test_torchrun_and_slurm_say_which_rank_this_is() -> None:
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    slurm = {"SLURM_PROCID": "6", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2"}
+    assert current_rank(torchrun) == Rank(number=5, world_size=8, local=1)
+    assert current_rank(slurm) == Rank(number=6, world_size=8, local=2)
+    assert current_rank(slurm | torchrun) == Rank(number=5, world_size=8, local=1)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"SLURM_PROCID": "x", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"},
+    ],
+)
+def test_a_broken_launcher_environment_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="launcher's environment"):
+        current_rank(environment)
+
+
+def test_ranks_start_at_different_shards_and_reach_all() -> None:
+    orders = [rotated(SHARDS, Rank(number=number, world_size=3)) for number in range(3)]
+    assert len({order[0] for order in orders}) == 3
+    assert all(sorted(order) == SHARDS for order in orders)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"cuda:2, but PyTorch sees 2 GPUs"):
+        pick_device("cuda", Rank(number=2, world_size=4, local=2))
+    assert pick_device("cpu", Rank(number=2, world_size=4, local=2)) == torch.device("cpu")
+
+
+@dataclass
+class FakeLocation:
+    committed: set[str] = field(default_factory=set)
+
+    def get(self, key: str) -> bytes | None:
+        return b"{}" if key in self.committed else None
+
+
+@dataclass
+class FakeWriter:
+    """Counts claims; nobody else is there."""
+
+    location: FakeLocation = field(default_factory=FakeLocation)
+    claims: list[ShardId] = field(default_factory=list)
+    released: list[ShardId] = field(default_factory=list)
+
+    def claim(self, shard: ShardId, owner: str, seconds: float) -> bool:
+        self.claims.append(shard)
+        return True
+
+    def release(self, shard: ShardId) -> None:
+        self.released.append(shard)
+
+
+def test_a_claim_is_kept_alive_until_it_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "LEASE_SEC", 0.03)
+    writer = FakeWriter()
+    with Claims(writer, "me") as claims:  # type: ignore[arg-type]
+        assert claims.take(SHARDS[0])
+        deadline = time.monotonic() + 10
+        while len(writer.claims) < 4 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        claims.drop(SHARDS[0])
+        renewed = len(writer.claims)
+        time.sleep(0.05)
+    assert renewed >= 4
+    assert len(writer.claims) == renewed
+
+
+def test_an_interrupted_rank_gives_its_claims_back() -> None:
+    writer = FakeWriter()
+    with pytest.raises(KeyboardInterrupt), Claims(writer, "me") as claims:  # type: ignore[arg-type]
+        claims.take(SHARDS[1])
+        raise KeyboardInterrupt
+    assert writer.released == [SHARDS[1]]
+
+
+def test_a_shard_that_was_finished_meanwhile_is_not_taken() -> None:
+    writer = FakeWriter(FakeLocation({"commits/0064x0096/00002.json"}))
+    with Claims(writer, "me") as claims:  # type: ignore[arg-type]
+        assert not claims.take(SHARDS[2])
+        assert writer.released == [SHARDS[2]]
+        assert claims.take(SHARDS[3])
