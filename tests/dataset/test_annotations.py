@@ -12,7 +12,9 @@ from dataset.annotations import (
     dataset_fingerprint,
     image_path,
     load_images,
+    require_images,
 )
+from tests.dataset.conftest import write_images
 
 Writer = Callable[[Any], Path]
 
@@ -126,6 +128,23 @@ def test_file_names_that_leave_the_root_are_refused(tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", ["a.png", "sub/a.png", "..a.png", "a..b/c", "./a.png"])
 def test_file_names_under_the_root_are_joined(tmp_path: Path, name: str) -> None:
     assert image_path(tmp_path, name) == f"{tmp_path}/{name}"
+
+
+def test_missing_images_are_counted_and_named(
+    tmp_path: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    table = load_images(write_json(document))
+    root = tmp_path / "images"
+    write_images(root, document)
+    require_images(table, root)
+    (root / "b.png").unlink()
+    (root / "sub" / "c.png").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"2 of 3 images are missing, the first is 'b\.png'"
+    ):
+        require_images(table, root)
+    with pytest.raises(FileNotFoundError, match="3 of 3 images are missing"):
+        require_images(table, tmp_path / "gone")
 
 
 def test_fingerprint_is_the_documented_one(write_json: Writer, document: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dataset.__main__ import main
 from dataset.download import ARCHIVES, Archive, download_coco
 from dataset.fetch import RemoteFile, check_url, fetch
 from dataset.progress import format_bytes
@@ -355,6 +356,22 @@ def test_what_is_there_is_not_fetched_again(
     get(tmp_path, server, archives)
     assert server.requests == []
     assert capsys.readouterr().err.count("already there") == 2
+
+
+def test_the_command_fetches_from_a_mirror(
+    server: Server,
+    archives: dict[str, Archive],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, archive in archives.items():
+        monkeypatch.setitem(ARCHIVES, name, archive)
+    arguments = ["coco", "--output", str(tmp_path), "--mirror", server.url]
+    arguments += ["--split", "val2017", "annotations"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.endswith(f"set DETECTRON2_DATASETS={tmp_path}\n")
+    assert unpacked(tmp_path / "coco") == IMAGES | NOTES
 
 
 def test_one_split_can_be_had_alone(
