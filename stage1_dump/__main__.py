@@ -6,13 +6,9 @@ import argparse
 import logging
 import signal
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-from storage import CacheError
-
-from .errors import DumpError
+from detectors.command import add_config_arguments, run_command
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -35,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     from configs.loader import load_config
 
     from .dump import run as run_dump
+    from .launch import run_ranks
 
+    if args.num_gpus > 1:
+        return run_ranks(args.num_gpus, ["--config-file", args.config_file, *args.opts])
     # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -65,12 +64,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
     planning.set_defaults(function=plan)
     running = commands.add_parser("run", help="start or resume a dump; also under torchrun or srun")
+    running.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="ranks on this machine, one for each GPU or CPU core",
+    )
     running.set_defaults(function=run)
-    for command in (planning, running):
-        command.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
-        command.add_argument(
-            "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys"
-        )
+    add_config_arguments(planning)
+    add_config_arguments(running)
     asking = commands.add_parser("status", help="done, missing and rate of a cache")
     asking.add_argument("--json", action="store_true", help="print the numbers as JSON")
     asking.add_argument("cache", help="folder or URL of the cache")
@@ -81,18 +83,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit code is 0 on success and 1 on failure."""
     args = parse(argv)
-    # detectron2's own, at import and at its first anchors; nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".*(torch.jit.script|torch.meshgrid)")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("stage1_dump").setLevel(logging.INFO)
-    command: Callable[[argparse.Namespace], int] = args.function
-    try:
-        return command(args)
-    except (CacheError, DumpError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-    return 1
+    return run_command(lambda: args.function(args))
 
 
 def _positive(text: str) -> float:

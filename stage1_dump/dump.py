@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 
+import torch
 from detectron2.config import CfgNode
 
 from detectors import load_model, teacher_fingerprint
@@ -27,7 +28,7 @@ from storage import CacheWriter, ClaimLostError, ShardId
 from .arrays import ShardArrays
 from .errors import DumpError
 from .images import Failure, ImageBatch, RecordImages, make_loader
-from .numerics import set_numerics
+from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
 from .progress import DumpProgress
 from .ranks import Claims, Rank, current_rank, pick_device, rotated
@@ -79,22 +80,27 @@ def run(cfg: CfgNode) -> DumpReport:
     rank = current_rank(os.environ)
     device = pick_device(cfg.MODEL.DEVICE, rank)
     prepared = prepare(cfg)
-    numerics = set_numerics(prepared.settings.teacher, device)
-    prepared.teacher_cfg.MODEL.DEVICE = str(device)
-    model = load_model(prepared.teacher_cfg)
-    teacher = Teacher(
-        model=model,
-        cfg=prepared.teacher_cfg,
+    with fixed_numerics(prepared.settings.teacher, device) as numerics:
+        teacher = _load_teacher(prepared, device)
+        fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
+        manifest = prepared.manifest(teacher=fingerprint, numerics=numerics)
+        writer = CacheWriter(prepared.settings.cache.location, manifest, prepared.index)
+        log = RunLog(writer, rank)
+        log.note_config(cfg.dump())
+        with Claims(writer, rank.owner) as claims:
+            job = DumpJob(prepared, teacher, writer, claims, rank, log, cfg.DATALOADER.NUM_WORKERS)
+            return job.run()
+
+
+def _load_teacher(prepared: Prepared, device: torch.device) -> Teacher:
+    cfg = prepared.teacher_cfg
+    cfg.MODEL.DEVICE = str(device)
+    return Teacher(
+        model=load_model(cfg),
+        cfg=cfg,
         precision=prepared.settings.teacher.precision,
         preset=prepared.preset,
     )
-    manifest = prepared.manifest(
-        teacher=teacher_fingerprint(model, prepared.teacher_cfg), numerics=numerics
-    )
-    writer = CacheWriter(prepared.settings.cache.location, manifest, prepared.index)
-    with Claims(writer, rank.owner) as claims:
-        job = DumpJob(prepared, teacher, writer, claims, rank, cfg.DATALOADER.NUM_WORKERS)
-        return job.run()
 
 
 class ClaimedBatches:
@@ -134,6 +140,7 @@ class DumpJob:
         writer: CacheWriter,
         claims: Claims,
         rank: Rank,
+        log: RunLog,
         num_workers: int,
     ) -> None:
         """Args: what to dump, with what, to where, as which rank, with how many image workers."""
@@ -154,7 +161,7 @@ class DumpJob:
         self._failed: set[ShardId] = set()
         self._shards = self._records = 0
         self._writing: Future[None] | None = None
-        self._log = RunLog(writer, rank)
+        self._log = log
 
     def run(self) -> DumpReport:
         """Take free shards until every shard is committed or has failed here."""
@@ -171,6 +178,7 @@ class DumpJob:
             with ThreadPoolExecutor(1, thread_name_prefix="write") as self._executor:
                 while missing:
                     if not self._pass(missing):
+                        logger.info("waiting for %d shards of other ranks", len(missing))
                         time.sleep(POLL_SEC)
                     missing = [s for s in self._writer.missing() if s not in self._failed]
         finally:

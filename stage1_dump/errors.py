@@ -1,7 +1,7 @@
-"""The error that the command line turns into one line, beside those for wrong input."""
+"""The error of a dump that runs out of means."""
 
 from __future__ import annotations
 
 
-class DumpError(RuntimeError):
-    """The dump cannot go on; the message says what happened and what to do."""
+class DumpError(OSError):
+    """This machine cannot go on with the dump; the message says what to change."""

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from dataset.progress import format_bytes
-from detectors import config_fingerprint, load_model, teacher_fingerprint
-from storage import Geometry, Index, Preset, preset_names
+from detectors import load_model, teacher_fingerprint
+from storage import Geometry, Index, Preset, plan_to_json, preset_names
 from storage.layout import seal
-from storage.plan import plan_to_json
 from storage.schema import Field, common_fields
 
 from .prepare import Prepared, preset_of
@@ -134,17 +133,18 @@ def estimate(prepared: Prepared, *, rate: float | None = None) -> Estimate:
 def plan_text(prepared: Prepared) -> str:
     """The plan as JSON for `python -m storage verify --expect`.
 
-    The teacher's weights are digested if they are there. What only the dump itself can know, the
-    numerics of its machine, is left empty.
+    It states what the config decides. Left out is what only a dump knows: the numerics of its
+    machine, and the digest of the teacher where its weights are not at hand.
     """
     cfg = prepared.teacher_cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
-    if os.path.exists(cfg.MODEL.WEIGHTS):
-        teacher = teacher_fingerprint(load_model(cfg), cfg)
-    else:
-        teacher = {"config": config_fingerprint(cfg)}
-    manifest = prepared.manifest(teacher=teacher, numerics={})
-    return json.dumps(plan_to_json(manifest, prepared.index), indent=1) + "\n"
+    has_weights = os.path.exists(cfg.MODEL.WEIGHTS)
+    teacher = teacher_fingerprint(load_model(cfg), cfg) if has_weights else {}
+    plan = plan_to_json(prepared.manifest(teacher=teacher, numerics={}), prepared.index)
+    unknown = ["numerics"] if has_weights else ["numerics", "teacher"]
+    stated = {name: value for name, value in plan["identity"].items() if name not in unknown}
+    # The id covers the whole identity, so it is not known either.
+    return json.dumps({**plan, "identity": stated, "cache_id": ""}, indent=1) + "\n"
 
 
 def _estimate_preset(prepared: Prepared, name: str, shards: np.ndarray) -> PresetEstimate:

@@ -7,7 +7,8 @@ byte however many ranks and interruptions it took, on one kind of machine with o
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,9 +20,8 @@ from configs.schema import TeacherConfig
 # different core counts would differ; several ranks use several cores just as well.
 INTRA_OP_THREADS = 1
 
-# (module, names of the packages that may bring it); the first that is installed is recorded.
+# Library: names of the packages that may bring it; the first that is installed is recorded.
 _LIBRARIES = {
-    "torch": ("torch",),
     "torchvision": ("torchvision",),
     "detectron2": ("detectron2", "sal-detectron2"),
     "pillow": ("pillow",),
@@ -30,8 +30,9 @@ _LIBRARIES = {
 _AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def set_numerics(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:
-    """Set this process up for reproducible teacher outputs, and say how.
+@contextmanager
+def fixed_numerics(teacher: TeacherConfig, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Set this process up for reproducible teacher outputs, and say how; undone at the end.
 
     TF32 is off, because float32 would not mean float32; cuDNN takes its default algorithms, because
     timing them anew in each process could choose others.
@@ -40,14 +41,22 @@ def set_numerics(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]
         teacher: precision and batch size.
         device: where the teacher runs.
 
-    Returns:
+    Yields:
         The section `numerics` of the manifest, JSON.
     """
-    torch.set_num_threads(INTRA_OP_THREADS)
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    cudnn = torch.backends.cudnn
+    before = (torch.get_num_threads(), torch.get_float32_matmul_precision())
+    try:
+        torch.set_num_threads(INTRA_OP_THREADS)
+        torch.set_float32_matmul_precision("highest")
+        with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield _describe(teacher, device)
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+
+
+def _describe(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:
     return {
         "precision": teacher.precision,
         "batch": teacher.batch,
@@ -59,7 +68,11 @@ def set_numerics(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]
             "version": torch.backends.cudnn.version() if device.type == "cuda" else None,
         },
         "device": device_kind(device),
-        "libraries": {name: _version(packages) for name, packages in _LIBRARIES.items()},
+        "libraries": {
+            # With its build, such as +cu130: other builds bring other kernels.
+            "torch": str(torch.__version__),
+            **{name: _version(packages) for name, packages in _LIBRARIES.items()},
+        },
     }
 
 

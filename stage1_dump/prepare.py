@@ -14,9 +14,10 @@ from detectron2.config import CfgNode
 from configs.loader import settings, teacher_config
 from configs.schema import CacheConfig, Settings
 from dataset.annotations import ImageTable, dataset_fingerprint, load_images
-from dataset.registry import locate, register_folder
+from dataset.registry import locate
 from dataset.views import augmentation_fingerprint
 from detectors import family_of
+from detectors.command import register_data
 from storage import Geometry, Index, Manifest, Preset, get_preset
 
 from .plan import PlanConfig, bucket_size, check_augmentations, make_plan
@@ -55,7 +56,7 @@ class Prepared:
 
         Args:
             teacher: `detectors.teacher_fingerprint` of the loaded teacher.
-            numerics: what `numerics.set_numerics` returned.
+            numerics: what `numerics.fixed_numerics` gave.
             preset: another codec than that of the config.
         """
         return Manifest.create(
@@ -116,8 +117,7 @@ def preset_of(config: CacheConfig, name: str = "") -> Preset:
 
 def _locate(cfg: CfgNode) -> tuple[str, str]:
     """Annotation file and image root of the one training dataset."""
-    if cfg.DATASET.FOLDER:
-        register_folder(cfg.DATASET.FOLDER)
+    register_data(cfg)
     names = cfg.DATASETS.TRAIN
     # Image ids, and with them seeds and records, are unique within one annotation file only.
     if len(names) != 1:

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import torch
 
-from storage import CacheWriter, ShardId
+from storage import CacheError, CacheWriter, ShardId
 from storage.layout import commit_key
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,11 @@ class Claims:
         self._stop.set()
         self._keeper.join()
         for shard in list(self._held):
-            self.drop(shard)
+            try:
+                self.drop(shard)
+            except (CacheError, OSError) as problem:
+                # Nothing is lost: the claim runs out. The error on the way out matters more.
+                logger.warning("could not give shard %s back: %s", shard, problem)
 
     def take(self, shard: ShardId) -> bool:
         """Claim a shard that is still to be done; False if another rank holds or finished it."""
@@ -158,6 +162,6 @@ class Claims:
     def _renew(self, shard: ShardId) -> None:
         try:
             self._writer.claim(shard, self._owner, LEASE_SEC)
-        except Exception as error:
+        except (CacheError, OSError) as error:
             # A store that cannot be reached fails the write as well, and says so there.
             logger.warning("could not renew the claim on shard %s: %s", shard, error)

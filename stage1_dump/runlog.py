@@ -5,21 +5,20 @@ They hold what commits must not: times, hosts, rates. `status` reads them.
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from storage import CacheError, CacheWriter
-from storage.layout import LOG
-from storage.location import Location
+from storage import CacheError, CacheWriter, read_logs
 
 from .ranks import Rank
 
 logger = logging.getLogger(__name__)
 
 _PREFIX = "dump-"
+_CONFIG = "config"
 _WRITE_EVERY_SEC = 15.0
 
 
@@ -61,6 +60,10 @@ class RunLog:
         self._last_write = 0.0
         self._name = f"{_PREFIX}{int(self._started * 1000)}-rank{rank.number}"
 
+    def note_config(self, text: str) -> None:
+        """Leave the resolved config beside the cache that it describes."""
+        self._write(_CONFIG, {"yaml": text})
+
     def update(self, shards: int, records: int, *, ended: bool = False) -> None:
         """Note what is committed, unless the last note is recent."""
         now = time.time()
@@ -77,20 +80,22 @@ class RunLog:
             records=records,
             ended=ended,
         )
+        self._write(self._name, asdict(note))
+
+    def _write(self, name: str, entry: dict[str, Any]) -> None:
         try:
-            self._writer.write_log(self._name, asdict(note))
+            self._writer.write_log(name, entry)
         except (CacheError, OSError) as error:
             logger.warning("could not write the log: %s", error)
 
 
-def read_notes(location: Location) -> list[RankNote]:
+def read_notes(location: str) -> list[RankNote]:
     """Read the notes of all ranks that ever worked on a store, the oldest first."""
-    keys = [key for key in location.sizes(LOG) if key.startswith(f"{LOG}/{_PREFIX}")]
     notes = []
-    for key in keys:
-        try:
-            notes.append(RankNote(**json.loads(location.get(key) or b"")))
-        except (ValueError, TypeError):
-            # Cut short by a crash, or of another version: a lost rate, no lost record.
-            logger.warning("%s/%s is not readable", location, key)
+    for name, entry in read_logs(location).items():
+        if name.startswith(_PREFIX):
+            try:
+                notes.append(RankNote(**entry))
+            except TypeError:
+                logger.warning("%s: the note %s is of another version", location, name)
     return sorted(notes, key=lambda note: note.started)

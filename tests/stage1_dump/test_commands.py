@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stage1_dump.__main__ import main
+from stage1_dump.ranks import Rank, current_rank
+from storage import verify
 from tests.stage1_dump.conftest import IMAGES, Configure
 from tests.stage1_dump.helpers import store_bytes
 
@@ -130,3 +133,57 @@ def test_wrong_use_has_exit_code_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
+
+
+def test_the_written_plan_is_what_verify_expects(
+    reference: Path, configure: Configure, tmp_path: Path
+) -> None:
+    output = tmp_path / "plan.json"
+    config = str(configure(VIEWS={"NUM": 2}))
+    assert main(["plan", "--output", str(output), "--config-file", config]) == 0
+    plan = json.loads(output.read_text())
+    report = verify(reference, expect=plan)
+    # The plan leaves the numerics open: no config says which machine dumps.
+    assert {problem.where for problem in report.problems} <= {"numerics"}
+    plan["shards"][0]["sha256"] = "0" * 64
+    where = {problem.where for problem in verify(reference, expect=plan).problems}
+    assert any(plan["shards"][0]["bucket"] in place for place in where)
+
+
+def test_a_plan_without_weights_leaves_the_teacher_open(
+    configure: Configure, tmp_path: Path
+) -> None:
+    output = tmp_path / "plan.json"
+    config = str(configure(TEACHER={"WEIGHTS": "nowhere.pth"}))
+    assert main(["plan", "--output", str(output), "--config-file", config]) == 0
+    identity = json.loads(output.read_text())["identity"]
+    assert not {"teacher", "numerics"} & identity.keys()
+    assert {"dataset", "augmentation", "codec", "shard_records"} <= identity.keys()
+
+
+def test_num_gpus_starts_as_many_ranks(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    class Process:
+        """A rank that fails if it is the second one."""
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            started.append((command, env))
+            self.code = int(env["RANK"])
+
+        def wait(self) -> int:
+            return self.code
+
+        def terminate(self) -> None:
+            pass
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    arguments = ["--config-file", "c.yaml", "TEACHER.BATCH", "4"]
+    assert main(["run", "--num-gpus", "2", *arguments]) == 1
+    assert [command[-4:] for command, _ in started] == [arguments, arguments]
+    ranks = [current_rank(env) for _, env in started]
+    assert ranks == [Rank(number=n, world_size=2, local=n) for n in range(2)]
+    monkeypatch.setenv("RANK", "0")
+    assert main(["run", "--num-gpus", "2", *arguments]) == 1
+    assert "already a rank" in capsys.readouterr().err

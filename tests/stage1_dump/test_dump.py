@@ -15,9 +15,10 @@ from PIL import Image
 from configs.loader import load_config
 from detectors import load_model
 from stage1_dump.__main__ import main
+from stage1_dump.images import RecordImages
 from stage1_dump.prepare import prepare
 from stage1_dump.teacher import Teacher
-from storage import CacheReader, IdentityError
+from storage import CacheReader, CacheWriter, IdentityError, StoreFullError, verify
 from tests.stage1_dump.conftest import IMAGES, Configure
 from tests.stage1_dump.helpers import dump, start_rank, store_bytes
 
@@ -31,6 +32,12 @@ def test_every_planned_record_is_there_also_of_images_without_objects(reference:
     for image_id, *_ in IMAGES:
         for view in (0, 1):
             assert np.isfinite(reader.read(reader.record_number(image_id, view))["features"]).all()
+
+
+def test_a_dump_passes_the_deepest_check(reference: Path) -> None:
+    report = verify(reference, level="deep")
+    assert report.problems == ()
+    assert report.committed == report.shards
 
 
 def test_an_exact_record_is_the_live_teacher_bit_for_bit(
@@ -166,11 +173,28 @@ def test_two_ranks_give_the_bytes_of_one(reference: Path, configure: Configure) 
     assert store_bytes(config.with_suffix("")) == store_bytes(reference)
 
 
-def test_another_teacher_is_refused_on_resume(configure: Configure, teacher_folder: Path) -> None:
-    dump(configure())
-    config = configure(TEACHER={"WEIGHTS": str(teacher_folder / "other.pth")})
-    with pytest.raises(IdentityError, match=r"teacher\.tensors"):
-        dump(config)
+@pytest.mark.parametrize(
+    ("nodes", "field"),
+    [
+        ({"TEACHER": {"WEIGHTS": "other.pth"}}, "teacher.tensors: stored"),
+        ({"TEACHER": {"BATCH": 3}}, "numerics.batch: stored 2, wanted 3"),
+        ({"VIEWS": {"SEED": 12}}, "augmentation.seed: stored 11, wanted 12"),
+        ({"DATASET": {"MAX_IMAGES": 9}}, "dataset.images: stored 10, wanted 9"),
+        ({"CACHE": {"PRESET": "balanced"}}, "codec.preset"),
+    ],
+)
+def test_another_cache_is_refused_on_resume_by_its_fields(
+    configure: Configure,
+    teacher_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: dict[str, dict[str, object]],
+    field: str,
+) -> None:
+    monkeypatch.chdir(teacher_folder)
+    dump(configure(DATASET={"MAX_IMAGES": 10}))
+    with pytest.raises(IdentityError) as refused:
+        dump(configure(**nodes))
+    assert field in str(refused.value)
 
 
 def test_an_unreadable_image_stops_its_shard_alone(
@@ -227,3 +251,25 @@ def test_running_out_of_gpu_memory_names_the_setting(
     monkeypatch.setattr(Teacher, "run", run_out)
     assert main(["run", "--config-file", str(configure())]) == 1
     assert "lower TEACHER.BATCH" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_the_dump_and_gives_its_claims_back(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreFullError("no space left")
+
+    monkeypatch.setattr(CacheWriter, "write", fail)
+    config = configure()
+    assert main(["run", "--config-file", str(config)]) == 1
+    assert capsys.readouterr().err.strip().endswith("error: no space left")
+    assert not list((config.with_suffix("") / "claims").rglob("*.json"))
+
+
+def test_an_image_worker_that_dies_is_named_with_the_remedy(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RecordImages, "__getitem__", lambda self, record: os._exit(9))
+    config = configure(DATALOADER={"NUM_WORKERS": 1})
+    assert main(["run", "--config-file", str(config)]) == 1
+    assert "lower DATALOADER.NUM_WORKERS" in capsys.readouterr().err
