@@ -69,7 +69,7 @@ def settings(cfg: CfgNode) -> Settings:
     Raises:
         ValueError: a value is outside its limits, or the config lacks one of our nodes.
     """
-    nodes = {}
+    nodes: dict[str, Any] = {}
     for schema in NODES:
         if schema.node not in cfg:
             raise ValueError(f"the config has no node {schema.node}: use configs.loader")
