@@ -91,7 +91,10 @@ def load_model(cfg: CfgNode) -> nn.Module:
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty; expected the path of a trained checkpoint")
     path = weights_path(cfg.MODEL.WEIGHTS)
-    model = build_model(cfg)
+    # Initial weights are drawn only to be overwritten: a student that is built next must start
+    # from the same weights with and without a teacher beside it.
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(cfg)
     try:
         SafeCheckpointer(model, strict=True).load(path)
     except ValueError as error:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from storage import CacheError
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -43,13 +45,20 @@ def run_command(command: Callable[[], int]) -> int:
     """Turn the errors a user can mend into one line and an exit code."""
     try:
         return command()
-    except (ValueError, OSError, FloatingPointError) as error:
-        # OSError puts its number in front of its text; the text alone is for people.
-        print(f"error: {error}", file=sys.stderr)
+    except (CacheError, ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error; of one from a data-loading worker, without its traceback."""
+    text = str(error).rstrip()
+    if "Original Traceback" not in text:
+        return text
+    return text.splitlines()[-1].partition(": ")[2]
 
 
 def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
-
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
@@ -14,13 +12,13 @@ from detectron2.utils import comm
 from torch import nn
 
 
-def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, Any]]:
+def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float]]:
     """Evaluate on every dataset of `DATASETS.TEST`.
 
     Returns:
         `{dataset: {"AP": ..., "AP50": ..., ...}}`, in percent; empty on ranks other than the main.
     """
-    results: OrderedDict[str, dict[str, Any]] = OrderedDict()
+    results: OrderedDict[str, dict[str, float]] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name)
         was_training = model.training
@@ -28,16 +26,14 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, Any]]
         model.train(was_training)
         if comm.is_main_process():
             print_csv_format(found)
-            results[name] = _as_json(found["bbox"])
+            results[name] = _numbers(found["bbox"])
     return results
 
 
-def _as_json(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Replace NaN, which JSON lacks: no prediction at all is an AP of 0, no such object is None."""
-    return {
-        name: (0.0 if name in ("AP", "AP50", "AP75") else None) if math.isnan(value) else value
-        for name, value in metrics.items()
-    }
+def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics without NaN: no prediction at all is an AP of 0; no object of a size is no metric."""
+    known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, **known}
 
 
 def coco_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
@@ -51,7 +47,7 @@ def coco_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
     )
 
 
-def summary(results: OrderedDict[str, dict[str, Any]]) -> str:
+def summary(results: OrderedDict[str, dict[str, float]]) -> str:
     """One line for every dataset."""
     return "\n".join(
         f"{name}: AP {r['AP']:.2f}  AP50 {r['AP50']:.2f}  AP75 {r['AP75']:.2f}"

@@ -89,8 +89,9 @@ class ViewDataset(Dataset[dict[str, Any]]):
         codes = self._reader.read(self._reader.record_number(image["image_id"], view))
         expected = int(codes.pop("pixels_crc32c"))
         self._pixels.check(expected, rendered, file_name=image["file_name"], view=view)
-        # Tensors travel from worker to trainer through shared memory, arrays through a pipe.
-        return {name: torch.from_numpy(array) for name, array in codes.items()}
+        # Tensors travel from worker to trainer through shared memory, arrays through a pipe. The
+        # reader's arrays are read-only, which a tensor cannot be.
+        return {name: torch.from_numpy(array.copy()) for name, array in codes.items()}
 
 
 def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:

@@ -1,0 +1,196 @@
+"""Training a student: from the cache, from the live teacher, and without a teacher."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from configs.loader import load_config
+from detectors.command import register_data
+from detectors.evaluate import evaluate
+from stage2_distill.trainer import DistillTrainer
+from tests.stage2_distill.conftest import Configure
+
+OWN_LOSSES = {"loss_cls", "loss_box_reg"}
+GID_LOSSES = {
+    "loss_gid_feature",
+    "loss_gid_relation",
+    "loss_gid_response_cls",
+    "loss_gid_response_reg",
+}
+
+
+def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:
+    """Train in this process as the command does."""
+    cfg = load_config(str(path), [str(x) for x in overrides])
+    register_data(cfg)
+    torch.manual_seed(5)
+    trainer = DistillTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def losses_of(trainer: DistillTrainer) -> dict[str, list[float]]:
+    """Every loss of every iteration."""
+    return {
+        name: [value for value, _ in trainer.storage.history(name).values()]
+        for name in trainer.storage.histories()
+        if name.startswith("loss_")
+    }
+
+
+@pytest.mark.parametrize("preset", ["exact", "balanced"])
+def test_a_student_trains_from_the_cache(configure: Configure, preset: str) -> None:
+    trainer = train(configure(preset))
+    losses = losses_of(trainer)
+    assert losses.keys() == OWN_LOSSES | GID_LOSSES
+    assert all(np.isfinite(values).all() for values in losses.values())
+    assert all(max(losses[name]) > 0 for name in GID_LOSSES)
+
+
+def test_every_loss_and_the_kinds_of_gis_are_logged(configure: Configure) -> None:
+    trainer = train(configure())
+    lines = (Path(trainer.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    entry = {key: value for line in lines for key, value in json.loads(line).items()}
+    kinds = {f"gid/num_{kind}" for kind in ("pos", "semi_pos", "neg", "other")}
+    assert OWN_LOSSES | GID_LOSSES | kinds | {"total_loss"} <= entry.keys()
+    assert 0 < sum(entry[kind] for kind in kinds) <= 10
+
+
+def test_cache_and_live_teacher_give_the_same_losses(configure: Configure) -> None:
+    cached = losses_of(train(configure("exact")))
+    live = losses_of(train(configure("exact", TEACHER={"SOURCE": "live"})))
+    for name in OWN_LOSSES | GID_LOSSES:
+        # Stage 1 and the live teacher form other batches, which moves the last bits.
+        np.testing.assert_allclose(cached[name], live[name], rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_live_teacher_of_another_channel_order_sees_its_own(
+    configure: Configure, folder: Path
+) -> None:
+    text = (folder / "teacher.yaml").read_text()
+    other = folder / "teacher_rgb.yaml"
+    other.write_text(text + "INPUT:\n  FORMAT: RGB\n")
+    bgr = losses_of(train(configure(TEACHER={"SOURCE": "live"}), "SOLVER.MAX_ITER", 1))
+    rgb = losses_of(
+        train(
+            configure(TEACHER={"SOURCE": "live", "CONFIG": str(other)}, INPUT={"FORMAT": "RGB"}),
+            "SOLVER.MAX_ITER", 1,
+        )
+    )  # fmt: skip
+    mixed = losses_of(
+        train(configure(TEACHER={"SOURCE": "live", "CONFIG": str(other)}), "SOLVER.MAX_ITER", 1)
+    )
+    # The student is the same and sees BGR in both; the teacher's own order makes the difference.
+    assert mixed["loss_cls"] == bgr["loss_cls"] != rgb["loss_cls"]
+    assert mixed["loss_gid_feature"] != bgr["loss_gid_feature"]
+
+
+def test_a_student_starts_from_the_same_weights_whatever_its_teacher(configure: Configure) -> None:
+    starts = [
+        train(configure(TEACHER={"SOURCE": source}), "SOLVER.MAX_ITER", 0).detector.state_dict()
+        for source in ("none", "cache", "live")
+    ]
+    for other in starts[1:]:
+        assert all(torch.equal(starts[0][name], other[name]) for name in starts[0])
+
+
+def test_without_a_teacher_there_are_only_the_detectors_own_losses(configure: Configure) -> None:
+    trainer = train(configure(TEACHER={"SOURCE": "none", "CONFIG": "", "WEIGHTS": ""}))
+    assert losses_of(trainer).keys() == OWN_LOSSES
+
+
+def test_worker_processes_change_nothing(configure: Configure) -> None:
+    alone = losses_of(train(configure("balanced")))
+    helped = losses_of(train(configure("balanced", DATALOADER={"NUM_WORKERS": 2})))
+    assert alone == helped
+
+
+def test_the_adaptation_layer_is_trained_and_left_behind(configure: Configure) -> None:
+    trainer = train(configure(), "SOLVER.MAX_ITER", 1)
+    before = {k: v.clone() for k, v in trainer.adaptation.state_dict().items()}
+    again = train(configure(), "SOLVER.MAX_ITER", 3)
+    assert not torch.equal(before["conv.weight"], again.adaptation.state_dict()["conv.weight"])
+    output = Path(again.cfg.OUTPUT_DIR)
+    exported = torch.load(output / "student_final.pth", weights_only=True)
+    assert exported.keys() == {"model"}
+    assert exported["model"].keys() == again.detector.state_dict().keys()
+    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
+    assert checkpoint["model"].keys() == exported["model"].keys()
+    assert checkpoint["adaptation"].keys() == {"conv.weight", "conv.bias"}
+
+
+def test_the_exported_student_loads_in_stock_detectron2_and_evaluates_the_same(
+    configure: Configure,
+) -> None:
+    trainer = train(configure())
+    output = Path(trainer.cfg.OUTPUT_DIR)
+    model = build_model(trainer.cfg)
+    rest = DetectionCheckpointer(model).load(str(output / "student_final.pth"))
+    assert rest == {}
+    ours = evaluate(trainer.cfg, trainer.detector.eval())["folder_val"]
+    assert evaluate(trainer.cfg, model.eval())["folder_val"] == ours
+
+
+def test_a_run_resumed_in_mid_epoch_has_the_losses_of_an_uninterrupted_one(
+    configure: Configure,
+) -> None:
+    whole = losses_of(train(configure(), "SOLVER.MAX_ITER", 6))
+    output = ["OUTPUT_DIR", str(Path(str(configure())).parent / "resumed")]
+    # Its schedule is the long one: it was stopped, not shorter.
+    train_until(configure(), 4, *output)
+    rest = losses_of(train(configure(), "SOLVER.MAX_ITER", 6, *output, resume=True))
+    for name, values in whole.items():
+        assert rest[name] == values[4:], name
+
+
+def train_until(path: Path, stop: int, *overrides: Any) -> None:
+    """Train six iterations but break off before iteration `stop`, as a crash would."""
+
+    class Crash(Exception):
+        pass
+
+    cfg = load_config(str(path), ["SOLVER.MAX_ITER", "6", *map(str, overrides)])
+    register_data(cfg)
+    torch.manual_seed(5)
+    trainer = DistillTrainer(cfg)
+    step = trainer.run_step
+
+    def run_step() -> None:
+        if trainer.iter == stop:
+            raise Crash
+        step()
+
+    trainer.run_step = run_step  # type: ignore[method-assign]
+    with pytest.raises(Crash):
+        trainer.train()
+
+
+def test_a_killed_run_resumes_with_the_same_losses(configure: Configure, tmp_path: Path) -> None:
+    path = configure("balanced", SOLVER={"MAX_ITER": 40, "CHECKPOINT_PERIOD": 2})
+    command = [sys.executable, "-m", "stage2_distill", "train", "--config-file", str(path)]
+    killed = ["OUTPUT_DIR", str(tmp_path / "killed")]
+    subprocess.run(command, check=True, capture_output=True)
+    process = subprocess.Popen([*command, *killed], stdout=subprocess.DEVNULL)
+    tag = tmp_path / "killed" / "last_checkpoint"
+    deadline = time.monotonic() + 120
+    while not tag.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--resume", *killed], check=True, capture_output=True)
+    final = [
+        torch.load(folder / "student_final.pth", weights_only=True)["model"]
+        for folder in (tmp_path / "output", tmp_path / "killed")
+    ]
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
