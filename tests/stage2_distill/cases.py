@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
 from torch import Tensor
 
 from configs.schema import GidConfig
 from stage2_distill.gism import GeneralInstances, select
 from stage2_distill.teacher_batch import TeacherBatch, TeacherRecord, assemble
+from tests.stage2_distill import reference
 
 Array = np.ndarray
 TRANSFORM = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
@@ -104,6 +106,30 @@ class Case:
 def tensor(array: Array) -> Tensor:
     """A tensor with its own memory."""
     return torch.from_numpy(np.array(array))
+
+
+def expected(case: Case, number: int, config: GidConfig) -> reference.Selection:
+    """The reference's GIs of one image of a case."""
+    probabilities, deltas, valid = case.on_batch_grid(number)
+    return reference.select(
+        probabilities.astype(float),
+        deltas.astype(float),
+        valid,
+        case.logits[number].astype(float),
+        case.student_deltas[number].astype(float),
+        case.anchors.astype(float),
+        case.images[number].image_size,
+        score=config.score,
+        pre_nms=config.pre_nms,
+        min_side=config.min_side,
+        nms_iou=config.nms_iou,
+        top_k=config.top_k,
+    )
+
+
+def matcher(low_quality: bool = True) -> Matcher:
+    """RetinaNet's own, with the usual thresholds."""
+    return Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=low_quality)
 
 
 def grid_sizes(height: int, width: int, levels: int = len(STRIDES)) -> list[tuple[int, int]]:

@@ -168,26 +168,30 @@ def assign(
     between two anchors is common and decides.
     """
     assert low <= high
-    one = np.float32
-    table = np.zeros((len(boxes), len(anchors)), dtype=one)
-    for g, b in enumerate(boxes.astype(one)):
-        for r, a in enumerate(anchors.astype(one)):
-            w = max(min(b[2], a[2]) - max(b[0], a[0]), one(0))
-            h = max(min(b[3], a[3]) - max(b[1], a[1]), one(0))
-            if w * h > 0:
-                union = (b[2] - b[0]) * (b[3] - b[1]) + (a[2] - a[0]) * (a[3] - a[1]) - w * h
-                table[g, r] = w * h / union
-    assigned = np.zeros(len(anchors), dtype=bool)
+    table = overlaps_float32(boxes, anchors)
     usable = [r for r in range(len(anchors)) if valid[r]]
+    assigned = np.zeros(len(anchors), dtype=bool)
     for r in usable:
-        assigned[r] = any(table[g, r] >= one(high) for g in range(len(boxes)))
+        assigned[r] = any(overlap >= np.float32(high) for overlap in table[:, r])
     if low_quality:
-        for g in range(len(boxes)):
-            best = max((table[g, r] for r in usable), default=one(0))
+        for overlap in table:
+            best = max((overlap[r] for r in usable), default=np.float32(0))
             for r in usable:
-                if best > 0 and table[g, r] == best:
+                if best > 0 and overlap[r] == best:
                     assigned[r] = True
     return assigned
+
+
+def overlaps_float32(boxes: Array, anchors: Array) -> Array:
+    """IoU (G, R) in float32, in the order of operations that everybody uses."""
+    b, a = boxes.astype(np.float32), anchors.astype(np.float32)
+    table = np.zeros((len(b), len(a)), dtype=np.float32)
+    for g, (x1, y1, x2, y2) in enumerate(b):
+        w = np.maximum(np.minimum(x2, a[:, 2]) - np.maximum(x1, a[:, 0]), 0)
+        h = np.maximum(np.minimum(y2, a[:, 3]) - np.maximum(y1, a[:, 1]), 0)
+        areas = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
+        table[g] = w * h / ((x2 - x1) * (y2 - y1) + areas - w * h)
+    return table
 
 
 def level_of(box: Box, min_level: int, max_level: int) -> tuple[int, bool]:

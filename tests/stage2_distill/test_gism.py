@@ -15,31 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema import GidConfig
 from stage2_distill import gism
-from stage2_distill.gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of, select
+from stage2_distill.gism import GeneralInstances, select
 from stage2_distill.teacher_batch import TeacherBatch
 from tests.stage2_distill import reference
-from tests.stage2_distill.cases import STYLES, TRANSFORM, Case, make_case, tensor
+from tests.stage2_distill.cases import STYLES, TRANSFORM, expected, make_case, tensor
 
 SEEDS = st.integers(0, 2**32 - 1)
-
-
-def expected(case: Case, number: int, config: GidConfig) -> reference.Selection:
-    """The reference's GIs of one image of a case."""
-    probabilities, deltas, valid = case.on_batch_grid(number)
-    return reference.select(
-        probabilities.astype(float),
-        deltas.astype(float),
-        valid,
-        case.logits[number].astype(float),
-        case.student_deltas[number].astype(float),
-        case.anchors.astype(float),
-        case.images[number].image_size,
-        score=config.score,
-        pre_nms=config.pre_nms,
-        min_side=config.min_side,
-        nms_iou=config.nms_iou,
-        top_k=config.top_k,
-    )
 
 
 def assert_same(found: GeneralInstances, wanted: reference.Selection) -> None:
@@ -347,69 +328,6 @@ def test_image_sizes_are_needed_for_every_image() -> None:
             box_transform=TRANSFORM,
             config=GidConfig(),
         )
-
-
-@settings(max_examples=100, deadline=None)
-@given(seed=SEEDS, style=st.sampled_from(STYLES), objects=st.integers(0, 4))
-def test_kinds_equal_the_reference(seed: int, style: str, objects: int) -> None:
-    case = make_case(seed, style, num_classes=2)
-    config = GidConfig(nms_iou=0.7)
-    wanted = expected(case, 0, config)
-    rng = np.random.default_rng(seed)
-    corners = rng.uniform(0, 25, (objects, 2))
-    gt = np.concatenate([corners, corners + rng.uniform(5, 40, (objects, 2))], axis=1)
-    gt = gt.astype(np.float32)
-    labels = rng.choice([-1, 0, 1, 2, 2, 2], len(case.anchors))
-    names = reference.kinds(wanted, labels, gt.astype(float), num_classes=2)
-    assume(not wanted.ambiguous)
-    found = case.select(config)
-    kinds = kinds_of(found, [tensor(labels)], [tensor(gt)], num_classes=2)
-    assert [gism.KINDS[k] for k in kinds[0]] == names
-    assert count_kinds(kinds) == {name: names.count(name) for name in gism.KINDS}
-    for mode in ("pos", "semi_pos", "neg"):
-        kept = filter_by_mode(found, kinds, mode)[0].anchor_index.tolist()
-        assert kept == [r for r, n in zip(wanted.anchors, names, strict=True) if n == mode]
-    assert len(filter_by_mode(found, kinds, "all")[0]) == len(names)
-
-
-def _instances(boxes: list[list[float]]) -> GeneralInstances:
-    count = len(boxes)
-    return GeneralInstances(
-        boxes=torch.tensor(boxes).reshape(-1, 4),
-        scores=torch.linspace(1, 0, count),
-        anchor_index=torch.arange(count),
-        from_teacher=torch.ones(count, dtype=torch.bool),
-    )
-
-
-def test_the_limits_between_the_kinds_belong_to_other() -> None:
-    """0.7 and 0.3 exactly; the share is of the GI's area, not of the object's."""
-    gt = torch.tensor([[0.0, 0.0, 1000.0, 70.0], [0.0, 970.0, 1000.0, 1000.0]])
-    found = _instances(
-        [
-            [0.0, 0.0, 100.0, 100.0],  # 0.7 of it
-            [0.0, 0.0, 100.0, 99.0],  # a little more
-            [0.0, 900.0, 100.0, 1000.0],  # 0.3 of it
-            [0.0, 899.0, 100.0, 1000.0],  # a little less
-        ]
-    )
-    labels = torch.tensor([2, 2, -1, -1])
-    kinds = kinds_of([found], [labels], [gt], num_classes=2)[0]
-    assert [gism.KINDS[k] for k in kinds] == ["other", "semi_pos", "other", "neg"]
-
-
-def test_images_without_objects_or_instances_have_kinds_too() -> None:
-    labels = torch.full((2, 5), 3)
-    none, some = _instances([]), _instances([[0.0, 0.0, 20.0, 20.0]])
-    kinds = kinds_of([none, some], labels, [torch.zeros(0, 4)] * 2, num_classes=3)
-    assert [k.tolist() for k in kinds] == [[], [gism.KINDS.index("neg")]]
-    assert count_kinds(kinds) == {"pos": 0, "semi_pos": 0, "neg": 1, "other": 0}
-    assert [len(kept) for kept in filter_by_mode([none, some], kinds, "pos")] == [0, 0]
-
-
-def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"GID\.MODE must be one of .*, got 'best'"):
-        filter_by_mode([], [], "best")
 
 
 @pytest.mark.gpu

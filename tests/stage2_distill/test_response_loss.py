@@ -1,0 +1,124 @@
+"""The response loss, and the anchors that it is computed at."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stage2_distill.gism import GeneralInstances
+from stage2_distill.losses import assign_anchors, response_loss
+from stage2_distill.teacher_batch import TeacherBatch
+from tests.stage2_distill import reference
+from tests.stage2_distill.cases import STYLES, make_anchors, make_case, matcher, tensor
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def instances(boxes: Tensor) -> GeneralInstances:
+    """GIs at given boxes (G, 4)."""
+    count = len(boxes)
+    return GeneralInstances(
+        boxes=boxes,
+        scores=torch.ones(count),
+        anchor_index=torch.zeros(count, dtype=torch.int64),
+        from_teacher=torch.ones(count, dtype=torch.bool),
+    )
+
+
+def teacher_of(probabilities: Tensor, deltas: Tensor) -> TeacherBatch:
+    """A teacher without features."""
+    valid = torch.ones(probabilities.shape[:2], dtype=torch.bool)
+    return TeacherBatch(features=[], probabilities=probabilities, deltas=deltas, valid=valid)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=SEEDS,
+    style=st.sampled_from(STYLES),
+    share=st.sampled_from([0.0, 0.1, 1.0]),
+    beta=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_response_losses_equal_the_reference(
+    seed: int, style: str, share: float, beta: float
+) -> None:
+    """With logits of 80 and 800, and without any assigned anchor."""
+    case = make_case(seed, style, images=2)
+    teacher = case.teacher()
+    assigned = np.random.default_rng(seed).random(case.logits.shape[:2]) < share
+    wanted = reference.response_losses(
+        case.logits.astype(float),
+        case.student_deltas.astype(float),
+        teacher.probabilities.double().numpy(),
+        teacher.deltas.double().numpy(),
+        assigned,
+        beta,
+    )
+    found = response_loss(
+        tensor(case.logits), tensor(case.student_deltas), teacher, tensor(assigned), beta=beta
+    )
+    assert [x.item() for x in found] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_response_gradient_is_right(beta: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    deltas = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    teacher = teacher_of(
+        torch.rand(2, 4, 3, dtype=torch.float64), torch.randn(2, 4, 4, dtype=torch.float64)
+    )
+    assigned = torch.rand(2, 4) < 0.6
+    assert torch.autograd.gradcheck(
+        lambda x, y: response_loss(x, y, teacher, assigned, beta=beta), (logits, deltas)
+    )
+
+
+def test_only_assigned_anchors_get_a_response_gradient() -> None:
+    logits = torch.randn(2, 4, 3, requires_grad=True)
+    deltas = torch.randn(2, 4, 4, requires_grad=True)
+    assigned = torch.zeros(2, 4, dtype=torch.bool)
+    assigned[1, 2] = True
+    teacher = teacher_of(torch.rand(2, 4, 3), torch.randn(2, 4, 4))
+    sum(response_loss(logits, deltas, teacher, assigned, beta=0.0)).backward()
+    for leaf in (logits, deltas):
+        assert leaf.grad is not None
+        assert torch.equal((leaf.grad != 0).any(dim=2), assigned)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, low_quality=st.booleans(), count=st.integers(0, 3), hidden=st.floats(0, 1))
+def test_assignment_equals_the_reference(
+    seed: int, low_quality: bool, count: int, hidden: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    anchors = make_anchors([(3, 4), (2, 2)], 2)
+    corners = rng.random((count, 2)) * 20
+    boxes = np.concatenate([corners, corners + 10 + rng.random((count, 2)) * 30], axis=1)
+    boxes = boxes.astype(np.float32)
+    valid = rng.random(len(anchors)) >= hidden
+    wanted = reference.assign(boxes, anchors, valid, 0.4, 0.5, low_quality)
+    found = assign_anchors(
+        matcher(low_quality), [instances(tensor(boxes))], tensor(anchors), tensor(valid)[None]
+    )
+    np.testing.assert_array_equal(found[0].numpy(), wanted)
+
+
+def test_an_anchor_outside_the_records_grid_is_never_a_best_match() -> None:
+    anchors = torch.tensor([[0.0, 0, 20, 20], [0, 0, 60, 20], [200, 200, 220, 220]])
+    box = instances(torch.tensor([[0.0, 0.0, 20.0, 20.0]]))
+    both = torch.tensor([[True, True, True], [False, True, True]])
+    found = assign_anchors(matcher(), [box, box], anchors, both)
+    assert found.tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_a_box_that_meets_no_anchor_assigns_none() -> None:
+    anchors = torch.tensor([[0.0, 0, 20, 20], [10, 0, 30, 20]])
+    far = torch.tensor([500.0, 500.0, 540.0, 540.0])
+    near = torch.tensor([0.0, 0.0, 12.0, 12.0])
+    valid = torch.ones(2, 2, dtype=torch.bool)
+    boxes = [instances(far[None]), instances(torch.stack([far, near]))]
+    assert assign_anchors(matcher(), boxes, anchors, valid).tolist() == [[False] * 2, [True, False]]
