@@ -80,7 +80,7 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
 
     def __getitem__(self, record: int) -> RenderedRecord | Failure:
         row = int(self._rows[record])
-        view = _view_of(self._index, record)
+        view = view_of(self._index, record)
         size = (int(self._images.heights[row]), int(self._images.widths[row]))
         try:
             path = image_path(self._image_root, self._images.file_names[row])
@@ -133,7 +133,8 @@ def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:
     )
 
 
-def _view_of(index: Index, record: int) -> View:
+def view_of(index: Index, record: int) -> View:
+    """The view of a record, as `dataset.views.render` takes it."""
     return View(
         image_id=int(index.image_id[record]),
         view=int(index.view[record]),

@@ -62,14 +62,14 @@ def _compare_with_stock(batch, reader, model, prepared) -> int:  # type: ignore[
     """Compare records with detectron2's own forward of the same images."""
     from dataset.views import render
     from detectors import to_model_image
-    from stage1_dump.images import _view_of
+    from stage1_dump.images import view_of
 
     inputs = []
     for record in batch:
         row = int(np.searchsorted(prepared.images.ids, reader.index.image_id[record]))
         path = Path(prepared.image_root) / prepared.images.file_names[row]
         size = (int(prepared.images.heights[row]), int(prepared.images.widths[row]))
-        rendered = render(path, _view_of(reader.index, record), expected_size=size)
+        rendered = render(path, view_of(reader.index, record), expected_size=size)
         assert reader.read(record)["pixels_crc32c"] == rendered.crc32c
         inputs.append({"image": to_model_image(rendered.pixels, prepared.teacher_cfg)})
     with torch.no_grad():
