@@ -40,6 +40,10 @@ class DetectorFamily(Protocol):
         """The part of the config that changes what the model computes."""
         ...
 
+    def preprocess(self, model: nn.Module, batch: list[dict[str, Any]]) -> ImageList:
+        """Normalise and pad detectron2 inputs, as the model itself does, on its device."""
+        ...
+
     def run(self, model: nn.Module, images: ImageList) -> DenseOutputs:
         """Run backbone and head on normalised, padded images."""
         ...

@@ -74,7 +74,9 @@ class RankState(HookBase):
 
 def _get_generators() -> dict[str, Any]:
     """Generator states as tensors and numbers, which `torch.load(weights_only=True)` admits."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - detectron2 seeds it
+    # The legacy generator is the one that detectron2 seeds and draws from.
+    numpy_state: tuple[Any, ...] = np.random.get_state()  # type: ignore[assignment]  # noqa: NPY002
+    name, keys, position, has_gauss, gauss = numpy_state
     state = {
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],

@@ -81,6 +81,10 @@ class RetinaNetFamily:
             "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
         }
 
+    def preprocess(self, model: RetinaNet, batch: list[dict[str, Any]]) -> ImageList:
+        """See `DetectorFamily`."""
+        return model.preprocess_image(batch)
+
     def run(self, model: RetinaNet, images: ImageList) -> DenseOutputs:
         """See `DetectorFamily`."""
         pyramid = model.backbone(images.tensor)

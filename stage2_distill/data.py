@@ -15,7 +15,8 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from configs.loader import Settings, settings
+from configs.loader import settings
+from configs.schema import Settings
 from dataset.views import RenderedView, plan_view, render
 from detectors import to_model_image
 from storage import CacheReader
@@ -28,7 +29,7 @@ from .sampler import Draw, ViewBatchSampler
 class DataParts:
     """What a training run needs of its data: the loader, and the sampler that it resumes by."""
 
-    loader: DataLoader[list[dict[str, Any]]]
+    loader: DataLoader[dict[str, Any]]
     sampler: ViewBatchSampler
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from configs.schema import GidConfig
 from detectors import DenseOutputs, DetectorFamily
 
+from .adaptation import Adaptation
 from .gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of, select
 from .losses import assign_anchors, gid_losses, warmup_factor
 from .pooling import GiPooler
@@ -28,7 +29,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         detector: nn.Module,
-        adaptation: nn.Module,
+        adaptation: Adaptation,
         *,
         family: DetectorFamily,
         source: TeacherSource | None,
@@ -56,7 +57,7 @@ class Distiller(nn.Module):
         """Losses by name in training; detections, as the detector gives them, otherwise."""
         if not self.training:
             return self.detector(batch)
-        images = self.detector.preprocess_image(batch)
+        images = self._family.preprocess(self.detector, batch)
         outputs = self._family.run(self.detector, images)
         targets = [x["instances"].to(images.tensor.device) for x in batch]
         labels, boxes = self._family.assign(self.detector, outputs, targets)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from configs.loader import settings, teacher_config
@@ -112,7 +111,7 @@ class LiveTeacher:
         """Outputs for (3, H, W) uint8 views of one padded size, as a lossless cache has them."""
         if self._flip_channels:
             images = [image.flip(0) for image in images]
-        padded: ImageList = self._model.preprocess_image([{"image": x} for x in images])
+        padded = self._family.preprocess(self._model, [{"image": x} for x in images])
         raw = self._family.run(self._model, padded).raw()
         return DecodedOutputs(
             features=raw.features, probabilities=raw.logits.sigmoid(), deltas=raw.deltas

@@ -36,7 +36,7 @@ class DistillTrainer(Trainer):
         self._data = build_data(cfg, self._teacher.reader if self._teacher else None)
         super().__init__(cfg)
 
-    def build_train_loader(self, cfg: CfgNode) -> DataLoader[Any]:  # type: ignore[override]
+    def build_train_loader(self, cfg: CfgNode) -> DataLoader[Any]:
         """The loader of views and codes."""
         return self._data.loader
 

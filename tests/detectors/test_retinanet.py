@@ -36,7 +36,7 @@ def test_losses_equal_stock_training(
         stock = model(batch)
         # A running average of the number of positives: both ways must start from the same.
         del model.loss_normalizer
-        outputs = family.run(model, model.preprocess_image(batch))
+        outputs = family.run(model, family.preprocess(model, batch))
         labels, boxes = family.assign(model, outputs, [x["instances"] for x in batch])
         ours = family.losses(model, outputs, labels, boxes)
     assert ours.keys() == stock.keys()
@@ -52,7 +52,7 @@ def test_detections_equal_stock_inference(
     model.eval()
     with torch.no_grad():
         stock = [found["instances"] for found in model(batch)]
-        ours = family.detections(model, family.run(model, model.preprocess_image(batch)))
+        ours = family.detections(model, family.run(model, family.preprocess(model, batch)))
     assert sum(map(len, stock)) > 0
     for mine, theirs in zip(ours, stock, strict=True):
         assert torch.equal(mine.scores, theirs.scores)
@@ -66,7 +66,7 @@ def test_detections_leave_the_logits_alone_where_a_level_is_one_position(
     family = family_of(cfg)
     model.eval()
     with torch.no_grad():
-        outputs = family.run(model, model.preprocess_image(random_batch([(128, 128)])))
+        outputs = family.run(model, family.preprocess(model, random_batch([(128, 128)])))
         before = outputs.logits.clone()
         family.detections(model, outputs)
     assert outputs.level_sizes[-1] == (1, 1)
@@ -80,7 +80,7 @@ def test_geometry_from_the_config_is_that_of_the_model(
     family = family_of(cfg)
     geometry = family.geometry(cfg, *size)
     with torch.no_grad():
-        outputs = family.run(model, model.preprocess_image(random_batch([size])))
+        outputs = family.run(model, family.preprocess(model, random_batch([size])))
     assert family.size_divisibility(cfg) == model.backbone.size_divisibility
     assert list(geometry.level_sizes) == outputs.level_sizes
     raw = outputs.raw()
@@ -91,7 +91,7 @@ def test_geometry_from_the_config_is_that_of_the_model(
 
 def test_an_unknown_detector_is_refused_with_the_known_ones(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
-    with pytest.raises(ValueError, match="PanopticFPN.*supports: RetinaNet"):
+    with pytest.raises(ValueError, match=r"PanopticFPN.*supports: RetinaNet"):
         family_of(cfg)
 
 

@@ -29,12 +29,17 @@ GID_LOSSES = {
 }
 
 
-def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:
-    """Train in this process as the command does."""
+def build(path: Path, *overrides: Any) -> DistillTrainer:
+    """Build what the command trains."""
     cfg = load_config(str(path), [str(x) for x in overrides])
     register_data(cfg)
     torch.manual_seed(5)
-    trainer = DistillTrainer(cfg)
+    return DistillTrainer(cfg)
+
+
+def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:
+    """Train in this process as the command does."""
+    trainer = build(path, *overrides)
     trainer.resume_or_load(resume=resume)
     trainer.train()
     return trainer
@@ -98,7 +103,7 @@ def test_a_live_teacher_of_another_channel_order_sees_its_own(
 
 def test_a_student_starts_from_the_same_weights_whatever_its_teacher(configure: Configure) -> None:
     starts = [
-        train(configure(TEACHER={"SOURCE": source}), "SOLVER.MAX_ITER", 0).detector.state_dict()
+        build(configure(TEACHER={"SOURCE": source})).detector.state_dict()
         for source in ("none", "cache", "live")
     ]
     for other in starts[1:]:
@@ -160,10 +165,7 @@ def train_until(path: Path, stop: int, *overrides: Any) -> None:
     class Crash(Exception):
         pass
 
-    cfg = load_config(str(path), ["SOLVER.MAX_ITER", "6", *map(str, overrides)])
-    register_data(cfg)
-    torch.manual_seed(5)
-    trainer = DistillTrainer(cfg)
+    trainer = build(path, "SOLVER.MAX_ITER", 6, *overrides)
     step = trainer.run_step
 
     def run_step() -> None:
