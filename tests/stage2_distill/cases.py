@@ -80,7 +80,8 @@ class Case:
 
     def own_anchors(self, number: int) -> list[int]:
         """The batch's anchor index of every anchor of one record, in the record's order."""
-        found, start = [], 0
+        found: list[int] = []
+        start = 0
         for (h, w), (batch_h, batch_w) in zip(self.images[number].sizes, self.sizes, strict=True):
             for y in range(h):
                 for x in range(w):

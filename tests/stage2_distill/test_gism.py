@@ -264,16 +264,15 @@ def test_selection_changes_no_input_and_carries_no_gradient() -> None:
 def test_half_precision_outputs_are_compared_in_float32(score: str) -> None:
     case = make_case(5, "random", images=2)
     config = GidConfig(score=score)
-    half = {
-        "logits": tensor(case.logits).bfloat16(),
-        "student_deltas": tensor(case.student_deltas).bfloat16(),
-    }
-    rounded = dataclasses.replace(case, **{k: v.float().numpy() for k, v in half.items()})
+    logits, deltas = tensor(case.logits).bfloat16(), tensor(case.student_deltas).bfloat16()
+    rounded = dataclasses.replace(
+        case, logits=logits.float().numpy(), student_deltas=deltas.float().numpy()
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = select(
             case.teacher(),
-            half["logits"],
-            half["student_deltas"],
+            logits,
+            deltas,
             anchors=tensor(case.anchors),
             image_sizes=[image.image_size for image in case.images],
             box_transform=TRANSFORM,

@@ -218,7 +218,7 @@ def test_without_instances_all_losses_are_zero_and_connected(relation_scope: str
     leaves = leaves_of(case)
     losses = run(case, config, adaptation=layer, **leaves)
     assert [loss.item() for loss in losses.values()] == [0.0] * 4
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     for leaf in flat(leaves, layer):
         assert leaf.grad is not None and not leaf.grad.any()
 
@@ -265,12 +265,12 @@ def test_losses_are_float32_under_autocast() -> None:
 
 def test_half_precision_outputs_are_compared_in_float32() -> None:
     case = make_case(3, "random", images=2)
-    half = {
+    half: dict[str, Any] = {
         "student_features": [tensor(level).bfloat16() for level in case.student_features],
         "student_logits": tensor(case.logits).bfloat16(),
         "student_deltas": tensor(case.student_deltas).bfloat16(),
     }
-    widened = {
+    widened: dict[str, Any] = {
         k: [x.float() for x in v] if isinstance(v, list) else v.float() for k, v in half.items()
     }
     config = GidConfig(adaptation="none")
