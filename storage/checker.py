@@ -90,7 +90,7 @@ class ShardChecker:
             return None
         result.num_bytes += len(raw)
         try:
-            commit = commits.parse(raw, shard, self._manifest, what)
+            commit = commits.parse(raw, shard, self._manifest, str(self._location))
             commits.check_records(commit, self._table.index, self._table.records_of(shard), what)
             return commit
         except VersionError as error:
@@ -130,19 +130,18 @@ class ShardChecker:
             result.problems.append(_problem(kind, shard, key, message, spoils=True))
 
     def _check_values(self, shard: ShardId, commit: Commit) -> Iterator[Problem]:
+        index, records = self._table.index, self._table.records_of(shard)
         for one in self._manifest.fields[shard.bucket]:
             key, stored = object_key(shard, one), commit.objects[one.name]
             try:
-                records = self._decode_object(key, one, stored)
+                values = self._decode_object(key, one, stored)
+                for record, value in zip(records.tolist(), values, strict=True):
+                    wrong = self._wrong_values(one, value, record)
+                    if wrong:
+                        message = f"image {index.image_id[record]}: {wrong}; dump it again"
+                        yield _problem("invalid", shard, key, message, spoils=True)
             except FormatError as error:
-                yield _problem("invalid", shard, key, f"{error}; dump the shard again", spoils=True)
-                continue
-            for record, value in zip(self._table.records_of(shard), records, strict=True):
-                wrong = self._wrong_values(one, value, int(record))
-                if wrong:
-                    image = self._table.index.image_id[record]
-                    message = f"image {image}: {wrong}; the teacher's outputs were no good"
-                    yield _problem("invalid", shard, key, message, spoils=True)
+                yield _problem("invalid", shard, key, f"{error}; dump it again", spoils=True)
 
     def _decode_object(self, key: str, one: Field, stored: StoredObject) -> Iterator[NDArray[Any]]:
         """Decode an object chunk by chunk, as its own table and its commit both say."""
@@ -153,7 +152,8 @@ class ShardChecker:
         empty = np.iinfo(np.uint64).max
         if (table[:count] != stored.chunks[:, :2]).any() or (table[count:] != empty).any():
             raise FormatError("the commit's chunks are not those of the object's own table")
-        return (self._decode_chunk(key, one, *chunk) for chunk in stored.chunks.tolist())
+        for chunk in stored.chunks.tolist():
+            yield self._decode_chunk(key, one, *chunk)
 
     def _decode_chunk(
         self, key: str, one: Field, start: int, length: int, crc: int

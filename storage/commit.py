@@ -103,7 +103,7 @@ def parse(raw: bytes, shard: ShardId, manifest: Manifest, store: str) -> Commit:
         raise FormatError(f"{what}: is the commit of shard {stated[0]!r:.40} {stated[1]!r:.40}")
     try:
         return _parse_body(body, shard, manifest)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FormatError(f"{what}: malformed ({error})") from error
 
 

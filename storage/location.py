@@ -49,6 +49,7 @@ class Location:
     def __init__(self, where: str | os.PathLike[str] | Location | Store) -> None:
         self.name: str
         self._store: Store | None = None
+        self._writable: Store | None = None
         self._given: Store | None = None
         self._path: Path | None = None
         if isinstance(where, Location):
@@ -64,7 +65,7 @@ class Location:
         return self.name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_store": None}
+        return {**self.__dict__, "_store": None, "_writable": None}
 
     @property
     def is_local(self) -> bool:
@@ -72,7 +73,7 @@ class Location:
 
     @property
     def store(self) -> Store:
-        """The zarr store.
+        """The zarr store to read from. A local one is never created by reading.
 
         Raises:
             ForkedProcessError: an object store in a process forked from one that had its client.
@@ -87,9 +88,17 @@ class Location:
             self._store = self._given or self._open()
         return self._store
 
+    @property
+    def _writable_store(self) -> Store:
+        if self._path is None:
+            return self.store
+        if self._writable is None:
+            self._writable = self._given or LocalStore(self._path)
+        return self._writable
+
     def _open(self) -> Store:
         if self._path is not None:
-            return LocalStore(self._path)
+            return LocalStore(self._path, read_only=True)
         try:
             from obstore.store import from_url
             from zarr.storage import ObjectStore
@@ -152,10 +161,10 @@ class Location:
         """
         buffer = default_buffer_prototype().buffer.from_bytes(data)
         with self._errors(key):
-            if isinstance(self.store, LocalStore):
-                _set_local(self.store, check_key(key), buffer)
+            if isinstance(self._writable_store, LocalStore):
+                _set_local(self._writable_store, check_key(key), buffer)
             else:
-                _run(self.store.set(check_key(key), buffer))
+                _run(self._writable_store.set(check_key(key), buffer))
 
     def put_many(self, objects: Mapping[str, bytes]) -> None:
         """Set many small objects, at once where that saves round trips. Not atomic as a whole."""
@@ -164,7 +173,11 @@ class Location:
                 self.put(key, data)
             return
         with self._errors("many objects"):
-            _run(_set_all(self.store, {check_key(key): data for key, data in objects.items()}))
+            _run(
+                _set_all(
+                    self._writable_store, {check_key(key): data for key, data in objects.items()}
+                )
+            )
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create an object; return False, and change nothing, if there is one already.
@@ -173,13 +186,13 @@ class Location:
         """
         buffer = default_buffer_prototype().buffer.from_bytes(data)
         with self._errors(key):
-            _run(self.store.set_if_not_exists(check_key(key), buffer))
+            _run(self._writable_store.set_if_not_exists(check_key(key), buffer))
         return self.get(key) == data
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
         with self._errors():
-            _run(self.store.delete(check_key(key)))
+            _run(self._writable_store.delete(check_key(key)))
 
     def sync(self, keys: Sequence[str]) -> None:
         """Force objects, and the folders that name them, to the disk. Local folders only."""
@@ -251,7 +264,10 @@ def _view(buffer: Buffer | None) -> memoryview | None:
 
 
 def _get_local(store: LocalStore, key: str, start: int, end: int) -> memoryview | None:
-    return _view(store.get_sync(key, byte_range=_byte_range(start, end)))
+    try:
+        return _view(store.get_sync(key, byte_range=_byte_range(start, end)))
+    except FileNotFoundError:  # there is not even the store's folder
+        return None
 
 
 async def _get_all(store: Store, ranges: Sequence[Range]) -> list[memoryview | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,11 @@ from storage import checksums
 from storage.errors import FormatError
 from storage.index import COLUMNS, Index
 from storage.layout import (
+    CLAIMS,
+    COMMITS,
     DIGEST_KEY,
     INDEX,
+    LOG,
     ROOT_KEY,
     index_chunk_keys,
     parse_index_chunk,
@@ -28,11 +32,11 @@ from storage.layout import (
     root_json,
     seal,
 )
-from storage.location import PARTIAL_SUFFIX, Location
+from storage.location import Location
 from storage.manifest import Manifest
 
 _DIGESTS = re.compile(rb"([0-9a-f]{64}\n){1,2}")
-_PATIENCE_SEC = (0.1, 0.5, 0.0)
+_PATIENCE_SEC = (0.05, 0.2, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def read_root(location: Location) -> Root:
         FormatError: damaged, or not a teacher cache.
         VersionError: of a newer format.
     """
-    raw = b""
+    raw, digests = b"", None
     for pause in _PATIENCE_SEC:
         # The two are read one after the other, so a writer can replace both in between.
         root, digests = location.get_many([ROOT_KEY, DIGEST_KEY])
@@ -71,7 +75,8 @@ def read_root(location: Location) -> Root:
             manifest = parse_root(raw, str(location))
             return Root(manifest=manifest, sha256=found, growing=growing)
         time.sleep(pause)
-    parse_root(raw, str(location))  # a newer version or another kind of zarr group says so itself
+    if digests is None:
+        parse_root(raw, str(location))  # another kind of zarr group says so itself
     raise FormatError(
         f"{location}: {ROOT_KEY} does not match {DIGEST_KEY}; the next run of the dump with the"
         " same config rewrites both, and keeps the shards"
@@ -116,7 +121,6 @@ def publish(location: Location, manifest: Manifest, index: Index, old_sha256: st
     sealed, objects = seal(manifest, index)
     root = root_json(sealed)
     new_sha256 = checksums.sha256(root)
-    _sweep(location)
     lines = [new_sha256]
     if old_sha256 is not None and old_sha256 != new_sha256:
         lines = [old_sha256, new_sha256]
@@ -124,6 +128,7 @@ def publish(location: Location, manifest: Manifest, index: Index, old_sha256: st
     _put_and_sync(location, objects)
     _put_and_sync(location, {DIGEST_KEY: _digest_lines(lines)})
     _put_and_sync(location, {ROOT_KEY: root})
+    _sweep(location, objects.keys())
     _put_and_sync(location, {DIGEST_KEY: _digest_lines([new_sha256])})
     return Root(manifest=sealed, sha256=new_sha256, growing=False)
 
@@ -137,12 +142,15 @@ def _put_and_sync(location: Location, objects: dict[str, bytes]) -> None:
     location.sync(list(objects))
 
 
-def _sweep(location: Location) -> None:
-    """Remove unfinished metadata files that a crash left. Those of shards go with their shard."""
-    if not location.is_local:
-        return
+def _sweep(location: Location, known: Set[str]) -> None:
+    """Remove metadata that is not `known`: unfinished files, and what a growth given up has left.
+
+    Objects of shards are not touched: an unfinished one goes when its shard is written.
+    """
     for key in location.sizes():
+        top, _, _ = key.partition("/")
         name = key.rpartition("/")[2]
-        metadata = key.startswith(f"{INDEX}/") or name.startswith(("zarr.", "manifest."))
-        if metadata and name.endswith(PARTIAL_SUFFIX):
+        if top in (CLAIMS, LOG, COMMITS) or key in known or key in (ROOT_KEY, DIGEST_KEY):
+            continue
+        if top == INDEX or name.startswith(("zarr.", "manifest.")):
             location.delete(key)

@@ -1,0 +1,145 @@
+"""Tiny caches for the tests: two padded sizes, records whose arrays follow from their seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import (
+    CacheWriter,
+    Field,
+    Geometry,
+    Index,
+    Manifest,
+    ShardId,
+    build_index,
+    canonical,
+    checksums,
+)
+from storage.layout import CLAIMS, LOG
+from storage.location import Location
+from storage.schema import common_fields
+
+NUM_CLASSES = 4
+NUM_DETECTIONS = 3
+SHARD_RECORDS = 3
+WIDE = Geometry(32, 48, ((4, 6), (2, 3)), 5, NUM_CLASSES, 2)
+TALL = Geometry(48, 32, ((6, 4), (3, 2)), 5, NUM_CLASSES, 2)
+GEOMETRIES = {geometry.name: geometry for geometry in (WIDE, TALL)}
+
+
+def fields_of(geometry: Geometry) -> tuple[Field, ...]:
+    """Fields of every kind that a preset may use: integer, float, a number, compressed."""
+    return (
+        Field("features", (geometry.channels, geometry.num_positions), "int8"),
+        Field("scores", (geometry.num_boxes, NUM_CLASSES), "float16", compression="zstd"),
+        Field("bound", (), "float32"),
+        *common_fields(NUM_DETECTIONS),
+    )
+
+
+def make_index(num_images: int = 8, num_views: int = 1) -> Index:
+    """Plan images over two buckets; every third image is tall."""
+    image = np.tile(np.arange(num_images), num_views)
+    view = np.repeat(np.arange(num_views), num_images)
+    tall = (image + view) % 3 == 2
+    return build_index(
+        image_id=1000 + 7 * image,
+        view=view,
+        seed=(image.astype(np.uint64) << np.uint64(40)) + view.astype(np.uint64) + np.uint64(2**63),
+        height=np.where(tall, 45, 30),
+        width=np.where(tall, 30, 45),
+        flip=image % 2 == 0,
+        bucket=np.where(tall, TALL.name, WIDE.name),
+        shard_records=SHARD_RECORDS,
+    )
+
+
+def make_manifest(index: Index, **changes: Any) -> Manifest:
+    """Describe the cache of `make_index`, without a preset (so without PyTorch)."""
+    geometries = {name: GEOMETRIES[name] for name in index.bucket_names}
+    arguments = {
+        "preset": "exact",
+        "parameters": {"dtype": "float32"},
+        "shard_records": SHARD_RECORDS,
+        "num_detections": NUM_DETECTIONS,
+        "geometries": geometries,
+        "fields": {name: fields_of(one) for name, one in geometries.items()},
+        "teacher": {"tensors": "ab" * 32, "config": {"INPUT": {"FORMAT": "BGR"}}},
+        "dataset": {"sha256": "cd" * 32, "images": 8},
+        "augmentation": {"seed": 1, "scales": [30]},
+        "numerics": {"precision": "float32"},
+    }
+    return Manifest(**{**arguments, **changes})
+
+
+def make_record(field: Field, seed: int, height: int, width: int) -> NDArray[Any]:
+    """Return one field of a record; the first image's codes are all zero."""
+    rng = np.random.default_rng([seed, *field.name.encode()])
+    if field.name == "detections":
+        rows = np.full((NUM_DETECTIONS, 6), -1, dtype=np.float32)
+        rows[0] = [1, 2, width - 1, height - 1, 0.75, seed % NUM_CLASSES]
+        return rows
+    if seed == 2**63:
+        return np.zeros(field.shape, dtype=field.dtype)
+    if np.dtype(field.dtype).kind == "f":
+        return rng.normal(size=field.shape).astype(field.dtype)
+    info = np.iinfo(field.dtype)
+    return rng.integers(info.min, info.max, size=field.shape, dtype=field.dtype, endpoint=True)
+
+
+def make_arrays(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a shard, as a dump would compute them."""
+    index = writer.index
+    return {
+        field.name: np.stack(
+            [
+                make_record(
+                    field, int(index.seed[one]), int(index.height[one]), int(index.width[one])
+                )
+                for one in writer.records_of(shard)
+            ]
+        )
+        for field in writer.manifest.fields[shard.bucket]
+    }
+
+
+def fill(writer: CacheWriter, shards: Iterable[ShardId] | None = None) -> None:
+    """Write shards, all missing ones by default."""
+    for shard in writer.missing() if shards is None else shards:
+        writer.write(shard, make_arrays(writer, shard))
+
+
+def make_cache(
+    location: Path | Location, num_images: int = 8, num_views: int = 1, **changes: Any
+) -> CacheWriter:
+    """Write a whole cache."""
+    index = make_index(num_images, num_views)
+    writer = CacheWriter(location, make_manifest(index, **changes), index)
+    fill(writer)
+    return writer
+
+
+def contents(location: Path | Location) -> dict[str, bytes]:
+    """Return everything that counts when two stores are compared."""
+    place = Location(location)
+    keys = [key for key in place.sizes() if key.partition("/")[0] not in (CLAIMS, LOG)]
+    return {key: place.get(key) or b"" for key in keys}
+
+
+def rewrite_root(cache: Path, root: Any) -> None:
+    """Put a forged root in place, with the digest that belongs to it."""
+    raw = (json.dumps(root, sort_keys=True, indent=1) + "\n").encode()
+    (cache / "zarr.json").write_bytes(raw)
+    (cache / "manifest.sha256").write_text(f"{checksums.sha256(raw)}\n")
+
+
+def reframe(body: Any) -> bytes:
+    """Give a forged commit the digest that belongs to it."""
+    text = canonical.dump(body)
+    return b'{"commit":%b,"sha256":"%b"}\n' % (text, checksums.sha256(text).encode())

@@ -1,0 +1,166 @@
+"""Places of stores: which are taken, and one contract for every backend."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from zarr.storage import MemoryStore
+
+from storage import CacheReader, ForkedProcessError
+from storage import location as locations
+from storage.location import Location
+
+NewLocation = Callable[[], Location]
+
+
+class TestBackend:
+    def test_objects_are_put_read_listed_and_deleted(self, new_location: NewLocation) -> None:
+        place = new_location()
+        place.put("a/b/c", b"12345")
+        place.put("a/d", b"")
+        place.put_many({"a/b/e": b"1", "f": b"22"})
+        assert place.get("a/b/c") == b"12345"
+        assert place.get_many(["f", "absent", "a/d"]) == [b"22", None, b""]
+        assert place.sizes() == {"a/b/c": 5, "a/d": 0, "a/b/e": 1, "f": 2}
+        assert place.sizes("a/b") == {"a/b/c": 5, "a/b/e": 1}
+        assert place.sizes("nothing") == {}
+        assert (place.size("a/b/c"), place.size("absent")) == (5, None)
+        place.delete("a/b/c")
+        place.delete("a/b/c")
+        assert place.get("a/b/c") is None
+
+    def test_ranges_are_read_in_order_and_cut_at_the_end(self, new_location: NewLocation) -> None:
+        place = new_location()
+        place.put("a", b"0123456789")
+        ranges = [("a", 2, 4), ("absent", 0, 1), ("a", 0, 1), ("a", 8, 20)]
+        read = place.get_ranges(ranges)
+        assert [None if one is None else bytes(one) for one in read] == [b"23", None, b"0", b"89"]
+
+    @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 25])
+    def test_blocks_add_up_to_the_object(self, new_location: NewLocation, size: int) -> None:
+        place = new_location()
+        data = bytes(range(size))
+        place.put("a", data)
+        assert b"".join(place.read_blocks("a", block=5)) == data
+        assert list(place.read_blocks("absent")) == []
+
+    def test_only_the_first_creation_counts(self, new_location: NewLocation) -> None:
+        place = new_location()
+        assert place.put_if_absent("a", b"one")
+        assert not place.put_if_absent("a", b"two")
+        assert place.get("a") == b"one"
+
+    def test_setting_replaces_as_a_whole(self, new_location: NewLocation) -> None:
+        place = new_location()
+        place.put("a", b"longer")
+        place.put("a", b"x")
+        assert place.get("a") == b"x"
+        place.sync(["a"])
+
+    def test_keys_stay_inside_the_prefix(self, new_location: NewLocation) -> None:
+        place = new_location()
+        for action in (place.get, place.delete, place.sizes, lambda key: place.put(key, b"")):
+            with pytest.raises(ValueError, match="does not name an object"):
+                action("../outside")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/prefix",
+        "s3://AKIA@bucket/prefix",
+        "s3://bucket/prefix?aws_secret_access_key=secret",
+        "s3://bucket/prefix#secret",
+    ],
+)
+def test_urls_with_credentials_are_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(ValueError, match=r"credentials .* environment variables") as caught:
+        Location(url)
+    assert "secret" not in str(caught.value).partition("credentials")[0]
+    assert "AKIA" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://host/cache", "ftp://host/cache", "file:///tmp/cache"])
+def test_unknown_schemes_are_refused_with_the_choices(url: str) -> None:
+    with pytest.raises(ValueError, match="expected a local path, s3://, gs://, az://"):
+        Location(url)
+
+
+def test_a_url_without_a_bucket_is_refused() -> None:
+    with pytest.raises(ValueError, match="names no bucket"):
+        Location("s3:///prefix")
+
+
+def test_object_stores_without_their_client_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ModuleNotFoundError, match="extra 's3'"):
+        Location("s3://bucket/prefix").get("a")
+
+
+def test_a_location_is_pickled_by_name(tmp_path: Path) -> None:
+    place = Location(tmp_path)
+    place.put("a", b"1")
+    assert pickle.loads(pickle.dumps(place)).get("a") == b"1"
+
+
+def test_no_object_store_in_a_process_forked_from_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(locations, "_client_was_forked", True)
+    with pytest.raises(ForkedProcessError, match="spawn"):
+        Location("s3://bucket/prefix").get("a")
+
+
+def _fork_flag(queue: multiprocessing.Queue[bool]) -> None:
+    queue.put(locations._client_was_forked)
+
+
+@pytest.mark.parametrize(
+    ("method", "client", "refused"), [("fork", True, True), ("fork", False, False)]
+)
+def test_a_fork_is_noticed_only_where_the_client_was_loaded(
+    monkeypatch: pytest.MonkeyPatch, method: str, client: bool, refused: bool
+) -> None:
+    if client:
+        monkeypatch.setitem(sys.modules, "obstore", object())
+    else:
+        monkeypatch.delitem(sys.modules, "obstore", raising=False)
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=_fork_flag, args=(queue,))
+    process.start()
+    assert queue.get(timeout=20) is refused
+    process.join()
+
+
+def _read_first(reader: CacheReader, queue: multiprocessing.Queue[int]) -> None:
+    queue.put(int(reader.read(0)["pixels_crc32c"]))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_reader_works_in_workers(finished: Path, method: str) -> None:
+    reader = CacheReader(finished)
+    expected = int(reader.read(0)["pixels_crc32c"])
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=_read_first, args=(reader, queue))
+    process.start()
+    assert queue.get(timeout=60) == expected
+    process.join()
+
+
+def test_a_forked_process_gets_an_event_loop_of_its_own() -> None:
+    place = Location(MemoryStore())
+    place.put("a", b"1")  # starts the loop's thread, which a fork does not copy
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=lambda: queue.put(place.get("a")))
+    process.start()
+    assert queue.get(timeout=20) == b"1"
+    process.join()

@@ -1,0 +1,271 @@
+"""The reader: what was written comes back, and nothing else ever does."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from storage import (
+    CacheReader,
+    CorruptChunkError,
+    FormatError,
+    IdentityError,
+    MissingShardError,
+    ShardId,
+)
+from storage import reader as reader_module
+from storage.layout import commit_key, object_key
+from storage.location import Location
+from tests.storage.cases import TALL, WIDE, fill, make_cache, make_index, make_record
+
+NewLocation = Callable[[], Location]
+
+
+def assert_record(reader: CacheReader, number: int) -> None:
+    index = reader.index
+    record = reader.read(number)
+    for field in reader.manifest.fields[reader.geometry_of(number).name]:
+        expected = make_record(
+            field, int(index.seed[number]), int(index.height[number]), int(index.width[number])
+        )
+        assert record[field.name].dtype == expected.dtype
+        np.testing.assert_array_equal(record[field.name], expected)
+
+
+def test_every_record_comes_back_as_it_was_written(new_location: NewLocation) -> None:
+    place = new_location()
+    make_cache(place, num_views=2)
+    reader = CacheReader(place)
+    assert len(reader) == 16 and reader.missing() == []
+    for number in range(16):
+        assert_record(reader, number)
+    together = reader.read_many([5, 0, 5, 15])
+    assert [int(one["pixels_crc32c"]) for one in together] == [
+        int(reader.read(number)["pixels_crc32c"]) for number in (5, 0, 5, 15)
+    ]
+    assert reader.read_many([]) == []
+
+
+def test_records_are_found_by_image_and_view(finished: Path) -> None:
+    reader = CacheReader(finished)
+    for number in range(len(reader)):
+        image, view = int(reader.index.image_id[number]), int(reader.index.view[number])
+        assert reader.record_number(image, view) == number
+    for image, view in ((1001, 0), (1000, 2), (1000, -1), (99999, 1)):
+        with pytest.raises(KeyError, match=f"no record of image {image}, view {view}"):
+            reader.record_number(image, view)
+
+
+def test_records_outside_the_store_are_refused(finished: Path) -> None:
+    for number in (-1, 16):
+        with pytest.raises(IndexError, match=f"record {number} of 16"):
+            CacheReader(finished).read(number)
+
+
+def test_fields_limit_what_is_read(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    get_ranges = Location.get_ranges
+
+    def spy(self: Location, ranges: list[tuple[str, int, int]]) -> list[memoryview | None]:
+        asked.extend(key for key, _, _ in ranges)
+        return get_ranges(self, ranges)
+
+    reader = CacheReader(finished, fields=["bound", "detections"])
+    monkeypatch.setattr(Location, "get_ranges", spy)
+    assert reader.read(0).keys() == {"bound", "detections"}
+    assert {key.split("/")[2] for key in asked if key.startswith("buckets/")} == {
+        "bound", "detections",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no field 'colour', only features, scores"):
+        CacheReader(finished, fields=["colour"])
+
+
+def test_opening_reads_only_manifest_and_index(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    get_many = Location.get_many
+    monkeypatch.setattr(
+        Location, "get_many", lambda self, keys: asked.extend(keys) or get_many(self, keys)
+    )
+    CacheReader(finished)
+    assert {key.partition("/")[0] for key in asked} == {"zarr.json", "manifest.sha256", "index"}
+
+
+def test_commits_are_read_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = CacheReader(finished)
+    asked: list[str] = []
+    get_many = Location.get_many
+    monkeypatch.setattr(
+        Location, "get_many", lambda self, keys: asked.extend(keys) or get_many(self, keys)
+    )
+    reader.read_many([0, 1, 3])
+    reader.read(0)
+    assert asked == ["commits/0032x0048/00000.json"]
+
+
+def test_a_pickled_reader_carries_no_data(finished: Path) -> None:
+    reader = CacheReader(finished, fields=["bound"])
+    reader.read(0)
+    raw = pickle.dumps(reader)
+    assert len(raw) < 1000
+    again = pickle.loads(raw)
+    assert again.read(3) == reader.read(3) and again.field_names == ("bound",)
+
+
+def test_a_worker_notices_that_the_store_was_replaced(tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache")
+    raw = pickle.dumps(CacheReader(tmp_path / "cache"))
+    (tmp_path / "cache").rename(tmp_path / "old")
+    make_cache(tmp_path / "cache", teacher={"tensors": "ef" * 32})
+    with pytest.raises(IdentityError, match="replaced by another cache"):
+        pickle.loads(raw).read(0)
+
+
+def test_a_reader_sees_shards_that_are_committed_after_it_was_opened(tmp_path: Path) -> None:
+    writer = make_cache(tmp_path / "cache", num_views=1)
+    shard = ShardId(TALL.name, 0)
+    (tmp_path / "cache" / commit_key(shard)).unlink()
+    reader = CacheReader(tmp_path / "cache")
+    with pytest.raises(MissingShardError):
+        reader.read(2)
+    fill(writer)
+    assert_record(reader, 2)
+
+
+class TestDamage:
+    def test_an_uncommitted_shard_is_an_error(self, cache: Path) -> None:
+        (cache / commit_key(ShardId(TALL.name, 0))).unlink()
+        reader = CacheReader(cache)
+        assert reader.missing() == [ShardId(TALL.name, 0)]
+        with pytest.raises(MissingShardError, match=r"shard 0048x0032/00000 is not committed"):
+            reader.read(2)
+        assert_record(reader, 0)
+
+    def test_an_absent_object_is_an_error_and_not_zeros(self, cache: Path) -> None:
+        reader = CacheReader(cache)
+        field = reader.manifest.fields[WIDE.name][0]
+        (cache / object_key(ShardId(WIDE.name, 0), field)).unlink()
+        with pytest.raises(MissingShardError, match=r"features/c/0/0/0 is absent .*repair"):
+            reader.read(0)
+
+    @pytest.mark.parametrize("number", range(5))
+    def test_a_flipped_bit_is_an_error_that_names_the_place_and_the_remedy(
+        self, cache: Path, number: int
+    ) -> None:
+        reader = CacheReader(cache)
+        field = reader.manifest.fields[WIDE.name][number]
+        path = cache / object_key(ShardId(WIDE.name, 0), field)
+        data = bytearray(path.read_bytes())
+        data[0] ^= 0x10
+        path.write_bytes(data)
+        with pytest.raises(CorruptChunkError) as caught:
+            reader.read(0)
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert (error.store, error.shard, error.field) == (
+            str(cache), "0032x0048/00000", field.name,
+        )  # fmt: skip
+        assert f"python -m storage repair {cache}" in str(error)
+        # PyTorch rebuilds a worker's error from its message alone.
+        assert str(type(error)(str(error))) == str(error)
+
+    def test_a_truncated_object_is_an_error(self, cache: Path) -> None:
+        reader = CacheReader(cache)
+        field = reader.manifest.fields[WIDE.name][0]
+        path = cache / object_key(ShardId(WIDE.name, 0), field)
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(CorruptChunkError, match="cut short"):
+            reader.read(0)
+
+    def test_swapped_shards_are_an_error(self, cache: Path) -> None:
+        reader = CacheReader(cache)
+        field = reader.manifest.fields[WIDE.name][0]
+        paths = [cache / object_key(ShardId(WIDE.name, number), field) for number in (0, 1)]
+        data = [path.read_bytes() for path in paths]
+        for path, other in zip(paths, reversed(data), strict=True):
+            path.write_bytes(other)
+        with pytest.raises(CorruptChunkError):
+            reader.read(0)
+
+    def test_swapped_commits_are_an_error(self, cache: Path) -> None:
+        paths = [cache / commit_key(ShardId(WIDE.name, number)) for number in (0, 1)]
+        paths[0].write_bytes(paths[1].read_bytes())
+        with pytest.raises(FormatError, match="is the commit of shard '0032x0048' 1"):
+            CacheReader(cache).read(0)
+
+    def test_a_damaged_commit_is_an_error(self, cache: Path) -> None:
+        path = cache / commit_key(ShardId(WIDE.name, 0))
+        path.write_bytes(path.read_bytes().replace(b"1000", b"1001", 1))
+        with pytest.raises(FormatError, match="SHA-256 does not match"):
+            CacheReader(cache).read(0)
+
+    @pytest.mark.parametrize("key", ["zarr.json", "manifest.sha256"])
+    def test_a_damaged_manifest_is_refused(self, cache: Path, key: str) -> None:
+        raw = (cache / key).read_bytes()
+        (cache / key).write_bytes(raw.replace(b"1", b"7", 1))
+        with pytest.raises(
+            FormatError, match=r"zarr.json does not match manifest.sha256; .* keeps the shards"
+        ):
+            CacheReader(cache)
+
+    def test_a_damaged_index_is_refused(self, cache: Path) -> None:
+        path = cache / "index/seed/c/0"
+        data = bytearray(path.read_bytes())
+        data[3] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(FormatError, match="index/seed/c/0: damaged"):
+            CacheReader(cache)
+
+    def test_no_store_is_no_store(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no teacher cache here"):
+            CacheReader(tmp_path / "nothing")
+        assert not (tmp_path / "nothing").exists()
+
+
+class TestPortableReading:
+    """Any zarr v3 reader opens the arrays; here zarr's own, which knows nothing of commits."""
+
+    def test_zarr_reads_the_same_codes(self, finished: Path) -> None:
+        reader = CacheReader(finished)
+        root = zarr.open_group(finished, mode="r", zarr_format=3)
+        for number in range(len(reader)):
+            bucket, slot = reader.geometry_of(number).name, int(reader.index.slot[number])
+            for name, value in reader.read(number).items():
+                np.testing.assert_array_equal(root[f"buckets/{bucket}/{name}"][slot], value)
+
+    def test_zarr_reads_the_index(self, finished: Path) -> None:
+        reader = CacheReader(finished)
+        root = zarr.open_group(finished, mode="r", zarr_format=3)
+        for column in ("image_id", "view", "seed", "height", "width", "flip", "bucket", "slot"):
+            np.testing.assert_array_equal(root[f"index/{column}"][:], getattr(reader.index, column))
+
+    def test_attributes_say_what_the_codes_mean(self, finished: Path) -> None:
+        root = zarr.open_group(finished, mode="r", zarr_format=3)
+        assert root.attrs["gid"]["format"] == {"name": "gid-teacher-cache", "version": 1}
+        features = root[f"buckets/{WIDE.name}/features"]
+        assert features.attrs["level_offsets"] == [0, 24, 30]
+        assert features.chunks == (1, 5, 30) and features.shards == (3, 5, 30)
+        assert features.shape[0] == reader_slots(finished)
+        assert root[f"buckets/{WIDE.name}"].attrs["geometry"]["level_sizes"] == [[4, 6], [2, 3]]
+
+
+def reader_slots(path: Path) -> int:
+    return CacheReader(path).manifest.slots[WIDE.name]
+
+
+def test_the_module_reads_through_zarr_alone() -> None:
+    source = Path(reader_module.__file__).read_text()
+    assert "open(" not in source and "import torch" not in source
+
+
+def test_growing_keeps_an_open_reader_working(tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache", num_views=1)
+    reader = CacheReader(tmp_path / "cache")
+    make_cache(tmp_path / "cache", num_views=2)
+    assert_record(reader, 7)
+    assert len(reader) == len(make_index(num_views=1))

@@ -1,0 +1,449 @@
+"""Verify, repair, compare: damage is found, told apart, and undone by redoing its shard."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from zarr.storage import MemoryStore
+
+from storage import (
+    CacheReader,
+    CacheWriter,
+    FormatError,
+    Problem,
+    Report,
+    ShardId,
+    compare,
+    plan_to_json,
+    repair,
+    verify,
+)
+from storage import commit as commits
+from storage.checker import wrong_detections
+from storage.layout import commit_key, object_key
+from storage.location import Location
+from storage.metadata import read_root
+from tests.storage.cases import (
+    SHARD_RECORDS,
+    TALL,
+    WIDE,
+    contents,
+    fill,
+    make_arrays,
+    make_cache,
+    make_index,
+    make_manifest,
+    reframe,
+    rewrite_root,
+)
+
+NewLocation = Callable[[], Location]
+FIRST, SECOND = ShardId(WIDE.name, 0), ShardId(WIDE.name, 1)
+
+
+def kinds(report: Report) -> list[str]:
+    return [problem.kind for problem in report.problems]
+
+
+def features_path(cache: Path, shard: ShardId = FIRST) -> Path:
+    return cache / object_key(shard, CacheReader(cache).manifest.fields[shard.bucket][0])
+
+
+def flip(path: Path, position: int, mask: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= mask
+    path.write_bytes(data)
+
+
+def swap(one: Path, other: Path) -> None:
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+@pytest.mark.parametrize("level", ["quick", "full", "deep"])
+def test_an_intact_store_has_no_problem(new_location: NewLocation, level: str) -> None:
+    place = new_location()
+    make_cache(place, num_views=2)
+    report = verify(place, level)
+    assert report.ok and report.problems == ()
+    assert (report.records, report.shards, report.committed) == (16, 6, 6)
+    assert report.lines()[-1].endswith(f"{report.num_bytes / 1e6:,.1f} MB compared")
+
+
+def test_processes_find_what_one_finds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.verification._BYTES_PER_WORKER", 1)
+    flip(features_path(cache), 5)
+    swap(features_path(cache, ShardId(TALL.name, 0)), features_path(cache, ShardId(TALL.name, 1)))
+    alone, together = verify(cache), verify(cache, workers=2)
+    assert alone == together
+    assert kinds(alone) == ["damaged", "swapped", "swapped"]
+
+
+class TestEveryByte:
+    """One byte changed anywhere in the store, and `verify --level full` says so."""
+
+    def test_of_every_object(self, finished: Path, tmp_path: Path) -> None:
+        rng = random.Random(20210300)
+        memory = MemoryStore()
+        place = Location(memory)
+        before = contents(finished)
+        place.put_many(before)
+        assert verify(place).ok
+        seen = set()
+        for key, data in sorted(before.items()):
+            seen.add(kind_of(key))
+            position = rng.randrange(len(data))
+            changed = bytearray(data)
+            changed[position] ^= 1 << rng.randrange(8)
+            place.put(key, bytes(changed))
+            report = verify(place)
+            assert not report.ok, f"{key}, byte {position}"
+            place.put(key, data)
+        assert len(seen) == 7
+        assert verify(place).ok
+
+    @pytest.mark.parametrize("key", ["manifest.sha256", "commits/0032x0048/00000.json"])
+    def test_of_a_small_object_at_every_position(self, finished: Path, key: str) -> None:
+        place = Location(MemoryStore())
+        before = contents(finished)
+        place.put_many(before)
+        manifest = read_root(place).manifest
+        data = before[key]
+        for position in range(len(data)):
+            for mask in (1, 32):  # 32 changes the case of a letter
+                changed = bytearray(data)
+                changed[position] ^= mask
+                # Only the part of the check that is about this key: the whole takes too long.
+                with pytest.raises(FormatError):
+                    if key == "manifest.sha256":
+                        place.put(key, bytes(changed))
+                        read_root(place)
+                    else:
+                        commits.parse(bytes(changed), FIRST, manifest, "store")
+
+    @pytest.mark.parametrize("extra", [b"\n", b" ", b"\x00"])
+    def test_nor_may_a_byte_be_added(self, cache: Path, extra: bytes) -> None:
+        for key in (
+            "manifest.sha256",
+            "zarr.json",
+            commit_key(FIRST),
+            "index/seed/c/0",
+            "buckets/zarr.json",
+        ):
+            path = cache / key
+            data = path.read_bytes()
+            path.write_bytes(data + extra)
+            assert not verify(cache).ok, key
+            path.write_bytes(data)
+
+    def test_but_claims_and_logs_do_not_count(self, cache: Path) -> None:
+        for folder in ("claims/x", "log"):
+            (cache / folder).mkdir(parents=True)
+            (cache / folder / "note").write_bytes(b"anything")
+        assert verify(cache).ok
+
+
+def kind_of(key: str) -> str:
+    parts = key.split("/")
+    if parts[0] == "buckets":
+        return "bucket metadata" if parts[-1] == "zarr.json" else "shard"
+    if parts[0] == "index":
+        return "index metadata" if parts[-1] == "zarr.json" else "index"
+    return parts[0]
+
+
+class TestToldApart:
+    def one(self, cache: Path, level: str = "full") -> Problem:
+        (problem,) = verify(cache, level).problems
+        return problem
+
+    def test_damaged(self, cache: Path) -> None:
+        flip(features_path(cache), 7)
+        assert verify(cache, "quick").ok  # sizes only
+        problem = self.one(cache)
+        assert problem.kind == "damaged" and problem.spoils
+        assert str(problem) == (
+            "damaged: buckets/0032x0048/features/c/0/0/0: its XXH3-128 does not match the commit;"
+            " repair drops the shard"
+        )
+
+    @pytest.mark.parametrize("level", ["quick", "full"])
+    @pytest.mark.parametrize("size", [0, 1, 200])
+    def test_truncated(self, cache: Path, level: str, size: int) -> None:
+        path = features_path(cache)
+        path.write_bytes(path.read_bytes()[:size])
+        problem = self.one(cache, level)
+        assert (problem.kind, problem.spoils) == ("truncated", True)
+
+    @pytest.mark.parametrize("level", ["quick", "full"])
+    def test_longer(self, cache: Path, level: str) -> None:
+        path = features_path(cache)
+        path.write_bytes(path.read_bytes() + b"\0")
+        assert self.one(cache, level).kind == "damaged"
+
+    @pytest.mark.parametrize("level", ["quick", "full"])
+    def test_missing_object(self, cache: Path, level: str) -> None:
+        features_path(cache).unlink()
+        problem = self.one(cache, level)
+        assert (problem.kind, problem.spoils) == ("missing", True)
+
+    def test_missing_shard(self, tmp_path: Path) -> None:
+        writer = make_cache(tmp_path / "cache")
+        for field in writer.manifest.fields[FIRST.bucket]:
+            (tmp_path / "cache" / object_key(FIRST, field)).unlink()
+        (tmp_path / "cache" / commit_key(FIRST)).unlink()
+        problem = self.one(tmp_path / "cache", "quick")
+        assert (problem.kind, problem.where, problem.spoils) == ("missing", str(FIRST), False)
+
+    def test_uncommitted(self, cache: Path) -> None:
+        (cache / commit_key(FIRST)).unlink()
+        problem = self.one(cache, "quick")
+        assert (problem.kind, problem.where, problem.spoils) == ("uncommitted", str(FIRST), False)
+
+    def test_unfinished_files(self, cache: Path) -> None:
+        path = features_path(cache)
+        path.with_name("0.0123.partial").write_bytes(b"half")
+        assert self.one(cache, "quick").kind == "uncommitted"
+
+    @pytest.mark.parametrize(
+        "key", ["notes.txt", "buckets/0032x0048/features/c/99/0/0", "commits/0032x0048/00099.json"]
+    )
+    def test_foreign_objects(self, cache: Path, key: str) -> None:
+        (cache / key).parent.mkdir(parents=True, exist_ok=True)
+        (cache / key).write_bytes(b"?")
+        assert self.one(cache, "quick").kind == "foreign"
+
+    def test_foreign_commit(self, cache: Path, tmp_path: Path) -> None:
+        make_cache(tmp_path / "other", num_views=2, teacher={"tensors": "ef" * 32})
+        shutil.copy(tmp_path / "other" / commit_key(FIRST), cache / commit_key(FIRST))
+        problem = self.one(cache, "quick")
+        assert (problem.kind, problem.spoils) == ("foreign", True)
+        assert "belongs to another cache" in problem.message
+
+    def test_swapped_shards(self, cache: Path) -> None:
+        swap(features_path(cache, FIRST), features_path(cache, SECOND))
+        assert verify(cache, "quick").ok
+        report = verify(cache)
+        assert kinds(report) == ["swapped", "swapped"]
+        assert "is buckets/0032x0048/features/c/1/0/0" in report.problems[0].message
+
+    def test_swapped_shards_of_different_sizes(self, cache: Path) -> None:
+        # Compressed, so hardly any two are of one size.
+        manifest = CacheReader(cache).manifest
+        paths = [cache / object_key(one, manifest.fields[WIDE.name][1]) for one in (FIRST, SECOND)]
+        swap(*paths)
+        assert set(kinds(verify(cache, "quick"))) == {"truncated", "damaged"}
+        assert kinds(verify(cache)) == ["swapped", "swapped"]
+
+    def test_swapped_commits(self, cache: Path) -> None:
+        swap(cache / commit_key(FIRST), cache / commit_key(SECOND))
+        assert kinds(verify(cache, "quick")) == ["swapped", "swapped"]
+
+    def test_swapped_commits_and_objects(self, cache: Path) -> None:
+        swap(cache / commit_key(FIRST), cache / commit_key(SECOND))
+        for field in CacheReader(cache).manifest.fields[WIDE.name]:
+            swap(cache / object_key(FIRST, field), cache / object_key(SECOND, field))
+        assert kinds(verify(cache)) == ["swapped", "swapped"]
+
+    def test_newer_version(self, cache: Path) -> None:
+        root = json.loads((cache / "zarr.json").read_bytes())
+        root["attributes"]["gid"]["format"]["version"] = 2
+        rewrite_root(cache, root)
+        problem = self.one(cache)
+        assert problem.kind == "version"
+        assert "version 2" in problem.message and "version 1" in problem.message
+
+    @pytest.mark.parametrize("key", ["zarr.json", "manifest.sha256", "index/slot/c/0"])
+    def test_metadata(self, cache: Path, key: str) -> None:
+        flip(cache / key, 100 % (cache / key).stat().st_size)
+        assert self.one(cache, "quick").kind == "damaged"
+
+    def test_deleted_metadata(self, cache: Path) -> None:
+        (cache / "buckets/0032x0048/features/zarr.json").unlink()
+        assert self.one(cache, "quick").kind == "missing"
+
+    def test_no_store(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no teacher cache here"):
+            verify(tmp_path / "nothing")
+
+    def test_unknown_level(self, cache: Path) -> None:
+        with pytest.raises(ValueError, match="level 'thorough': expected one of quick, full, deep"):
+            verify(cache, "thorough")
+
+
+class TestDeep:
+    def write(self, path: Path, change: Callable[[dict[str, Any]], None]) -> Report:
+        index = make_index()
+        writer = CacheWriter(path, make_manifest(index), index)
+        for shard in writer.missing():
+            arrays = make_arrays(writer, shard)
+            if shard == FIRST:
+                change(arrays)
+            writer.write(shard, arrays)
+        assert verify(path).ok
+        return verify(path, "deep")
+
+    def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
+        def change(arrays: dict[str, Any]) -> None:
+            arrays["bound"][1] = np.nan
+
+        report = self.write(tmp_path / "cache", change)
+        assert kinds(report) == ["invalid"]
+        assert "image 1007: bound holds NaN or infinity" in report.problems[0].message
+
+    def test_detections(self, tmp_path: Path) -> None:
+        def change(arrays: dict[str, Any]) -> None:
+            arrays["detections"][0, 0, 2] = 46
+
+        report = self.write(tmp_path / "cache", change)
+        assert "image 1000: a detection lies outside the view of 45 x 30" in str(report.problems[0])
+
+    def test_a_commit_that_misstates_a_chunk(self, cache: Path) -> None:
+        # Consistent in itself, and every object as it says: only decoding can tell.
+        path = cache / commit_key(FIRST)
+        body = commits.unframe(path.read_bytes(), "commit")
+        key = next(key for key in body["objects"] if "/features/" in key)
+        body["objects"][key]["chunks"][0][2] ^= 1
+        path.write_bytes(reframe(body))
+        assert verify(cache).ok
+        assert kinds(verify(cache, "deep")) == ["invalid"]
+
+    @pytest.mark.parametrize(
+        ("row", "wrong"),
+        [
+            ([0, 0, 5, 5, 0.5, 1], ""),
+            ([0, 0, 5, 5, 0.9, 1], "not sorted"),
+            ([0, 0, 5, 5, 1.5, 1], "score is outside"),
+            ([-1, 0, 5, 5, 0.5, 1], "outside the view of 45 x 30"),
+            ([0, 0, 5, 31, 0.5, 1], "outside the view of 45 x 30"),
+            ([6, 0, 5, 5, 0.5, 1], "negative size"),
+            ([0, 0, 5, 5, 0.5, 4], "class is not one of 4"),
+            ([0, 0, 5, 5, 0.5, 0.5], "class is not one of 4"),
+        ],
+    )
+    def test_wrong_detections(self, row: list[float], wrong: str) -> None:
+        first = [0, 0, 45, 30, 0.8 if row[4] < 1 else 1.5, 0]
+        detections = np.array([first, row, [-1] * 6], dtype=np.float32)
+        assert wrong in wrong_detections(detections, 30, 45, 4)
+        assert bool(wrong) == bool(wrong_detections(detections, 30, 45, 4))
+
+
+class TestExpect:
+    def plan(self, num_views: int, **changes: Any) -> dict[str, Any]:
+        index = make_index(num_views=num_views)
+        return json.loads(json.dumps(plan_to_json(make_manifest(index, **changes), index)))
+
+    def test_the_plan_of_the_store_or_a_part_of_it(self, finished: Path) -> None:
+        assert verify(finished, "quick", self.plan(2)).ok
+        assert verify(finished, "quick", self.plan(1)).ok
+
+    def test_shards_that_the_store_does_not_plan(self, finished: Path) -> None:
+        report = verify(finished, "quick", self.plan(3))
+        assert kinds(report) == ["missing"] * 3
+        assert "dump the other views" in report.problems[0].message
+
+    def test_another_identity_names_fields_and_values(self, finished: Path) -> None:
+        report = verify(finished, "quick", self.plan(2, numerics={"precision": "float16"}))
+        assert [str(one) for one in report.problems] == [
+            "unexpected: numerics.precision: stored 'float32', wanted 'float16'"
+        ]
+
+    def test_other_records(self, finished: Path) -> None:
+        plan = self.plan(2)
+        plan["shards"][0]["sha256"] = "0" * 64
+        assert kinds(verify(finished, "quick", plan)) == ["unexpected"]
+
+    def test_what_is_no_plan(self, finished: Path) -> None:
+        with pytest.raises(FormatError, match="plan: not a teacher cache"):
+            verify(finished, "quick", {"shards": []})
+
+
+class TestRepair:
+    def test_drops_exactly_the_damaged_shards_and_the_dump_redoes_them(self, cache: Path) -> None:
+        before = contents(cache)
+        flip(features_path(cache), 3)
+        features_path(cache, ShardId(TALL.name, 1)).unlink()
+        (cache / "buckets/0032x0048/bound/zarr.json").write_bytes(b"{}")
+        done = repair(cache)
+        assert done.shards == (FIRST, ShardId(TALL.name, 1)) and done.left == ()
+        assert done.rewritten == ("buckets/0032x0048/bound/zarr.json",)
+        after = contents(cache)
+        dropped = before.keys() - after.keys()
+        assert all(after[key] == before[key] for key in after)
+        assert {key.split("/")[0] for key in dropped} == {"buckets", "commits"}
+        assert len(dropped) == 2 * (1 + len(CacheReader(cache).manifest.fields[WIDE.name]))
+        index = make_index(num_views=2)
+        writer = CacheWriter(cache, make_manifest(index), index)
+        assert set(writer.missing()) == set(done.shards)
+        fill(writer)
+        assert contents(cache) == before
+
+    def test_of_an_intact_store_changes_nothing(self, cache: Path) -> None:
+        before = contents(cache)
+        done = repair(cache)
+        assert (done.shards, done.rewritten, done.left) == ((), (), ())
+        assert contents(cache) == before
+
+    def test_leaves_a_shard_that_is_being_written(self, cache: Path) -> None:
+        (cache / commit_key(FIRST)).unlink()
+        before = contents(cache)
+        done = repair(cache)
+        assert done.shards == () and kinds_of(done.left) == ["uncommitted"]
+        assert contents(cache) == before
+
+    def test_leaves_what_it_cannot_judge(self, cache: Path) -> None:
+        flip(features_path(cache), 3)
+        flip(cache / "zarr.json", 50)
+        before = contents(cache)
+        done = repair(cache)
+        assert done.shards == () and kinds_of(done.left) == ["damaged"]
+        assert contents(cache) == before
+
+
+def kinds_of(problems: tuple[Problem, ...]) -> list[str]:
+    return [problem.kind for problem in problems]
+
+
+class TestCompare:
+    def test_equal_stores(self, finished: Path, cache: Path) -> None:
+        result = compare(finished, cache)
+        assert result.same_bytes and result.plan == ()
+        assert result.lines()[-1].endswith("same plan, same bytes")
+
+    def test_values_that_differ(self, finished: Path, cache: Path) -> None:
+        index = make_index(num_views=2)
+        writer = CacheWriter(cache, make_manifest(index), index)
+        (cache / commit_key(FIRST)).unlink()
+        arrays = make_arrays(writer, FIRST)
+        arrays["bound"][1] += 0.25
+        writer.write(FIRST, arrays)
+        result = compare(finished, cache)
+        by_name = {one.field: one for one in result.fields}
+        assert (by_name["bound"].differing, by_name["bound"].largest) == (1, 0.25)
+        assert by_name["bound"].records == 16
+        assert all(one.differing == 0 for name, one in by_name.items() if name != "bound")
+        assert result.keys == ("buckets/0032x0048/bound/c/0", commit_key(FIRST))
+        assert not result.same_bytes and result.plan == ()
+
+    def test_other_plans(self, finished: Path, tmp_path: Path) -> None:
+        make_cache(tmp_path / "other", numerics={"precision": "float16"})
+        result = compare(finished, tmp_path / "other")
+        assert result.plan == (
+            "numerics.precision: 'float32' and 'float16'",
+            "index: 16 records in 2 views and 8 records in 1 views",
+        )
+        assert all(one.records == 8 and one.differing == 0 for one in result.fields)
+
+    def test_shards_of_one_store_only(self, finished: Path, cache: Path) -> None:
+        (cache / commit_key(FIRST)).unlink()
+        result = compare(finished, cache)
+        assert result.keys == (commit_key(FIRST),)
+        assert {one.records for one in result.fields} == {16 - SHARD_RECORDS}

@@ -1,0 +1,393 @@
+"""The writer: what it creates, grows, commits, claims and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage import (
+    CacheReader,
+    CacheWriter,
+    ClaimLostError,
+    FormatError,
+    IdentityError,
+    StoreAccessError,
+    VersionError,
+    read_logs,
+    verify,
+)
+from storage import writer as writer_module
+from storage.claims import Claims
+from storage.index import ShardTable
+from storage.layout import ROOT_KEY, claim_folder, commit_key
+from storage.location import Location
+from tests.storage.cases import (
+    contents,
+    fill,
+    make_arrays,
+    make_cache,
+    make_index,
+    make_manifest,
+    rewrite_root,
+)
+
+NewLocation = Callable[[], Location]
+
+
+def open_writer(location: Any, num_views: int = 1, **changes: Any) -> CacheWriter:
+    index = make_index(num_views=num_views)
+    return CacheWriter(location, make_manifest(index, **changes), index)
+
+
+class TestCreating:
+    def test_a_new_store_lacks_every_shard_in_plan_order(self, new_location: NewLocation) -> None:
+        writer = open_writer(new_location(), num_views=2)
+        assert writer.missing() == ShardTable(writer.index, 3).shards
+        assert [int(writer.records_of(shard)[0]) for shard in writer.missing()] == sorted(
+            int(writer.records_of(shard)[0]) for shard in writer.missing()
+        )
+
+    def test_equal_plans_give_equal_stores(self, new_location: NewLocation) -> None:
+        one, other = new_location(), new_location()
+        make_cache(one, num_views=2)
+        writer = open_writer(other, num_views=2)
+        fill(writer, reversed(writer.missing()))  # in any order
+        assert contents(one) == contents(other)
+
+    def test_opening_again_changes_nothing(self, new_location: NewLocation) -> None:
+        place = new_location()
+        make_cache(place)
+        before = contents(place)
+        assert open_writer(place).missing() == []
+        assert contents(place) == before
+
+    def test_writing_a_committed_shard_again_changes_nothing(
+        self, new_location: NewLocation
+    ) -> None:
+        place = new_location()
+        writer = make_cache(place)
+        before = contents(place)
+        shard = ShardTable(writer.index, 3).shards[0]
+        arrays = make_arrays(writer, shard)
+        arrays["features"] = arrays["features"] + 1
+        writer.write(shard, arrays)
+        assert contents(place) == before
+
+    def test_buckets_in_another_order_are_refused(self, tmp_path: Path) -> None:
+        index = make_index()
+        manifest = make_manifest(index)
+        names = list(reversed(manifest.bucket_names))
+        turned = make_manifest(
+            index,
+            geometries={name: manifest.geometries[name] for name in names},
+            fields={name: manifest.fields[name] for name in names},
+        )
+        with pytest.raises(ValueError, match="different buckets, or in another order"):
+            CacheWriter(tmp_path / "cache", turned, index)
+
+    def test_a_folder_with_other_things_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(FormatError, match=r"'thesis\.tex', which is no part"):
+            open_writer(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_another_zarr_group_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "zarr.json").write_text('{"zarr_format":3,"node_type":"group"}')
+        with pytest.raises(FormatError, match="not a teacher cache"):
+            open_writer(tmp_path)
+
+
+class TestArrays:
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda a: a.pop("bound"), r"absent \['bound'\]"),
+            (lambda a: a.update(extra=a["bound"]), r"unknown \['extra'\]"),
+            (lambda a: a.update(bound=a["bound"][:-1]), "bound is float32"),
+            (lambda a: a.update(bound=a["bound"].astype("f8")), "bound is float64"),
+        ],
+    )
+    def test_arrays_that_do_not_fit_are_refused(
+        self, tmp_path: Path, change: Callable[[dict[str, Any]], Any], named: str
+    ) -> None:
+        writer = open_writer(tmp_path / "cache")
+        shard = writer.missing()[0]
+        arrays = make_arrays(writer, shard)
+        change(arrays)
+        with pytest.raises(ValueError, match=named):
+            writer.write(shard, arrays)
+        assert shard in writer.missing()
+
+    def test_a_shard_outside_the_plan_is_refused(self, tmp_path: Path) -> None:
+        writer = open_writer(tmp_path / "cache")
+        shard = type(writer.missing()[0])("0032x0048", 99)
+        with pytest.raises(ValueError, match="no shard 0032x0048/00099"):
+            writer.records_of(shard)
+
+    def test_strided_arrays_are_stored_as_they_read(self, tmp_path: Path) -> None:
+        writer = open_writer(tmp_path / "cache")
+        shard = writer.missing()[0]
+        arrays = make_arrays(writer, shard)
+        writer.write(shard, {name: np.asfortranarray(one) for name, one in arrays.items()})
+        read = CacheReader(tmp_path / "cache").read_many(writer.records_of(shard).tolist())
+        assert all((read[i][name] == one[i]).all() for name, one in arrays.items() for i in (0, 1))
+
+    def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_commit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        writer = open_writer(tmp_path / "cache")
+        shard = writer.missing()[0]
+        put = Location.put
+
+        def flipping_put(self: Location, key: str, data: bytes) -> None:
+            put(self, key, data[:-1] + bytes([data[-1] ^ 1]))
+
+        monkeypatch.setattr(Location, "put", flipping_put)
+        with pytest.raises(StoreAccessError, match="reads back other bytes"):
+            writer.write(shard, make_arrays(writer, shard))
+        assert shard in writer.missing()
+
+
+class TestIdentity:
+    def test_another_teacher_is_refused_with_both_values(self, cache: Path) -> None:
+        before = contents(cache)
+        with pytest.raises(IdentityError, match=r'teacher\.tensors: stored "ab.*wanted "ef'):
+            open_writer(cache, num_views=2, teacher={"tensors": "ef" * 32})
+        assert contents(cache) == before
+
+    def test_another_seed_is_another_plan(self, cache: Path) -> None:
+        index = make_index(num_views=2)
+        columns = {**vars(index), "seed": index.seed + np.uint64(1)}
+        other = type(index)(**columns)
+        with pytest.raises(IdentityError, match="holds another plan: 16 records in 2 views"):
+            CacheWriter(cache, make_manifest(other), other)
+
+    def test_fewer_views_than_the_store_has_are_refused(self, cache: Path) -> None:
+        with pytest.raises(IdentityError, match="holds 2 views, the plan only 1"):
+            open_writer(cache, num_views=1)
+
+    def test_a_newer_store_is_refused_and_left_alone(self, cache: Path) -> None:
+        root = json.loads((cache / "zarr.json").read_bytes())
+        root["attributes"]["gid"]["format"]["version"] = 2
+        rewrite_root(cache, root)
+        before = contents(cache)
+        with pytest.raises(VersionError, match=r"version 2.*up to version 1"):
+            open_writer(cache, num_views=2)
+        assert contents(cache) == before
+
+
+class TestGrowing:
+    def test_a_grown_store_equals_one_dumped_at_once(self, new_location: NewLocation) -> None:
+        grown, at_once = new_location(), new_location()
+        for num_views in (1, 2, 3):
+            make_cache(grown, num_views=num_views)
+        make_cache(at_once, num_views=3)
+        assert contents(grown) == contents(at_once)
+        assert verify(grown).ok
+
+    def test_a_growth_cut_at_any_write_leaves_a_readable_store_and_can_be_done_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_cache(tmp_path / "whole", num_views=2)
+        expected = contents(tmp_path / "whole")
+        make_cache(tmp_path / "old", num_views=1)
+        old_index = CacheReader(tmp_path / "old").index.digest()
+        put, steps = Location.put, 0
+        while True:
+            place = tmp_path / f"cut{steps}"
+            shutil.copytree(tmp_path / "old", place)
+            left = [steps]
+
+            def cut_put(self: Location, key: str, data: bytes, left: list[int] = left) -> None:
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                put(self, key, data)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Location, "put", cut_put)
+                patch.setattr(Location, "sync", lambda *_: None)
+                try:
+                    open_writer(place, num_views=2)
+                    break
+                except KeyboardInterrupt:
+                    pass
+            reader = CacheReader(place)
+            assert reader.index.prefix(8).digest() == old_index
+            assert reader.read(3).keys() == set(reader.field_names)
+            finished_early = contents(place).keys() == expected.keys()
+            if steps % 4 == 1 and not finished_early:
+                assert not verify(place).ok
+            if steps % 7 == 0:  # every seventh also to its end
+                make_cache(place, num_views=2)
+                assert contents(place) == expected
+            steps += 1
+        assert steps > 20
+
+    def test_a_growth_given_up_is_undone_by_the_old_plan(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = tmp_path / "cache"
+        make_cache(place, num_images=2)  # in the first view no image is tall
+        before = contents(place)
+        put = Location.put
+
+        def stop_at_root(self: Location, key: str, data: bytes) -> None:
+            if key == ROOT_KEY:
+                raise KeyboardInterrupt
+            put(self, key, data)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Location, "put", stop_at_root)
+            make_cache(place, num_images=2, num_views=2)
+        assert [problem.kind for problem in verify(place).problems] == ["unfinished"]
+        make_cache(place, num_images=2)
+        assert contents(place) == before
+
+
+class TestHealing:
+    """Spoilt metadata is written again, since it follows from the config; shards stay."""
+
+    @pytest.mark.parametrize("key", ["zarr.json", "manifest.sha256", "index/seed/c/0"])
+    @pytest.mark.parametrize("damage", ["flip", "delete"])
+    def test_damaged_metadata_is_written_again(self, cache: Path, key: str, damage: str) -> None:
+        before = contents(cache)
+        path = cache / key
+        if damage == "flip":
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        else:
+            path.unlink()
+        assert open_writer(cache, num_views=2).missing() == []
+        assert contents(cache) == before
+
+    def test_but_not_over_the_shards_of_another_cache(self, cache: Path) -> None:
+        (cache / "zarr.json").write_bytes(b"{}")
+        with pytest.raises(FormatError, match="belongs to another cache"):
+            open_writer(cache, num_views=2, teacher={"tensors": "ef" * 32})
+        with pytest.raises(IdentityError, match="belongs to another plan"):
+            open_writer(cache, num_views=1)
+
+
+class TestClaims:
+    def test_one_of_two_writers_gets_a_shard(self, new_location: NewLocation) -> None:
+        place = new_location()
+        one, other = open_writer(place), open_writer(place)
+        shard = one.missing()[0]
+        assert one.claim(shard, "one", 60)
+        assert not other.claim(shard, "other", 60)
+        with pytest.raises(ClaimLostError, match="claimed by somebody else"):
+            other.write(shard, make_arrays(other, shard))
+        one.release(shard)
+        assert other.claim(shard, "other", 60)
+        assert not one.claim(shard, "one", 60)
+
+    def test_a_claim_can_be_prolonged_by_its_owner(self, new_location: NewLocation) -> None:
+        writer = open_writer(new_location())
+        shard = writer.missing()[0]
+        assert all(writer.claim(shard, "one", 60) for _ in range(3))
+        assert len(writer.location.sizes(claim_folder(shard))) == 1
+
+    def test_an_expired_claim_is_taken_over_and_the_first_owner_may_not_commit(
+        self, new_location: NewLocation
+    ) -> None:
+        place = new_location()
+        slow, quick = open_writer(place), open_writer(place)
+        shard = slow.missing()[0]
+        assert slow.claim(shard, "slow", 0.01)
+        time.sleep(0.02)
+        assert quick.claim(shard, "quick", 60)
+        with pytest.raises(ClaimLostError):
+            slow.write(shard, make_arrays(slow, shard))
+        slow.release(shard)  # of no effect: it is not his any more
+        assert not slow.claim(shard, "slow", 60)
+        quick.write(shard, make_arrays(quick, shard))
+        quick.release(shard)
+        assert shard not in slow.missing()
+        assert place.sizes("claims") == {}
+
+    def test_a_claim_lost_while_writing_leaves_no_commit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slow, quick = open_writer(tmp_path / "cache"), open_writer(tmp_path / "cache")
+        shard = slow.missing()[0]
+        assert slow.claim(shard, "slow", 0.05)
+        sync = Location.sync
+
+        def slow_sync(self: Location, keys: Any) -> None:
+            sync(self, keys)
+            time.sleep(0.06)
+            assert quick.claim(shard, "quick", 60)
+
+        monkeypatch.setattr(Location, "sync", slow_sync)
+        with pytest.raises(ClaimLostError):
+            slow.write(shard, make_arrays(slow, shard))
+        assert slow.location.get(commit_key(shard)) is None
+
+    def test_an_expired_claim_that_nobody_took_is_prolonged(
+        self, new_location: NewLocation
+    ) -> None:
+        writer = open_writer(new_location())
+        shard = writer.missing()[0]
+        assert writer.claim(shard, "slow", 0.01)
+        time.sleep(0.02)
+        writer.write(shard, make_arrays(writer, shard))
+        assert shard not in writer.missing()
+
+    def test_contenders_for_an_expired_claim_do_not_both_get_it(
+        self, new_location: NewLocation
+    ) -> None:
+        place = new_location()
+        writer = open_writer(place)
+        shard = writer.missing()[0]
+        assert writer.claim(shard, "dead", 0.0)
+        contenders = [Claims(place) for _ in range(5)]
+        assert sum(one.take(shard, str(i), 60) for i, one in enumerate(contenders)) == 1
+        assert sum(one.holds(shard) for one in contenders) == 1
+
+    def test_an_unreadable_claim_counts_as_expired(self, new_location: NewLocation) -> None:
+        writer = open_writer(new_location())
+        shard = writer.missing()[0]
+        writer.location.put(f"{claim_folder(shard)}/000004.json", b"\x00")
+        assert writer.claim(shard, "one", 60)
+
+    def test_two_writers_share_a_plan(self, new_location: NewLocation) -> None:
+        place, alone = new_location(), new_location()
+        writers = [open_writer(place, num_views=2) for _ in range(2)]
+        turn = 0
+        while missing := writers[0].missing():
+            writer = writers[turn % 2]
+            shard = next(one for one in missing if writer.claim(one, f"rank{turn % 2}", 60))
+            fill(writer, [shard])
+            writer.release(shard)
+            turn += 1
+        make_cache(alone, num_views=2)
+        assert contents(place) == contents(alone)
+
+
+def test_logs_are_kept_apart(cache: Path) -> None:
+    before = contents(cache)
+    writer = open_writer(cache, num_views=2)
+    writer.write_log("rank0", {"seconds": 3.5})
+    (cache / "log" / "torn.json").write_bytes(b"{")
+    assert read_logs(str(cache)) == {"rank0": {"seconds": 3.5}}
+    assert contents(cache) == before and verify(cache).ok
+
+
+def test_records_of_zeros_are_stored_and_unused_slots_are_not(tmp_path: Path) -> None:
+    writer = make_cache(tmp_path / "cache", num_images=4)
+    shard = next(
+        one for one in ShardTable(writer.index, 3).shards if len(writer.records_of(one)) < 3
+    )
+    for field in writer.manifest.fields[shard.bucket]:
+        raw = (tmp_path / "cache" / writer_module.object_key(shard, field)).read_bytes()
+        stored = writer_module.describe(raw, len(writer.records_of(shard)), 3)
+        assert len(stored.chunks) == len(writer.records_of(shard))
