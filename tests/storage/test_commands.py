@@ -1,0 +1,174 @@
+"""The command line: exit codes, one clear line per problem, and no PyTorch anywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage import plan_to_json
+from storage.__main__ import main
+from storage.layout import commit_key
+from storage.schema import ShardId
+from tests.storage.cases import WIDE, contents, make_index, make_manifest
+
+FIRST = ShardId(WIDE.name, 0)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    code = main([str(one) for one in arguments])
+    return (code, *capsys.readouterr())
+
+
+def damage(cache: Path) -> None:
+    path = cache / "buckets/0032x0048/features/c/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[9] ^= 4
+    path.write_bytes(data)
+
+
+def test_info(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "info", finished)
+    assert code == 0
+    assert "records: 16\n" in out and "committed: 6\n" in out and "preset: exact\n" in out
+    code, out, _ = run(capsys, "info", finished, "--json")
+    info = json.loads(out)
+    assert (info["views"], info["shards"], info["committed"]) == (2, 6, 6)
+    assert info["buckets"]["0032x0048"]["bytes_per_record"]["features"] == 150
+
+
+def test_verify_of_an_intact_store(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for level in ("quick", "full", "deep"):
+        code, out, _ = run(capsys, "verify", finished, "--level", level)
+        assert code == 0
+        assert out.startswith(f"{finished}: {level}: no problem; 6 of 6 shards, 16 records")
+        assert out.count("\n") == 1
+
+
+def test_verify_of_a_damaged_store(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(cache)
+    (cache / commit_key(ShardId(WIDE.name, 1))).unlink()
+    code, out, _ = run(capsys, "verify", cache)
+    assert code == 1
+    lines = out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["uncommitted", "damaged"]
+    assert "2 problems (1 damaged, 1 uncommitted)" in lines[-1]
+    code, out, _ = run(capsys, "verify", cache, "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], len(report["problems"])) == (1, False, 2)
+
+
+def test_verify_against_a_plan(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    for num_views, expected in ((2, 0), (3, 1)):
+        index = make_index(num_views=num_views)
+        plan.write_text(json.dumps(plan_to_json(make_manifest(index), index)))
+        assert run(capsys, "verify", finished, "--expect", plan)[0] == expected
+    plan.write_text("{")
+    code, out, err = run(capsys, "verify", finished, "--expect", plan)
+    assert (code, out) == (1, "") and err.startswith(f"error: {plan}: not valid JSON")
+
+
+def test_repair(cache: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(cache)
+    before = contents(cache)
+    code, out, _ = run(capsys, "repair", cache, "--dry-run")
+    assert code == 0 and "1 shards would be dropped" in out
+    assert contents(cache) == before
+    code, out, _ = run(capsys, "repair", cache)
+    assert code == 0
+    assert out.splitlines() == [
+        "drop: 0032x0048/00000",
+        f"{cache}: 1 shards dropped; run the dump again to write them",
+    ]
+    assert commit_key(FIRST) not in contents(cache)
+    code, out, _ = run(capsys, "repair", cache, "--json")
+    assert code == 0 and json.loads(out)["dropped"] == []
+
+
+def test_repair_fails_where_it_cannot_help(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cache / "zarr.json").write_text("{}")
+    code, out, _ = run(capsys, "repair", cache)
+    assert code == 1 and out.startswith("left: damaged: metadata: ")
+
+
+def test_compare(finished: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "compare", finished, cache)[0] == 0
+    (cache / commit_key(FIRST)).unlink()
+    code, out, _ = run(capsys, "compare", finished, cache)
+    assert code == 1 and out.endswith("same plan, 1 objects differ\n")
+    code, out, _ = run(capsys, "compare", finished, cache, "--json")
+    assert code == 1 and json.loads(out)["same_bytes"] is False
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "repair"])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("nothing", "no teacher cache here"),
+        ("s3://key:secret@bucket", "credentials and options do not belong into a URL"),
+        ("http://host", "expected a local path, s3://, gs://, az://"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_one_line(
+    command: str, where: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, command, where)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["check", "x"],
+        ["verify"],
+        ["verify", "x", "--level", "thorough"],
+        ["verify", "x", "--workers", "0"],
+        ["compare", "x"],
+    ],
+)
+def test_wrong_use_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m storage" in capsys.readouterr().err
+
+
+def test_the_commands_import_neither_pytorch_nor_detectron2(cache: Path) -> None:
+    damage(cache)
+    script = f"""
+import sys
+from storage.__main__ import main
+assert main(["info", {str(cache)!r}]) == 0
+assert main(["verify", {str(cache)!r}, "--level", "deep"]) == 1
+assert main(["compare", {str(cache)!r}, {str(cache)!r}]) in (0, 1)
+assert main(["repair", {str(cache)!r}]) == 0
+import storage
+reader = storage.CacheReader({str(cache)!r})
+reader.read(len(reader) - 1)
+loaded = {{"torch", "torchvision", "detectron2", "obstore"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_runs(finished: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "storage", "verify", str(finished), "--level", "quick"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no problem" in done.stdout and done.stderr == ""
