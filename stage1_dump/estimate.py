@@ -14,11 +14,11 @@ import numpy as np
 
 from dataset.progress import format_bytes
 from detectors import load_model, teacher_fingerprint
-from storage import Geometry, Index, Preset, plan_to_json, preset_names
+from storage import Geometry, Index, Preset, get_preset, plan_to_json, preset_names
 from storage.layout import seal
 from storage.schema import Field, common_fields
 
-from .prepare import Prepared, preset_of
+from .prepare import Prepared
 
 # zarr's sharding: a CRC32C behind each chunk and behind the table, offset and length of a chunk.
 _CRC_BYTES = 4
@@ -150,7 +150,7 @@ def plan_text(prepared: Prepared) -> str:
 def _estimate_preset(prepared: Prepared, name: str, shards: np.ndarray) -> PresetEstimate:
     """Args: the dump, the preset's name, and the number of shards of every bucket."""
     config, index = prepared.settings.cache, prepared.index
-    preset = prepared.preset if name == config.preset else preset_of(config, name)
+    preset = prepared.preset if name == config.preset else get_preset(name)
     records = np.bincount(index.bucket)
     table_bytes = config.shard_records * _TABLE_ENTRY_BYTES + _CRC_BYTES
     sizes: dict[str, int] = {}

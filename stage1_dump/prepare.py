@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from configs.loader import settings, teacher_config
-from configs.schema import CacheConfig, Settings
+from configs.schema import Settings
 from dataset.annotations import ImageTable, dataset_fingerprint, load_images
 from dataset.registry import locate
 from dataset.views import augmentation_fingerprint
@@ -100,19 +100,8 @@ def prepare(cfg: CfgNode) -> Prepared:
         image_root=image_root,
         index=index,
         geometries=tuple(family.geometry(teacher_cfg, *size) for size in sizes),
-        preset=preset_of(ours.cache),
+        preset=get_preset(ours.cache.preset, **ours.cache.preset_parameters),
     )
-
-
-def preset_of(config: CacheConfig, name: str = "") -> Preset:
-    """Build the codec that a config asks for; with `name`, another one with its own defaults."""
-    name = name or config.preset
-    parameters: dict[str, Any] = {}
-    if name == "exact":
-        parameters["dtype"] = config.dtype
-    elif config.scores_kept:
-        parameters["scores_kept"] = config.scores_kept
-    return get_preset(name, **parameters)
 
 
 def _locate(cfg: CfgNode) -> tuple[str, str]:

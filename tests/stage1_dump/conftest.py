@@ -6,34 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
+from detectors import export_model
 from tests.stage1_dump.helpers import dump
-
-TEACHER = {
-    "VERSION": 2,
-    "MODEL": {
-        "META_ARCHITECTURE": "RetinaNet",
-        "BACKBONE": {"NAME": "build_retinanet_resnet_fpn_backbone", "FREEZE_AT": 0},
-        "RESNETS": {
-            "DEPTH": 50,
-            "NORM": "BN",
-            "WIDTH_PER_GROUP": 4,
-            "STEM_OUT_CHANNELS": 8,
-            "RES2_OUT_CHANNELS": 8,
-            "OUT_FEATURES": ["res3", "res4", "res5"],
-        },
-        "FPN": {"IN_FEATURES": ["res3", "res4", "res5"], "OUT_CHANNELS": 8},
-        "ANCHOR_GENERATOR": {
-            "SIZES": [[8], [16], [32], [64], [128]],
-            "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
-        },
-        "RETINANET": {"NUM_CLASSES": 3, "NUM_CONVS": 1, "SCORE_THRESH_TEST": 0.001},
-    },
-    "TEST": {"DETECTIONS_PER_IMAGE": 5},
-}
+from tests.tiny import DETECTOR, random_detector, write_config
 
 # (id, height, width): two orientations, ids with gaps and out of order; 40 has no object.
 IMAGES = [
@@ -69,31 +47,11 @@ def images_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`teacher.yaml`, `teacher.pth`, and `other.pth` with the weights of another teacher."""
-    from configs.loader import load_config
-
     folder = tmp_path_factory.mktemp("teacher")
-    (folder / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
-    cfg = load_config(str(folder / "teacher.yaml"), ["MODEL.DEVICE", "cpu"])
+    cfg = write_config(folder / "teacher.yaml", DETECTOR)
     for seed, name in enumerate(("teacher.pth", "other.pth")):
-        torch.save({"model": _random_weights(cfg, seed)}, folder / name)
+        export_model(random_detector(cfg, seed), folder / name)
     return folder
-
-
-def _random_weights(cfg: object, seed: int) -> dict[str, torch.Tensor]:
-    from detectron2.modeling import build_model
-
-    model = build_model(cfg)
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.named_parameters():
-        if tensor.dim() > 1:
-            # Untrained outputs would be large, and all scores 0 or 1.
-            scale = 0.02 if name.startswith(("head.cls_score", "head.bbox_pred")) else 1.0
-            std = scale * tensor[0].numel() ** -0.5
-            tensor.data.normal_(std=std, generator=generator)
-        elif "conv3.norm.weight" in name:
-            # Small residual branches keep 50 untrained layers from overflowing.
-            tensor.data.fill_(0.2)
-    return model.state_dict()
 
 
 @pytest.fixture
