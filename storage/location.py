@@ -14,8 +14,9 @@ import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from zarr.abc.store import RangeByteRequest, Store
@@ -25,6 +26,9 @@ from zarr.storage import LocalStore
 from storage.errors import ForkedProcessError, StoreAccessError, StoreFullError
 from storage.schema import check_key
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 Result = TypeVar("Result")
 Range = tuple[str, int, int]
 
@@ -32,6 +36,7 @@ URL_SCHEMES = ("s3", "gs", "az")
 PARTIAL_SUFFIX = ".partial"
 READ_BLOCK = 1 << 22
 
+_RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -72,6 +77,10 @@ class Location:
         return self._path is not None
 
     @property
+    def _is_remote(self) -> bool:
+        return self._path is None and (self._given is None or hasattr(self._given, "store"))
+
+    @property
     def store(self) -> Store:
         """The zarr store to read from. A local one is never created by reading.
 
@@ -79,7 +88,7 @@ class Location:
             ForkedProcessError: an object store in a process forked from one that had its client.
             ModuleNotFoundError: the extra `s3` is not installed.
         """
-        if not self.is_local and _client_was_forked:
+        if self._is_remote and _client_was_forked:
             raise ForkedProcessError(
                 f"{self}: the object-store client hangs in a forked process; start workers with"
                 " the multiprocessing context 'spawn' or 'forkserver'"
@@ -107,7 +116,7 @@ class Location:
                 f"{self}: object stores need the extra 's3' (obstore is not installed)"
             ) from error
         with self._errors():
-            return ObjectStore(from_url(self.name))
+            return ObjectStore(from_url(self.name, retry_config=_RETRIES))
 
     def get(self, key: str) -> bytes | None:
         """Return an object's bytes, or None if there is none."""
@@ -231,7 +240,8 @@ class Location:
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "obstore":
                 raise
-            raise StoreAccessError(f"{self}: the object store failed: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise StoreAccessError(f"{self}: the object store failed: {reason}") from error
 
 
 def _check_url(name: str) -> bool:
@@ -274,7 +284,13 @@ async def _get_all(store: Store, ranges: Sequence[Range]) -> list[memoryview | N
     prototype = default_buffer_prototype()
 
     async def get(key: str, start: int, end: int) -> memoryview | None:
-        return _view(await store.get(key, prototype, _byte_range(start, end)))
+        try:
+            return _view(await store.get(key, prototype, _byte_range(start, end)))
+        except Exception:
+            # Object stores refuse a range that begins behind the end; a file gives nothing there.
+            if start >= await store.getsize(key):
+                return memoryview(b"")
+            raise
 
     return list(await asyncio.gather(*(get(*one) for one in ranges)))
 

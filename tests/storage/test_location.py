@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from zarr.storage import MemoryStore
 
-from storage import CacheReader, ForkedProcessError
+from storage import CacheReader, ForkedProcessError, StoreAccessError, verify
 from storage import location as locations
 from storage.location import Location
+from tests.storage.cases import make_cache
 
 NewLocation = Callable[[], Location]
 
@@ -153,6 +154,45 @@ def test_a_reader_works_in_workers(finished: Path, method: str) -> None:
     process.start()
     assert queue.get(timeout=60) == expected
     process.join()
+
+
+def _read_or_say_why(reader: CacheReader, queue: multiprocessing.Queue[str]) -> None:
+    try:
+        queue.put(str(int(reader.read(0)["pixels_crc32c"])))
+    except ForkedProcessError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.s3
+def test_an_object_store_is_read_in_spawned_workers_and_refused_in_forked_ones(
+    s3_bucket: str,
+) -> None:
+    make_cache(Location(f"{s3_bucket}/workers"))
+    reader = CacheReader(f"{s3_bucket}/workers")
+    expected = {"spawn": str(int(reader.read(0)["pixels_crc32c"])), "fork": "'spawn' or"}
+    for method, said in expected.items():
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        process = context.Process(target=_read_or_say_why, args=(reader, queue))
+        process.start()
+        assert said in queue.get(timeout=60)
+        process.join()
+
+
+@pytest.mark.s3
+def test_processes_verify_an_object_store(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.verification._BYTES_PER_WORKER", 1)
+    make_cache(Location(f"{s3_bucket}/processes"))
+    assert verify(f"{s3_bucket}/processes", workers=2).ok
+
+
+@pytest.mark.s3
+def test_an_object_store_that_cannot_be_reached_is_one_line(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreAccessError, match=r"s3://caches/x: the object store failed: [^\n]*$"):
+        CacheReader("s3://caches/x")
 
 
 def test_a_forked_process_gets_an_event_loop_of_its_own() -> None:
