@@ -9,6 +9,7 @@ to within the time that a claim is given.
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 
@@ -18,13 +19,15 @@ from storage.schema import ShardId
 
 
 class Claims:
-    """The claims of one writer on the shards of one store."""
+    """The claims of one writer on the shards of one store. Threads may share them."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
         # Owners may share a name (a job and its restart); the token tells them apart.
         self._token = uuid.uuid4().hex
         self._mine: dict[ShardId, tuple[str, float]] = {}
+        # One thread may prolong a claim while another asks whether it still holds.
+        self._lock = threading.RLock()
 
     def take(self, shard: ShardId, owner: str, seconds: float) -> bool:
         """Take a shard, or prolong the claim on it.
@@ -32,6 +35,10 @@ class Claims:
         Returns:
             False if somebody else holds it.
         """
+        with self._lock:
+            return self._take(shard, owner, seconds)
+
+    def _take(self, shard: ShardId, owner: str, seconds: float) -> bool:
         held = self._current(shard)
         if held is not None:
             _, token, expires = held
@@ -56,18 +63,20 @@ class Claims:
 
         A writer that never claimed the shard may commit it while nobody else holds a claim.
         """
-        held = self._current(shard)
-        if shard not in self._mine:
-            return held is None or held[2] <= time.time()
-        if held is None or held[1] != self._token:
-            return False
-        return held[2] > time.time() or self.take(shard, *self._mine[shard])
+        with self._lock:
+            held = self._current(shard)
+            if shard not in self._mine:
+                return held is None or held[2] <= time.time()
+            if held is None or held[1] != self._token:
+                return False
+            return held[2] > time.time() or self._take(shard, *self._mine[shard])
 
     def release(self, shard: ShardId) -> None:
         """Give up a claim; nothing happens if it is not held."""
-        held = self._current(shard)
-        if self._mine.pop(shard, None) is not None and held and held[1] == self._token:
-            self._drop(shard, below=held[0] + 1)
+        with self._lock:
+            held = self._current(shard)
+            if self._mine.pop(shard, None) is not None and held and held[1] == self._token:
+                self._drop(shard, below=held[0] + 1)
 
     def _current(self, shard: ShardId) -> tuple[int, str, float] | None:
         """Return generation, token and expiry of the claim that holds, or None."""

@@ -80,6 +80,15 @@ def check_after_kill(path: Path, expected: dict[str, bytes]) -> int:
     return len(missing)
 
 
+def test_writers_that_start_together_on_nothing_make_one_store(tmp_path: Path) -> None:
+    make_cache(tmp_path / "alone", NUM_IMAGES, NUM_VIEWS)
+    children = [start_writer(tmp_path / "together") for _ in range(3)]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    while CacheReader(tmp_path / "together").missing():
+        assert start_writer(tmp_path / "together").wait() == 0
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("cut", range(0, 16, 3))
 def test_a_write_cut_at_any_object_leaves_garbage_that_the_next_replaces(
     tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -341,6 +342,24 @@ class TestClaims:
         time.sleep(0.02)
         writer.write(shard, make_arrays(writer, shard))
         assert shard not in writer.missing()
+
+    def test_prolonging_in_a_thread_never_makes_a_claim_look_lost(self, tmp_path: Path) -> None:
+        writer = open_writer(tmp_path / "cache")
+        shard = writer.missing()[0]
+        assert writer.claim(shard, "one", 60)
+        stop = threading.Event()
+
+        def prolong() -> None:
+            while not stop.is_set():
+                assert writer.claim(shard, "one", 60)
+
+        keeper = threading.Thread(target=prolong)
+        keeper.start()
+        try:
+            assert all(writer._claims.holds(shard) for _ in range(100))
+        finally:
+            stop.set()
+            keeper.join()
 
     def test_contenders_for_an_expired_claim_do_not_both_get_it(
         self, new_location: NewLocation
