@@ -62,7 +62,7 @@ class GiPooler(nn.Module):
 
         Args:
             features: L tensors (N, C, H_l, W_l); only their shapes matter.
-            boxes: N times (G, 4), XYXY_ABS, pixels of the view.
+            boxes: N times (G, 4), XYXY_ABS, pixels of the view, inside the image.
 
         Returns:
             L masks (N, H_l, W_l) bool.
@@ -92,7 +92,6 @@ class GiPooler(nn.Module):
 
 
 def _between(first: Tensor, last: Tensor, length: int) -> Tensor:
-    """(G, length) bool: first <= place <= last, both (G,) moved into the grid as ROIAlign does."""
+    """(G, length) bool: first <= place <= last, both (G,)."""
     places = torch.arange(length, device=first.device)
-    low, high = first.clamp(0, length - 1), last.clamp(0, length - 1)
-    return (places >= low[:, None]) & (places <= high[:, None])
+    return (places >= first[:, None]) & (places <= last[:, None])
