@@ -34,7 +34,10 @@ Range = tuple[str, int, int]
 
 URL_SCHEMES = ("s3", "gs", "az")
 PARTIAL_SUFFIX = ".partial"
-READ_BLOCK = 1 << 22
+
+# A file is read fastest in blocks that fit a cache; of an object store, each block is a request.
+LOCAL_BLOCK = 1 << 20
+REMOTE_BLOCK = 1 << 25
 
 _RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -143,8 +146,9 @@ class Location:
                 return [_get_local(self.store, *one) for one in ranges]
             return _run(_get_all(self.store, ranges))
 
-    def read_blocks(self, key: str, block: int = READ_BLOCK) -> Iterator[memoryview]:
+    def read_blocks(self, key: str, block: int | None = None) -> Iterator[memoryview]:
         """Yield an object's bytes block by block, so that hashing needs little memory."""
+        block = block or (LOCAL_BLOCK if self.is_local else REMOTE_BLOCK)
         start = 0
         while True:
             data = self.get_ranges([(key, start, start + block)])[0]
