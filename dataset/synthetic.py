@@ -9,7 +9,7 @@ Layout of the folder, as `dataset.registry.register_folder` reads it:
 Every image is drawn from its own random stream, seeded by (seed, split, number), so the bytes do
 not depend on the number of processes, and a longer set begins with the images of a shorter one.
 Boxes are tight around the **visible** pixels of an object, as in COCO; `area` counts them. An
-object that would show less than 45% of itself is not placed, so that none is hidden.
+object that would show less than 60% of itself is not placed, so that none is hidden.
 
 Images are PNG: lossless, so that every version of every JPEG library gives the same pixels, and a
 teacher cache made on one machine passes its pixel check on another.

@@ -67,6 +67,11 @@ def test_another_seed_gives_other_images(small: Path, tmp_path: Path) -> None:
     assert digests(tmp_path / "set")[name] != digests(small)[name]
 
 
+def test_no_image_is_in_both_splits_or_there_twice(small: Path) -> None:
+    images = [digest for name, digest in digests(small).items() if name.startswith("images/")]
+    assert len(set(images)) == len(images) == 34
+
+
 def test_the_same_set_is_not_written_again(small: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
     assert not write_synthetic(small, SMALL)
