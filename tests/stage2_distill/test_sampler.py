@@ -49,20 +49,18 @@ def test_without_grouping_every_epoch_shows_every_image_once() -> None:
 
 def test_as_many_epochs_as_views_show_every_view_of_every_image_once() -> None:
     shown = draws(make_sampler(batch_size=5, group_by_aspect=False), 6)
-    assert sorted((d.position, d.view) for d in shown) == [(p, v) for p in range(10) for v in range(3)]
+    assert sorted((d.position, d.view) for d in shown) == [
+        (p, v) for p in range(10) for v in range(3)
+    ]
     assert len({draw.view for draw in shown[:10]}) > 1
 
 
 @pytest.mark.parametrize("num_images", [10, 11])
 def test_ranks_take_disjoint_parts_of_one_stream(num_images: int) -> None:
-    alone = draws(
-        make_sampler(num_images, batch_size=1, group_by_aspect=False), 3 * num_images
-    )
+    alone = draws(make_sampler(num_images, batch_size=1, group_by_aspect=False), 3 * num_images)
     parts = [
         draws(
-            make_sampler(
-                num_images, batch_size=1, group_by_aspect=False, rank=rank, world_size=3
-            ),
+            make_sampler(num_images, batch_size=1, group_by_aspect=False, rank=rank, world_size=3),
             num_images,
         )
         for rank in range(3)

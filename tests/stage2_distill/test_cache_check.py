@@ -1,0 +1,189 @@
+"""A cache that does not fit is refused before a model is built, by field and with both values."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.loader import load_config
+from detectors import export_model
+from detectors.command import one_line, register_data
+from stage2_distill.cache_check import open_cache
+from stage2_distill.data import build_data
+from stage2_distill.teacher import open_teacher
+from storage import CacheReader, CorruptChunkError
+from tests.stage2_distill.conftest import Configure
+from tests.tiny import random_detector
+
+
+def check(path: Path, *overrides: str) -> CacheReader:
+    cfg = load_config(str(path), overrides)
+    register_data(cfg)
+    return open_cache(cfg)
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """A cache that a test may damage."""
+    return Path(shutil.copytree(folder / "balanced", tmp_path / "cache"))
+
+
+def test_the_right_cache_opens_without_the_fields_that_training_does_not_read(
+    configure: Configure,
+) -> None:
+    reader = check(configure("balanced"))
+    assert "detections" not in reader.field_names
+    assert {"features", "deltas", "pixels_crc32c"} <= set(reader.field_names)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ({"VIEWS": {"SEED": 12}}, r"augmentation\.seed: cached 11, config 12"),
+        ({"VIEWS": {"SCALES": [64]}}, r"augmentation\.scales: cached \[64, 80\], config \[64\]"),
+        ({"VIEWS": {"NUM": 3}}, r"VIEWS\.NUM: cached 2, config 3"),
+        ({"DATASET": {"MAX_IMAGES": 5}}, r"dataset\.images: cached 12, config 5"),
+        ({"CACHE": {"PRESET": "exact"}}, r"codec\.preset: cached balanced, config exact"),
+        ({"CACHE": {"SCORES_KEPT": 9}}, r"codec\.parameters\.scores_kept: .* config 9"),
+    ],
+)
+def test_a_cache_of_another_config_is_refused(
+    configure: Configure, nodes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(configure("balanced", **nodes))
+
+
+def test_a_cache_of_other_weights_is_refused(
+    configure: Configure, folder: Path, tmp_path: Path
+) -> None:
+    cfg = load_config(str(folder / "teacher.yaml"))
+    export_model(random_detector(cfg, seed=2), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"teacher\.tensors: cached [0-9a-f]{64}, config"):
+        check(configure(TEACHER={"WEIGHTS": str(tmp_path / "other.pth")}))
+
+
+def test_a_cache_of_another_teacher_config_is_refused(
+    configure: Configure, folder: Path, tmp_path: Path
+) -> None:
+    text = (folder / "teacher.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(
+        text.replace("SCORE_THRESH_TEST: 0.001", "NMS_THRESH_TEST: 0.7")
+    )
+    with pytest.raises(ValueError, match=r"RETINANET\.NMS_THRESH_TEST: cached 0\.5, config 0\.7"):
+        check(configure(TEACHER={"CONFIG": str(tmp_path / "other.yaml")}))
+
+
+def test_without_the_weights_at_hand_the_teacher_is_checked_by_its_config(
+    configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        check(configure(TEACHER={"WEIGHTS": "not/here.pth"}))
+    assert "checked by its config alone" in caplog.text
+
+
+def test_an_incomplete_cache_is_refused_with_the_command_that_finishes_it(
+    configure: Configure, copied: Path
+) -> None:
+    sorted((copied / "commits").rglob("*.json"))[0].unlink()
+    with pytest.raises(ValueError, match=r"incomplete: 1 shards .* python -m stage1_dump run"):
+        check(configure("balanced", CACHE={"LOCATION": str(copied)}))
+
+
+@pytest.mark.parametrize(
+    ("location", "error", "message"),
+    [
+        ("", ValueError, r"CACHE\.LOCATION is empty"),
+        ("no/such/cache", FileNotFoundError, "no/such/cache"),
+    ],
+)
+def test_a_cache_that_is_not_there_is_refused(
+    configure: Configure, location: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        check(configure(CACHE={"LOCATION": location}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"RETINANET": {"NUM_CLASSES": 3}}, "number of classes: student 3, teacher"),
+        (
+            {"ANCHOR_GENERATOR": {"ASPECT_RATIOS": [[1.0]]}},
+            "anchors a position: student 1, teacher 3",
+        ),
+        (
+            {"ANCHOR_GENERATOR": {"SIZES": [[9], [16], [32], [64], [128]]}},
+            r"ANCHOR_GENERATOR\.SIZES: student \[\[9\]",
+        ),
+    ],
+)
+def test_a_student_whose_anchors_are_not_the_teachers_is_refused(
+    configure: Configure, change: dict[str, Any], message: str
+) -> None:
+    cfg = load_config(str(configure()))
+    for node, values in change.items():
+        for key, value in values.items():
+            cfg.MODEL[node][key] = value
+    register_data(cfg)
+    with pytest.raises(ValueError, match=f"teacher and student do not match: .*{message}"):
+        open_teacher(cfg)
+
+
+def first_batch(path: Path) -> list[dict[str, Any]]:
+    cfg = load_config(str(path))
+    register_data(cfg)
+    return next(iter(build_data(cfg, open_cache(cfg)).loader))
+
+
+@pytest.fixture
+def own_data(folder: Path, tmp_path: Path) -> Path:
+    """Images that a test may change."""
+    return Path(shutil.copytree(folder / "data", tmp_path / "data"))
+
+
+def change_all_pixels(data: Path) -> None:
+    for path in (data / "images").glob("train_*.png"):
+        pixels = np.array(Image.open(path))
+        pixels[0, 0, 0] ^= 255
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_changed_since_the_dump_stops_training_by_name(
+    configure: Configure, own_data: Path, workers: int
+) -> None:
+    change_all_pixels(own_data)
+    path = configure(DATASET={"FOLDER": str(own_data)}, DATALOADER={"NUM_WORKERS": workers})
+    with pytest.raises(ValueError, match="the pixels differ") as caught:
+        first_batch(path)
+    assert one_line(caught.value).startswith(str(own_data / "images" / "train_"))
+    assert "CACHE.PIXELS tolerate" in one_line(caught.value)
+
+
+def test_a_tolerated_difference_of_pixels_is_logged(
+    configure: Configure, own_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_all_pixels(own_data)
+    first_batch(configure(DATASET={"FOLDER": str(own_data)}, CACHE={"PIXELS": "tolerate"}))
+    assert caplog.text.count("the pixels differ") == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_chunk_stops_training_with_shard_and_repair_command(
+    configure: Configure, copied: Path, workers: int
+) -> None:
+    for path in (copied / "buckets").rglob("features/c/*/*/*"):
+        path.write_bytes(bytes(len(path.read_bytes())))
+    path = configure(
+        "balanced", CACHE={"LOCATION": str(copied)}, DATALOADER={"NUM_WORKERS": workers}
+    )
+    with pytest.raises(CorruptChunkError) as caught:
+        first_batch(path)
+    message = one_line(caught.value)
+    assert f"python -m storage repair {copied}" in message
+    assert "features" in message
