@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from .pipeline import Pipeline, StepError
-from .report import Report, write_report
+from .report import Report, write_json, write_report
 
 NUM_PICTURES = 6
 
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     path = args.output / "report.html"
     write_report(report, path)
+    write_json(report, args.output / "report.json")
     for name, values in report.metrics.items():
         print(f"{name:>9}: AP {values['AP']:5.2f}  AP50 {values['AP50']:5.2f}")
     print(f"{path} ({report.total_seconds:.0f} s in all)")

@@ -7,6 +7,7 @@ and a step that failed ends the run with the last lines of its log.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -82,7 +83,11 @@ class Pipeline:
 
     def dump(self) -> None:
         """Write the teacher cache."""
-        self.run("dump", "stage1_dump", "run", "--config-file", self.config("distill"))
+        ranks = min(2, os.cpu_count() or 1)
+        self.run(
+            "dump", "stage1_dump", "run", "--num-gpus", ranks,
+            "--config-file", self.config("distill"),
+        )  # fmt: skip
 
     def verify(self) -> None:
         """Check every byte of the cache."""

@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--output", required=True, help="folder to write")
     synthetic.add_argument("--train", type=int, default=400, help="training images")
     synthetic.add_argument("--val", type=int, default=100, help="validation images")
-    synthetic.add_argument("--size", type=int, default=128, help="longer side, pixels")
+    synthetic.add_argument("--size", type=int, default=96, help="longer side, pixels")
     synthetic.add_argument("--seed", type=int, default=0)
 
     coco = commands.add_parser("coco", help="fetch COCO 2017; continues where it broke off")

@@ -27,13 +27,13 @@ def _ring(u: Floats, v: Floats) -> Floats:
 
 
 def _square(u: Floats, v: Floats) -> Floats:
-    return 0.85 - np.maximum(np.abs(u), np.abs(v))
+    return 0.7 - np.maximum(np.abs(u), np.abs(v))
 
 
 def _cross(u: Floats, v: Floats) -> Floats:
     longer = np.maximum(np.abs(u), np.abs(v))
     shorter = np.minimum(np.abs(u), np.abs(v))
-    return np.minimum(0.95 - longer, 0.32 - shorter)
+    return np.minimum(0.94 - longer, 0.32 - shorter)
 
 
 def _polygon(u: Floats, v: Floats, corners: int, inner_radius: float) -> Floats:
@@ -73,7 +73,7 @@ def _bar(u: Floats, v: Floats) -> Floats:
 
 
 # Each function takes coordinates in units of the figure's radius and returns roughly the
-# distance to the outline, positive inside.
+# distance to the outline, positive inside. No figure reaches beyond its radius.
 SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
     "disc": _disc,
     "ring": _ring,

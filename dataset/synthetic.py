@@ -56,7 +56,7 @@ class SyntheticConfig:
 
     train: int = 400
     val: int = 100
-    size: int = 128
+    size: int = 96
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ DISTILLED = [*PAIRINGS, "demo/distill.yaml"]
 
 # The depth stays, so that every key that shapes the network is used; the width goes.
 SLIM = [
-    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", 8),
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", 32),
     *("MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.NUM_CLASSES", 3),
 ]
 SLIM_BOTTLENECK = [
