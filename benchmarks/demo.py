@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from .pipeline import Pipeline, StepError
 from .report import Report, write_json, write_report
@@ -19,12 +20,24 @@ from .report import Report, write_json, write_report
 NUM_PICTURES = 6
 
 
-def run(folder: Path, data: Path | None, seed: int) -> Report:
-    """Run every step; what an earlier run left in `folder` is replaced."""
+def run(
+    folder: Path, data: Path | None, seed: int, overrides: dict[str, Any] | None = None
+) -> Report:
+    """Run every step; what an earlier run left in `folder` is replaced.
+
+    Args:
+        folder: where everything is written.
+        data: a COCO-format folder; None makes the synthetic set.
+        seed: of both students.
+        overrides: config keys to change in every step.
+
+    Raises:
+        StepError: a command failed; names its log.
+    """
     for name in ("teacher", "cache", "baseline", "distilled", "pictures", "evaluation", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     start = time.monotonic()
-    job = Pipeline(folder=folder, data=data or folder / "data")
+    job = Pipeline(folder=folder, data=data or folder / "data", overrides=overrides or {})
     if data is None:
         job.run("data", "dataset", "synthetic", "--output", job.data)
     job.write_configs()

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from torch.multiprocessing import ProcessRaisedException
+
 from storage import CacheError
 
 if TYPE_CHECKING:
@@ -45,8 +47,19 @@ def run_command(command: Callable[[], int]) -> int:
     """Turn the errors a user can mend into one line and an exit code."""
     try:
         return command()
-    except (CacheError, ValueError, OSError, FloatingPointError) as error:
+    except (
+        CacheError, ValueError, OSError, FloatingPointError, ProcessRaisedException
+    ) as error:  # fmt: skip
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print(
+            "error: the GPU is out of memory; lower SOLVER.IMS_PER_BATCH (and SOLVER.BASE_LR with "
+            f"it), or INPUT.MAX_SIZE_TRAIN and VIEWS.MAX_SIZE ({one_line(error)})",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -54,9 +67,9 @@ def run_command(command: Callable[[], int]) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error; of one from a data-loading worker, without its traceback."""
+    """The message of an error; of one from another process, without its traceback."""
     text = str(error).rstrip()
-    if "Original Traceback" not in text:
+    if "Traceback" not in text:
         return text
     return text.splitlines()[-1].partition(": ")[2]
 
