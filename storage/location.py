@@ -10,26 +10,25 @@ import asyncio
 import errno
 import os
 import sys
-import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import LocalStore
 
+from storage import event_loop
 from storage.errors import ForkedProcessError, StoreAccessError, StoreFullError
 from storage.schema import check_key
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
-Result = TypeVar("Result")
 Range = tuple[str, int, int]
 
 URL_SCHEMES = ("s3", "gs", "az")
@@ -91,7 +90,7 @@ class Location:
             ForkedProcessError: an object store in a process forked from one that had its client.
             ModuleNotFoundError: the extra `s3` is not installed.
         """
-        if self._is_remote and _client_was_forked:
+        if self._is_remote and event_loop.client_was_forked():
             raise ForkedProcessError(
                 f"{self}: the object-store client hangs in a forked process; start workers with"
                 " the multiprocessing context 'spawn' or 'forkserver'"
@@ -144,7 +143,7 @@ class Location:
         with self._errors():
             if isinstance(self.store, LocalStore):
                 return [_get_local(self.store, *one) for one in ranges]
-            return _run(_get_all(self.store, ranges))
+            return event_loop.run(_get_all(self.store, ranges))
 
     def read_blocks(self, key: str, block: int | None = None) -> Iterator[memoryview]:
         """Yield an object's bytes block by block, so that hashing needs little memory."""
@@ -162,7 +161,7 @@ class Location:
         """Return the size of an object in bytes, or None if there is none."""
         with self._errors():
             try:
-                return int(_run(self.store.getsize(check_key(key))))
+                return int(event_loop.run(self.store.getsize(check_key(key))))
             except FileNotFoundError:
                 return None
 
@@ -177,7 +176,7 @@ class Location:
             if isinstance(self._writable_store, LocalStore):
                 _set_local(self._writable_store, check_key(key), buffer)
             else:
-                _run(self._writable_store.set(check_key(key), buffer))
+                event_loop.run(self._writable_store.set(check_key(key), buffer))
 
     def put_many(self, objects: Mapping[str, bytes]) -> None:
         """Set many small objects, at once where that saves round trips. Not atomic as a whole."""
@@ -186,7 +185,7 @@ class Location:
                 self.put(key, data)
             return
         with self._errors("many objects"):
-            _run(
+            event_loop.run(
                 _set_all(
                     self._writable_store, {check_key(key): data for key, data in objects.items()}
                 )
@@ -199,13 +198,13 @@ class Location:
         """
         buffer = default_buffer_prototype().buffer.from_bytes(data)
         with self._errors(key):
-            _run(self._writable_store.set_if_not_exists(check_key(key), buffer))
+            event_loop.run(self._writable_store.set_if_not_exists(check_key(key), buffer))
         return self.get(key) == data
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
         with self._errors():
-            _run(self._writable_store.delete(check_key(key)))
+            event_loop.run(self._writable_store.delete(check_key(key)))
 
     def sync(self, keys: Sequence[str]) -> None:
         """Force objects, and the folders that name them, to the disk. Local folders only."""
@@ -227,7 +226,7 @@ class Location:
             if self._path is not None:
                 top = str(self._path / folder)
                 return dict(_walk(top, folder))
-            return _run(_sizes(self.store, f"{folder}/" if folder else ""))
+            return event_loop.run(_sizes(self.store, f"{folder}/" if folder else ""))
 
     @contextmanager
     def _errors(self, key: str = "") -> Iterator[None]:
@@ -353,29 +352,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# One event loop in a thread of its own: callers need not be asynchronous, and may be.
-_loop: asyncio.AbstractEventLoop | None = None
-_loop_lock = threading.Lock()
-_client_was_forked = False
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    global _loop
-    with _loop_lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="storage-io", daemon=True).start()
-    return asyncio.run_coroutine_threadsafe(work, _loop).result()
-
-
-def _after_fork() -> None:
-    """Forget the loop, whose thread stayed in the parent, and note what cannot be forgotten."""
-    global _loop, _loop_lock, _client_was_forked
-    _loop, _loop_lock = None, threading.Lock()
-    _client_was_forked = "obstore" in sys.modules
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -86,7 +86,8 @@ def decode_chunk(raw: memoryview, field: Field) -> NDArray[Any]:
     """
     data: Any = raw[:-CRC_BYTES]
     if field.compression == "zstd":
-        out = np.empty(field.num_bytes, dtype=np.uint8)
+        # Never more than one record, whatever the chunk claims; zeros where it holds less.
+        out = np.zeros(field.num_bytes, dtype=np.uint8)
         try:
             data = _ZSTD.decode(data, out)
         except (RuntimeError, ValueError) as error:

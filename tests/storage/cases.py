@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import (
+    CacheReader,
     CacheWriter,
     Field,
     Geometry,
@@ -21,7 +22,7 @@ from storage import (
     canonical,
     checksums,
 )
-from storage.layout import CLAIMS, LOG
+from storage.layout import CLAIMS, LOG, object_key
 from storage.location import Location
 from storage.schema import common_fields
 
@@ -30,6 +31,7 @@ NUM_DETECTIONS = 3
 SHARD_RECORDS = 3
 WIDE = Geometry(32, 48, ((4, 6), (2, 3)), 5, NUM_CLASSES, 2)
 TALL = Geometry(48, 32, ((6, 4), (3, 2)), 5, NUM_CLASSES, 2)
+FIRST = ShardId(WIDE.name, 0)
 GEOMETRIES = {geometry.name: geometry for geometry in (WIDE, TALL)}
 
 
@@ -143,3 +145,15 @@ def reframe(body: Any) -> bytes:
     """Give a forged commit the digest that belongs to it."""
     text = canonical.dump(body)
     return b'{"commit":%b,"sha256":"%b"}\n' % (text, checksums.sha256(text).encode())
+
+
+def features_path(cache: Path, shard: ShardId = FIRST) -> Path:
+    """Return the file of a shard's features."""
+    return cache / object_key(shard, CacheReader(cache).manifest.fields[shard.bucket][0])
+
+
+def flip(path: Path, position: int, mask: int = 1) -> None:
+    """Change a byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= mask
+    path.write_bytes(data)

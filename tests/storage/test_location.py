@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from zarr.storage import MemoryStore
 
-from storage import CacheReader, ForkedProcessError, StoreAccessError, verify
-from storage import location as locations
+from storage import CacheReader, ForkedProcessError, StoreAccessError, event_loop, verify
 from storage.location import Location
 from tests.storage.cases import make_cache
 
@@ -113,13 +112,13 @@ def test_a_location_is_pickled_by_name(tmp_path: Path) -> None:
 def test_no_object_store_in_a_process_forked_from_its_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(locations, "_client_was_forked", True)
+    monkeypatch.setattr(event_loop, "_client_was_forked", True)
     with pytest.raises(ForkedProcessError, match="spawn"):
         Location("s3://bucket/prefix").get("a")
 
 
 def _fork_flag(queue: multiprocessing.Queue[bool]) -> None:
-    queue.put(locations._client_was_forked)
+    queue.put(event_loop.client_was_forked())
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
+import numcodecs
 import numpy as np
 import pytest
+import xxhash
 import zarr
 
 from storage import (
     CacheReader,
     CorruptChunkError,
+    Field,
     FormatError,
     IdentityError,
     MissingShardError,
@@ -21,6 +28,7 @@ from storage import (
 from storage import reader as reader_module
 from storage.layout import commit_key, object_key
 from storage.location import Location
+from storage.shards import decode_chunk
 from tests.storage.cases import TALL, WIDE, fill, make_cache, make_index, make_record
 
 NewLocation = Callable[[], Location]
@@ -254,6 +262,79 @@ class TestPortableReading:
         assert root[f"buckets/{WIDE.name}"].attrs["geometry"]["level_sizes"] == [[4, 6], [2, 3]]
 
 
+class TestDocument:
+    """A reader made from docs/FORMAT.md alone; nothing of the package but the answers."""
+
+    def test_metadata(self, finished: Path) -> None:
+        raw = (finished / "zarr.json").read_bytes()
+        assert (finished / "manifest.sha256").read_text() == sha256(raw) + "\n"
+        manifest = json.loads(raw)["attributes"]["gid"]
+        assert manifest["cache_id"] == sha256(canonical(manifest["identity"]))
+        for key, digest in manifest["digests"].items():
+            assert sha256((finished / key).read_bytes()) == digest
+        names = [geometry_name(bucket["geometry"]) for bucket in manifest["buckets"]]
+        digest = hashlib.sha256("\n".join(names).encode())
+        for column, dtype in INDEX_TYPES.items():
+            digest.update(read_column(finished, column, dtype, manifest["index"]["records"]))
+        assert digest.hexdigest() == manifest["index"]["sha256"]
+
+    def test_a_record(self, finished: Path) -> None:
+        manifest = json.loads((finished / "zarr.json").read_bytes())["attributes"]["gid"]
+        count, number = manifest["index"]["records"], 12
+        entry = {
+            column: np.frombuffer(read_column(finished, column, dtype, count), dtype)[number]
+            for column, dtype in INDEX_TYPES.items()
+        }
+        bucket = manifest["buckets"][entry["bucket"]]
+        name = geometry_name(bucket["geometry"])
+        shard, position = divmod(int(entry["slot"]), manifest["identity"]["shard_records"])
+        raw = (finished / f"commits/{name}/{shard:05d}.json").read_bytes()
+        body = raw.removeprefix(b'{"commit":')[: -len(',"sha256":""}\n') - 64]
+        assert raw.endswith(b',"sha256":"%b"}\n' % sha256(body).encode())
+        commit = json.loads(body)
+        assert body == canonical(commit) and commit["cache_id"] == manifest["cache_id"]
+        assert commit["records"]["seed"][position] == f"{entry['seed']:016x}"
+        expected = CacheReader(finished).read(number)
+        for field in bucket["fields"]:
+            key = f"buckets/{name}/{field['name']}/c/{shard}" + "/0" * len(field["shape"])
+            stored = commit["objects"][key]
+            data = (finished / key).read_bytes()
+            assert len(data) == stored["size"]
+            assert xxhash.xxh3_128_hexdigest(data) == stored["xxh3_128"]
+            start, length, crc = stored["chunks"][position]
+            chunk, trailer = data[start : start + length - 4], data[start + length - 4 :][:4]
+            assert google_crc32c.value(chunk) == crc == int.from_bytes(trailer, "little")
+            if field["compression"] == "zstd":
+                chunk = bytes(numcodecs.Zstd().decode(chunk))
+            value = np.frombuffer(chunk, field["dtype"]).reshape(field["shape"])
+            np.testing.assert_array_equal(value, expected[field["name"]])
+
+
+INDEX_TYPES = {
+    "image_id": "<i8", "view": "<i4", "seed": "<u8", "height": "<i4", "width": "<i4",
+    "flip": "|b1", "bucket": "<i4", "slot": "<i8",
+}  # fmt: skip
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def geometry_name(geometry: dict[str, Any]) -> str:
+    return f"{geometry['height']:04d}x{geometry['width']:04d}"
+
+
+def read_column(store: Path, column: str, dtype: str, count: int) -> bytes:
+    size = np.dtype(dtype).itemsize
+    chunk = (store / f"index/{column}/c/0").read_bytes()
+    assert len(chunk) == 32_768 * size + 4
+    return chunk[: count * size]
+
+
 def reader_slots(path: Path) -> int:
     return CacheReader(path).manifest.slots[WIDE.name]
 
@@ -269,3 +350,16 @@ def test_growing_keeps_an_open_reader_working(tmp_path: Path) -> None:
     make_cache(tmp_path / "cache", num_views=2)
     assert_record(reader, 7)
     assert len(reader) == len(make_index(num_views=1))
+
+
+@pytest.mark.parametrize("num_bytes", [1, 10, 500, 1 << 26])
+def test_a_compressed_chunk_never_gives_more_than_one_record(num_bytes: int) -> None:
+    field = Field("x", (100,), "int8", compression="zstd")
+    raw = bytes(numcodecs.Zstd().encode(np.ones(num_bytes, dtype=np.int8))) + b"\0" * 4
+    if num_bytes > 100:
+        with pytest.raises(FormatError, match="does not decompress"):
+            decode_chunk(memoryview(raw), field)
+    else:
+        assert decode_chunk(memoryview(raw), field).sum() == num_bytes
+    with pytest.raises(FormatError, match="does not decompress"):
+        decode_chunk(memoryview(b"no zstd at all"), field)

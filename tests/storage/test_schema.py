@@ -25,6 +25,7 @@ from storage import (
     assign_slots,
     build_index,
     canonical,
+    checksums,
     plan_to_json,
     verify,
 )
@@ -367,3 +368,13 @@ def test_manifest_and_geometry_are_reexported() -> None:
     for name in storage.__all__:
         assert getattr(storage, name) is not None
     assert storage.Manifest is Manifest
+
+
+def test_format_version_1_is_frozen() -> None:
+    """Bytes that stores in the field have. If this fails, the format has a new version."""
+    assert SEALED.cache_id == "546e072049a869d295289b3ed5977e3d7fe527ffeee3aba053d5d39c19cc7284"
+    assert INDEX.digest() == "d3dc2188402806f87d361b4dcef6e5985538b0cc58b54b5d67dec259464e5796"
+    assert (
+        checksums.sha256(root_json(SEALED))
+        == "4fe9011ae64c6794a5853e23a8544e040b1d97d85302d9c3589295c65b26014d"
+    )

@@ -1,0 +1,141 @@
+"""Claims: writers share a plan without mixing two results in one shard."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage import CacheWriter, ClaimLostError
+from storage.claims import Claims
+from storage.layout import claim_folder, commit_key
+from storage.location import Location
+from tests.storage.cases import contents, fill, make_arrays, make_cache, make_index, make_manifest
+
+NewLocation = Callable[[], Location]
+
+
+def open_writer(location: Any, num_views: int = 1) -> CacheWriter:
+    index = make_index(num_views=num_views)
+    return CacheWriter(location, make_manifest(index), index)
+
+
+def test_one_of_two_writers_gets_a_shard(new_location: NewLocation) -> None:
+    place = new_location()
+    one, other = open_writer(place), open_writer(place)
+    shard = one.missing()[0]
+    assert one.claim(shard, "one", 60)
+    assert not other.claim(shard, "other", 60)
+    with pytest.raises(ClaimLostError, match="claimed by somebody else"):
+        other.write(shard, make_arrays(other, shard))
+    one.release(shard)
+    assert other.claim(shard, "other", 60)
+    assert not one.claim(shard, "one", 60)
+
+
+def test_a_claim_can_be_prolonged_by_its_owner(new_location: NewLocation) -> None:
+    writer = open_writer(new_location())
+    shard = writer.missing()[0]
+    assert all(writer.claim(shard, "one", 60) for _ in range(3))
+    assert len(writer.location.sizes(claim_folder(shard))) == 1
+
+
+def test_an_expired_claim_is_taken_over_and_the_first_owner_may_not_commit(
+    new_location: NewLocation,
+) -> None:
+    place = new_location()
+    slow, quick = open_writer(place), open_writer(place)
+    shard = slow.missing()[0]
+    assert slow.claim(shard, "slow", 0.01)
+    time.sleep(0.02)
+    assert quick.claim(shard, "quick", 60)
+    with pytest.raises(ClaimLostError):
+        slow.write(shard, make_arrays(slow, shard))
+    slow.release(shard)  # of no effect: it is not his any more
+    assert not slow.claim(shard, "slow", 60)
+    quick.write(shard, make_arrays(quick, shard))
+    quick.release(shard)
+    assert shard not in slow.missing()
+    assert place.sizes("claims") == {}
+
+
+def test_a_claim_lost_while_writing_leaves_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = open_writer(tmp_path / "cache"), open_writer(tmp_path / "cache")
+    shard = slow.missing()[0]
+    assert slow.claim(shard, "slow", 0.05)
+    sync = Location.sync
+
+    def slow_sync(self: Location, keys: Any) -> None:
+        sync(self, keys)
+        time.sleep(0.06)
+        assert quick.claim(shard, "quick", 60)
+
+    monkeypatch.setattr(Location, "sync", slow_sync)
+    with pytest.raises(ClaimLostError):
+        slow.write(shard, make_arrays(slow, shard))
+    assert slow.location.get(commit_key(shard)) is None
+
+
+def test_an_expired_claim_that_nobody_took_is_prolonged(new_location: NewLocation) -> None:
+    writer = open_writer(new_location())
+    shard = writer.missing()[0]
+    assert writer.claim(shard, "slow", 0.01)
+    time.sleep(0.02)
+    writer.write(shard, make_arrays(writer, shard))
+    assert shard not in writer.missing()
+
+
+def test_prolonging_in_a_thread_never_makes_a_claim_look_lost(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "cache")
+    shard = writer.missing()[0]
+    assert writer.claim(shard, "one", 60)
+    stop = threading.Event()
+
+    def prolong() -> None:
+        while not stop.is_set():
+            assert writer.claim(shard, "one", 60)
+
+    keeper = threading.Thread(target=prolong)
+    keeper.start()
+    try:
+        assert all(writer._claims.holds(shard) for _ in range(100))
+    finally:
+        stop.set()
+        keeper.join()
+
+
+def test_contenders_for_an_expired_claim_do_not_both_get_it(new_location: NewLocation) -> None:
+    place = new_location()
+    writer = open_writer(place)
+    shard = writer.missing()[0]
+    assert writer.claim(shard, "dead", 0.0)
+    contenders = [Claims(place) for _ in range(5)]
+    assert sum(one.take(shard, str(i), 60) for i, one in enumerate(contenders)) == 1
+    assert sum(one.holds(shard) for one in contenders) == 1
+
+
+def test_an_unreadable_claim_counts_as_expired(new_location: NewLocation) -> None:
+    writer = open_writer(new_location())
+    shard = writer.missing()[0]
+    writer.location.put(f"{claim_folder(shard)}/000004.json", b"\x00")
+    assert writer.claim(shard, "one", 60)
+
+
+def test_two_writers_share_a_plan(new_location: NewLocation) -> None:
+    place, alone = new_location(), new_location()
+    writers = [open_writer(place, num_views=2) for _ in range(2)]
+    turn = 0
+    while missing := writers[0].missing():
+        writer = writers[turn % 2]
+        shard = next(one for one in missing if writer.claim(one, f"rank{turn % 2}", 60))
+        fill(writer, [shard])
+        writer.release(shard)
+        turn += 1
+    make_cache(alone, num_views=2)
+    assert contents(place) == contents(alone)

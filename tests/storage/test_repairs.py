@@ -1,0 +1,106 @@
+"""Repair and compare: damaged shards are redone, and two stores told apart by value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from storage import CacheReader, CacheWriter, Problem, ShardId, compare, repair
+from storage.layout import commit_key
+from tests.storage.cases import (
+    SHARD_RECORDS,
+    TALL,
+    WIDE,
+    contents,
+    features_path,
+    fill,
+    flip,
+    make_arrays,
+    make_cache,
+    make_index,
+    make_manifest,
+)
+
+FIRST = ShardId(WIDE.name, 0)
+
+
+class TestRepair:
+    def test_drops_exactly_the_damaged_shards_and_the_dump_redoes_them(self, cache: Path) -> None:
+        before = contents(cache)
+        flip(features_path(cache), 3)
+        features_path(cache, ShardId(TALL.name, 1)).unlink()
+        (cache / "buckets/0032x0048/bound/zarr.json").write_bytes(b"{}")
+        done = repair(cache)
+        assert done.shards == (FIRST, ShardId(TALL.name, 1)) and done.left == ()
+        assert done.rewritten == ("buckets/0032x0048/bound/zarr.json",)
+        after = contents(cache)
+        dropped = before.keys() - after.keys()
+        assert all(after[key] == before[key] for key in after)
+        assert {key.split("/")[0] for key in dropped} == {"buckets", "commits"}
+        assert len(dropped) == 2 * (1 + len(CacheReader(cache).manifest.fields[WIDE.name]))
+        index = make_index(num_views=2)
+        writer = CacheWriter(cache, make_manifest(index), index)
+        assert set(writer.missing()) == set(done.shards)
+        fill(writer)
+        assert contents(cache) == before
+
+    def test_of_an_intact_store_changes_nothing(self, cache: Path) -> None:
+        before = contents(cache)
+        done = repair(cache)
+        assert (done.shards, done.rewritten, done.left) == ((), (), ())
+        assert contents(cache) == before
+
+    def test_leaves_a_shard_that_is_being_written(self, cache: Path) -> None:
+        (cache / commit_key(FIRST)).unlink()
+        before = contents(cache)
+        done = repair(cache)
+        assert done.shards == () and kinds_of(done.left) == ["uncommitted"]
+        assert contents(cache) == before
+
+    def test_leaves_what_it_cannot_judge(self, cache: Path) -> None:
+        flip(features_path(cache), 3)
+        flip(cache / "zarr.json", 50)
+        before = contents(cache)
+        done = repair(cache)
+        assert done.shards == () and kinds_of(done.left) == ["damaged"]
+        assert contents(cache) == before
+
+
+def kinds_of(problems: tuple[Problem, ...]) -> list[str]:
+    return [problem.kind for problem in problems]
+
+
+class TestCompare:
+    def test_equal_stores(self, finished: Path, cache: Path) -> None:
+        result = compare(finished, cache)
+        assert result.same_bytes and result.plan == ()
+        assert result.lines()[-1].endswith("same plan, same bytes")
+
+    def test_values_that_differ(self, finished: Path, cache: Path) -> None:
+        index = make_index(num_views=2)
+        writer = CacheWriter(cache, make_manifest(index), index)
+        (cache / commit_key(FIRST)).unlink()
+        arrays = make_arrays(writer, FIRST)
+        arrays["bound"][1] += 0.25
+        writer.write(FIRST, arrays)
+        result = compare(finished, cache)
+        by_name = {one.field: one for one in result.fields}
+        assert (by_name["bound"].differing, by_name["bound"].largest) == (1, 0.25)
+        assert by_name["bound"].records == 16
+        assert all(one.differing == 0 for name, one in by_name.items() if name != "bound")
+        assert result.keys == ("buckets/0032x0048/bound/c/0", commit_key(FIRST))
+        assert not result.same_bytes and result.plan == ()
+
+    def test_other_plans(self, finished: Path, tmp_path: Path) -> None:
+        make_cache(tmp_path / "other", numerics={"precision": "float16"})
+        result = compare(finished, tmp_path / "other")
+        assert result.plan == (
+            "numerics.precision: 'float32' and 'float16'",
+            "index: 16 records in 2 views and 8 records in 1 views",
+        )
+        assert all(one.records == 8 and one.differing == 0 for one in result.fields)
+
+    def test_shards_of_one_store_only(self, finished: Path, cache: Path) -> None:
+        (cache / commit_key(FIRST)).unlink()
+        result = compare(finished, cache)
+        assert result.keys == (commit_key(FIRST),)
+        assert {one.records for one in result.fields} == {16 - SHARD_RECORDS}
