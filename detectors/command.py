@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from storage import CacheError
 
@@ -89,9 +89,14 @@ def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Register the data, start the log and save the resolved config beside the results."""
     from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
 
     register_data(cfg)
     default_setup(cfg, args)
+    # default_setup gives detectron2's log its handlers; ours goes the same way.
+    for name in ("detectors", "stage2_distill"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
 
 
 def register_data(cfg: CfgNode) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -17,10 +19,36 @@ from detectors.trainer import Trainer
 from .adaptation import Adaptation
 from .data import build_data
 from .distiller import Distiller
+from .gism import KINDS
 from .pooling import GiPooler
 from .teacher import open_teacher
 
+logger = logging.getLogger(__name__)
+
 EXPORTED_NAME = "student_final.pth"
+_PRINTED_ITERS = 20
+
+
+class GiPrinter(EventWriter):
+    """Adds to the console what detectron2's printer leaves out: the GIs selected, by kind."""
+
+    def __init__(self, max_iter: int) -> None:
+        self._max_iter = max_iter
+
+    def write(self) -> None:
+        """Print means an image, over the same window as the losses."""
+        storage = get_event_storage()
+        if storage.iter == self._max_iter:
+            # Writers are called once more after the last step, which was printed already.
+            return
+        histories = storage.histories()
+        counts = [
+            f"{kind}: {histories[name].avg(_PRINTED_ITERS):.3g}"
+            for kind in KINDS
+            if (name := f"gid/num_{kind}") in histories
+        ]
+        if counts:
+            logger.info(" iter: %d  GIs an image: %s", storage.iter, "  ".join(counts))
 
 
 class DistillTrainer(Trainer):
@@ -68,6 +96,10 @@ class DistillTrainer(Trainer):
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""
         super().resume_or_load(resume=resume)
         self._data.sampler.first_iter = self.start_iter
+
+    def build_writers(self) -> list[EventWriter]:
+        """detectron2's, and the console line of the GIs."""
+        return [*super().build_writers(), GiPrinter(self.max_iter)]
 
     def after_train(self) -> None:
         """Export the student as a plain detectron2 checkpoint."""

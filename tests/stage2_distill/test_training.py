@@ -72,6 +72,18 @@ def test_every_loss_and_the_kinds_of_gis_are_logged(configure: Configure) -> Non
     assert 0 < sum(entry[kind] for kind in kinds) <= 10
 
 
+def test_the_console_tells_how_many_gis_of_which_kind_there_were(
+    configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        train(configure())
+    (line,) = [text for text in caplog.messages if "GIs an image" in text]
+    counts = [float(part.split(": ")[1]) for part in line.split("image: ")[1].split("  ")]
+    assert len(counts) == 4
+    # Each is rounded to three digits.
+    assert 0 < sum(counts) < 10.05
+
+
 def test_cache_and_live_teacher_give_the_same_losses(configure: Configure) -> None:
     cached = losses_of(train(configure("exact")))
     live = losses_of(train(configure("exact", TEACHER={"SOURCE": "live"})))
