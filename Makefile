@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format benchmarks clean
 
 help:
 	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html"
 	@echo "make test                all tests"
+	@echo "make benchmarks          what the numbers in the README come from; half an hour and more"
 	@echo "make lint                ruff and mypy"
 	@echo "make format              ruff, changing the files"
 	@echo "make setup               only the environment, in .venv"
@@ -23,6 +24,9 @@ demo: setup
 
 test: setup
 	$(VENV) -m pytest tests
+
+benchmarks: setup
+	$(VENV) -m benchmarks.accuracy
 
 lint: setup
 	$(VENV) -m ruff check .
