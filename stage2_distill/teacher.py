@@ -25,7 +25,7 @@ from .teacher_batch import (
     LevelSizes,
     TeacherBatch,
     TeacherGroup,
-    assemble_groups,
+    assemble,
     split_levels,
 )
 
@@ -177,7 +177,7 @@ def _by_padded_size(
                 deltas=decoded.deltas,
             )
         )
-    return assemble_groups(groups, level_sizes, geometry.num_anchors)
+    return assemble(groups, level_sizes, geometry.num_anchors)
 
 
 def padded_size(image: Tensor, divisibility: int) -> tuple[int, int]:

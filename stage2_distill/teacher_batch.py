@@ -61,21 +61,6 @@ class TeacherGroup:
         return _sizes(self.features)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherRecord:
-    """One decoded record.
-
-    Attributes:
-        features: L tensors (C, H_l, W_l) float.
-        probabilities: (R, K) float, 0..1.
-        deltas: (R, 4) float.
-    """
-
-    features: Sequence[Tensor]
-    probabilities: Tensor
-    deltas: Tensor
-
-
 def split_levels(features: Tensor, level_sizes: LevelSizes) -> list[Tensor]:
     """View a flattened pyramid as one map a level.
 
@@ -100,22 +85,6 @@ def split_levels(features: Tensor, level_sizes: LevelSizes) -> list[Tensor]:
 
 
 def assemble(
-    records: Sequence[TeacherRecord], level_sizes: LevelSizes, num_anchors: int
-) -> TeacherBatch:
-    """Put one record an image onto the grid of the batch; see `assemble_groups`."""
-    groups = [
-        TeacherGroup(
-            positions=[place],
-            features=[level[None] for level in record.features],
-            probabilities=record.probabilities[None],
-            deltas=record.deltas[None],
-        )
-        for place, record in enumerate(records)
-    ]
-    return assemble_groups(groups, level_sizes, num_anchors)
-
-
-def assemble_groups(
     groups: Sequence[TeacherGroup], level_sizes: LevelSizes, num_anchors: int
 ) -> TeacherBatch:
     """Put groups of records onto the grid of the batch.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.schema import GidConfig
 from stage2_distill.gism import GeneralInstances, select
-from stage2_distill.teacher_batch import TeacherBatch, TeacherRecord, assemble
+from stage2_distill.teacher_batch import TeacherBatch, TeacherGroup, assemble
 from tests.stage2_distill import reference
 
 Array = np.ndarray
@@ -56,15 +56,16 @@ class Case:
 
     def teacher(self) -> TeacherBatch:
         """The records, assembled."""
-        records = [
-            TeacherRecord(
-                features=[tensor(level) for level in image.features],
-                probabilities=tensor(image.probabilities),
-                deltas=tensor(image.deltas),
+        groups = [
+            TeacherGroup(
+                positions=[place],
+                features=[tensor(level)[None] for level in image.features],
+                probabilities=tensor(image.probabilities)[None],
+                deltas=tensor(image.deltas)[None],
             )
-            for image in self.images
+            for place, image in enumerate(self.images)
         ]
-        return assemble(records, self.sizes, self.num_anchors)
+        return assemble(groups, self.sizes, self.num_anchors)
 
     def select(self, config: GidConfig) -> list[GeneralInstances]:
         """GISM of the package."""

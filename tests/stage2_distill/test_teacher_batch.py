@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from stage2_distill.teacher_batch import (
     TeacherBatch,
     TeacherGroup,
-    TeacherRecord,
     assemble,
-    assemble_groups,
     split_levels,
 )
 from tests.stage2_distill.cases import Case, make_case, tensor
@@ -74,11 +72,11 @@ def test_groups_come_to_their_places_in_any_order() -> None:
     case = make_case(2, "random", images=3)
     case.images[2] = dataclasses.replace(case.images[0])
     pair = together([group(case, 0, [0]), group(case, 2, [2])], [0, 2])
-    grouped = assemble_groups([group(case, 1, [1]), pair], case.sizes, case.num_anchors)
+    grouped = assemble([group(case, 1, [1]), pair], case.sizes, case.num_anchors)
     assert_equal(grouped, case.teacher())
     swapped = dataclasses.replace(pair, positions=[2, 0])
     assert_equal(
-        assemble_groups([swapped, group(case, 1, [1])], case.sizes, case.num_anchors),
+        assemble([swapped, group(case, 1, [1])], case.sizes, case.num_anchors),
         case.teacher(),
     )
 
@@ -86,7 +84,7 @@ def test_groups_come_to_their_places_in_any_order() -> None:
 def test_one_group_of_the_batches_size_is_not_copied() -> None:
     case = make_case(4, "random")
     only = group(case, 0, [0])
-    batch = assemble_groups([only], case.sizes, case.num_anchors)
+    batch = assemble([only], case.sizes, case.num_anchors)
     assert batch.probabilities.data_ptr() == only.probabilities.data_ptr()
     assert batch.deltas.data_ptr() == only.deltas.data_ptr()
     for level, given_ in zip(batch.features, only.features, strict=True):
@@ -99,21 +97,22 @@ def test_a_group_in_another_order_is_reordered() -> None:
     one, two = group(case, 0, [0]), group(case, 0, [1])
     two = dataclasses.replace(two, deltas=two.deltas + 1)
     both = together([two, one], [1, 0])
-    batch = assemble_groups([both], case.sizes, case.num_anchors)
+    batch = assemble([both], case.sizes, case.num_anchors)
     assert torch.equal(batch.deltas, torch.cat([one.deltas, two.deltas]))
 
 
 def test_codes_in_half_precision_become_float32() -> None:
     case = make_case(4, "random", images=2)
-    records = [
-        TeacherRecord(
-            features=[tensor(level).half() for level in image.features],
-            probabilities=tensor(image.probabilities).half(),
-            deltas=tensor(image.deltas).half(),
+    groups = [
+        TeacherGroup(
+            positions=[place],
+            features=[tensor(level)[None].half() for level in image.features],
+            probabilities=tensor(image.probabilities)[None].half(),
+            deltas=tensor(image.deltas)[None].half(),
         )
-        for image in case.images
+        for place, image in enumerate(case.images)
     ]
-    for chosen, sizes in ((records, case.sizes), (records[:1], case.images[0].sizes)):
+    for chosen, sizes in ((groups, case.sizes), (groups[:1], case.images[0].sizes)):
         batch = assemble(chosen, sizes, case.num_anchors)
         for values in (*batch.features, batch.probabilities, batch.deltas):
             assert values.dtype == torch.float32
@@ -138,7 +137,7 @@ def test_places_are_filled_once_each(positions: list[list[int]]) -> None:
     case = make_case(2, "random", images=2)
     groups = [group(case, number, where) for number, where in enumerate(positions)]
     with pytest.raises(ValueError, match=r"places 0\.\.N-1 once each"):
-        assemble_groups(groups, case.sizes, case.num_anchors)
+        assemble(groups, case.sizes, case.num_anchors)
 
 
 def test_no_records_make_no_batch() -> None:
@@ -150,13 +149,13 @@ def test_a_record_larger_than_the_batch_is_refused() -> None:
     case = make_case(2, "random")
     smaller = [(h - 1, w) for h, w in case.sizes]
     with pytest.raises(ValueError, match="do not fit into the batch's levels"):
-        assemble_groups([group(case, 0, [0])], smaller, case.num_anchors)
+        assemble([group(case, 0, [0])], smaller, case.num_anchors)
 
 
 def test_a_record_with_other_levels_is_refused() -> None:
     case = make_case(2, "random")
     with pytest.raises(ValueError, match="do not fit into the batch's levels"):
-        assemble_groups([group(case, 0, [0])], case.sizes[:1], case.num_anchors)
+        assemble([group(case, 0, [0])], case.sizes[:1], case.num_anchors)
 
 
 @pytest.mark.parametrize("field", ["probabilities", "deltas"])
@@ -165,14 +164,14 @@ def test_arrays_that_contradict_the_grid_are_refused(field: str) -> None:
     broken = group(case, 0, [0])
     broken = dataclasses.replace(broken, **{field: getattr(broken, field)[:, 1:]})
     with pytest.raises(ValueError, match=f"{field} must be"):
-        assemble_groups([broken], case.sizes, case.num_anchors)
+        assemble([broken], case.sizes, case.num_anchors)
 
 
 def test_records_with_other_channels_or_classes_are_refused() -> None:
     case, other = make_case(2, "random"), make_case(2, "random", channels=5)
     with pytest.raises(ValueError, match="features of level 0 must be"):
-        assemble_groups([group(case, 0, [0]), group(other, 0, [1])], case.sizes, case.num_anchors)
+        assemble([group(case, 0, [0]), group(other, 0, [1])], case.sizes, case.num_anchors)
     fewer = group(case, 0, [1])
     fewer = dataclasses.replace(fewer, probabilities=fewer.probabilities[:, :, 1:])
     with pytest.raises(ValueError, match="probabilities must be"):
-        assemble_groups([group(case, 0, [0]), fewer], case.sizes, case.num_anchors)
+        assemble([group(case, 0, [0]), fewer], case.sizes, case.num_anchors)
