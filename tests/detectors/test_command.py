@@ -41,7 +41,7 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
 
 
 def test_an_error_of_another_process_loses_its_traceback() -> None:
-    text = "Caught ValueError in worker 0.\nOriginal Traceback:\n  File x\nValueError: a.png: broken"
+    text = "Caught ValueError in worker.\nOriginal Traceback:\n  File x\nValueError: a.png: broken"
     assert one_line(ValueError(text)) == "a.png: broken"
 
 

@@ -1,0 +1,109 @@
+"""Plain detectors train, resume and evaluate through the command, on one rank and on two."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dataset.scenes import CLASS_NAMES
+from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors.__main__ import main
+from tests.tiny import DETECTOR
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "data"
+    write_synthetic(folder, SyntheticConfig(train=8, val=3, size=64), workers=1)
+    return folder
+
+
+@pytest.fixture
+def config(data: Path, tmp_path: Path) -> Path:
+    model = {**DETECTOR["MODEL"]}
+    model["RETINANET"] = {**model["RETINANET"], "NUM_CLASSES": len(CLASS_NAMES)}
+    content: dict[str, Any] = {
+        **DETECTOR,
+        "MODEL": model,
+        "DATASET": {"FOLDER": str(data)},
+        "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
+        "DATALOADER": {"NUM_WORKERS": 0},
+        "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64, "MAX_SIZE_TEST": 96},
+        "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 2, "WARMUP_ITERS": 0, "CHECKPOINT_PERIOD": 2},
+        "SEED": 1,
+        "OUTPUT_DIR": str(tmp_path / "output"),
+    }
+    path = tmp_path / "plain.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(path, weights_only=True)["model"])
+
+
+def test_training_writes_a_checkpoint_that_evaluation_takes(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config-file", str(config)]) == 0
+    final = tmp_path / "output" / "model_final.pth"
+    assert (tmp_path / "output" / "config.yaml").exists()
+    arguments = ["--config-file", str(config), "MODEL.WEIGHTS", str(final)]
+    capsys.readouterr()
+    assert main(["train", "--eval-only", *arguments]) == 0
+    assert "folder_val: AP " in capsys.readouterr().out
+    # In a process of its own: the log keeps to the standard output that it began with.
+    command = [sys.executable, "-m", "detectors", "eval", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0 <= json.loads(done.stdout)["folder_val"]["AP"] <= 100
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(config: Path, tmp_path: Path) -> None:
+    assert main(["train", "--config-file", str(config)]) == 0
+    assert main(["train", "--config-file", str(config), "--resume", "SOLVER.MAX_ITER", "4"]) == 0
+    iterations = [
+        json.loads(line)["iteration"]
+        for line in (tmp_path / "output" / "metrics.json").read_text().splitlines()
+        if "loss_cls" in line
+    ]
+    assert iterations == [1, 3]
+
+
+def test_two_ranks_train_one_model(config: Path, tmp_path: Path) -> None:
+    assert main(["train", "--config-file", str(config), "--num-gpus", "2"]) == 0
+    state = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    # What each rank keeps for itself is saved for both.
+    assert len(state["rank_state"]["ranks"]) == 2
+    assert not any(name.startswith("module.") for name in state["model"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.WEIGHTS", "nowhere.pth"], "weights not found: nowhere.pth"),
+        (["SOLVER.OPTIMIZER", "LION"], "SOLVER.OPTIMIZER: expected SGD or ADAMW"),
+        (["SOLVER.OPTIMISER", "SGD"], "did you mean SOLVER.OPTIMIZER?"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    config: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config-file", str(config), *overrides]) == 1
+    error = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_adamw_decays_norms_as_configured(config: Path) -> None:
+    from configs.loader import load_config
+    from detectors.trainer import Trainer
+
+    cfg = load_config(str(config), ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.WEIGHT_DECAY", "0.3"])
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    groups = Trainer.build_optimizer(cfg, model).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.3, cfg.SOLVER.WEIGHT_DECAY_NORM}
