@@ -3,43 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from contextlib import redirect_stdout
-from typing import TYPE_CHECKING
 
 from configs.loader import load_config
 
-from .command import add_job_arguments, launch_job, run_command, set_up
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-
-def train(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Train, on every rank."""
-    from .trainer import Trainer
-
-    set_up(cfg, args)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-
-
-def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Evaluate MODEL.WEIGHTS on DATASETS.TEST, on every rank."""
-    from detectron2.utils import comm
-
-    from .checkpoint import load_model
-    from .evaluate import evaluate as evaluate_model
-    from .evaluate import summary
-
-    # The log and the evaluator print; with --json, standard output is for the result alone.
-    with redirect_stdout(sys.stderr if args.json else sys.stdout):
-        set_up(cfg, args)
-        results = evaluate_model(cfg, load_model(cfg))
-    if comm.is_main_process():
-        print(json.dumps(results) if args.json else summary(results))
+from .command import add_job_arguments, launch_job, run_command
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
+        from .jobs import evaluate, train
+
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()
         launch_job(evaluate if args.eval_only else train, cfg, args)

@@ -100,11 +100,22 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def register_data(cfg: CfgNode) -> None:
-    """Register the COCO-format folder that the config names, if it names one."""
-    from dataset.registry import register_folder
+    """Register the COCO-format folder that the config names, and see that all data is there.
+
+    Raises:
+        FileNotFoundError: the annotations or the images of a dataset are missing.
+        ValueError: no dataset of that name is known.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from dataset.registry import locate, register_folder
 
     if cfg.DATASET.FOLDER:
         register_folder(cfg.DATASET.FOLDER)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        # A dataset that a user's own code registered need not be a COCO file.
+        if name not in DatasetCatalog or MetadataCatalog.get(name).get("evaluator_type") == "coco":
+            locate(name)
 
 
 def _check_device(cfg: CfgNode) -> None:

@@ -22,6 +22,7 @@ from itertools import chain
 import torch
 from detectron2.config import CfgNode
 
+from dataset.annotations import require_images
 from detectors import load_model, teacher_fingerprint
 from storage import CacheWriter, ClaimLostError, ShardId
 
@@ -80,6 +81,7 @@ def run(cfg: CfgNode) -> DumpReport:
     rank = current_rank(os.environ)
     device = pick_device(cfg.MODEL.DEVICE, rank)
     prepared = prepare(cfg)
+    require_images(prepared.images, prepared.image_root)
     with fixed_numerics(prepared.settings.teacher, device) as numerics:
         teacher = _load_teacher(prepared, device)
         fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from configs.loader import load_config
 from detectors.command import (
@@ -13,30 +11,7 @@ from detectors.command import (
     add_job_arguments,
     launch_job,
     run_command,
-    set_up,
 )
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-
-def train(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Train, on every rank."""
-    from .trainer import DistillTrainer
-
-    set_up(cfg, args)
-    trainer = DistillTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
-
-
-def show(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Draw teacher boxes, student boxes and GIs."""
-    from .show import draw_views
-
-    set_up(cfg, args)
-    for path in draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR)):
-        print(path)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,12 +20,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", help="train a student")
     add_job_arguments(training)
-    training.set_defaults(job=train)
     showing = commands.add_parser("show", help="draw boxes and GIs on views, as PNG")
     add_config_arguments(showing)
     showing.add_argument("--count", type=int, default=8, help="number of views")
     showing.add_argument("--output", help="folder for the pictures; default: OUTPUT_DIR")
-    showing.set_defaults(job=show, num_gpus=1, num_machines=1, machine_rank=0, dist_url=None)
+    showing.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url=None)
     return parser.parse_args(argv)
 
 
@@ -59,9 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
+        from . import jobs
+
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()
-        launch_job(args.job, cfg, args)
+        launch_job(getattr(jobs, args.command), cfg, args)
         return 0
 
     return run_command(command)

@@ -75,7 +75,9 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(config: Path, tmp_path: Path)
 
 
 def test_two_ranks_train_one_model(config: Path, tmp_path: Path) -> None:
-    assert main(["train", "--config-file", str(config), "--num-gpus", "2"]) == 0
+    # In a process of its own, as a user starts it: the ranks are spawned from there.
+    command = [sys.executable, "-m", "detectors", "train", "--config-file", str(config)]
+    subprocess.run([*command, "--num-gpus", "2"], check=True, capture_output=True)
     state = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
     # What each rank keeps for itself is saved for both.
     assert len(state["rank_state"]["ranks"]) == 2

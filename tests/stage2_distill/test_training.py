@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 from configs.loader import load_config
 from detectors.command import register_data
 from detectors.evaluate import evaluate
+from stage2_distill.__main__ import main
 from stage2_distill.trainer import DistillTrainer
 from tests.stage2_distill.conftest import Configure
 
@@ -208,3 +209,32 @@ def test_a_killed_run_resumes_with_the_same_losses(configure: Configure, tmp_pat
         for folder in (tmp_path / "output", tmp_path / "killed")
     ]
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
+
+
+def test_two_ranks_distill_one_student_and_resume_as_two(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure("balanced", SOLVER={"IMS_PER_BATCH": 4, "MAX_ITER": 2})
+    command = ["train", "--config-file", str(path)]
+    # In a process of its own, as a user starts it: the ranks are spawned from there.
+    fresh = [sys.executable, "-m", "stage2_distill", *command, "--num-gpus", "2"]
+    subprocess.run(fresh, check=True, capture_output=True)
+    output = path.parent / "output"
+    state = torch.load(output / "model_final.pth", weights_only=True)
+    normalizers = [rank["loss_normalizer"] for rank in state["rank_state"]["ranks"]]
+    # Each rank saw images of its own, and keeps an average of its own.
+    assert len(set(normalizers)) == 2
+    more = [*command, "--resume", "SOLVER.MAX_ITER", "4"]
+    assert main(more) == 1
+    assert "written by 2 ranks and is resumed by 1" in capsys.readouterr().err
+    assert main([*command, "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "4"]) == 0
+    exported = torch.load(output / "student_final.pth", weights_only=True)["model"]
+    assert any(not torch.equal(exported[name], state["model"][name]) for name in exported)
+
+
+def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
+    configure: Configure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = configure("balanced", SOLVER={"IMS_PER_BATCH": 3})
+    assert main(["train", "--config-file", str(path), "--num-gpus", "2"]) == 1
+    assert "expected a multiple of the 2 ranks" in capfd.readouterr().err.splitlines()[-1]
