@@ -141,7 +141,9 @@ def _check_expected(
     manifest: Manifest, table: ShardTable, expect: Mapping[str, Any]
 ) -> Iterator[Problem]:
     plan = plan_from_json(expect, "plan")
-    for difference in canonical.differences(manifest.identity, plan.identity):
+    # A plan may leave open what only a dump knows, such as the numerics of its machine.
+    stated = {name: value for name, value in manifest.identity.items() if name in plan.identity}
+    for difference in canonical.differences(stated, plan.identity):
         message = f"stored {difference.stored!r}, wanted {difference.wanted!r}"
         yield Problem(kind="unexpected", where=difference.name, message=message)
     for shard, digest in plan.shards.items():

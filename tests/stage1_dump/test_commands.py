@@ -142,9 +142,13 @@ def test_the_written_plan_is_what_verify_expects(
     config = str(configure(VIEWS={"NUM": 2}))
     assert main(["plan", "--output", str(output), "--config-file", config]) == 0
     plan = json.loads(output.read_text())
-    report = verify(reference, expect=plan)
     # The plan leaves the numerics open: no config says which machine dumps.
-    assert {problem.where for problem in report.problems} <= {"numerics"}
+    assert "numerics" not in plan["identity"]
+    assert verify(reference, expect=plan).problems == ()
+    plan["identity"]["augmentation"]["seed"] += 1
+    (problem,) = verify(reference, expect=plan).problems
+    assert problem.where == "augmentation.seed"
+    plan["identity"]["augmentation"]["seed"] -= 1
     plan["shards"][0]["sha256"] = "0" * 64
     where = {problem.where for problem in verify(reference, expect=plan).problems}
     assert any(plan["shards"][0]["bucket"] in place for place in where)
