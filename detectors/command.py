@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 Job = Callable[["CfgNode", argparse.Namespace], Any]
 
 
+# What a user can mend; anything else is our own mistake and keeps its traceback. A missing module is
+# an extra that was not installed.
+_FOR_USERS = (
+    CacheError,
+    FloatingPointError,
+    ModuleNotFoundError,
+    OSError,
+    ProcessRaisedException,
+    ValueError,
+)
+
+
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that detectron2 users know, the config among them."""
     add_config_arguments(parser)
@@ -47,9 +59,7 @@ def run_command(command: Callable[[], int]) -> int:
     """Turn the errors a user can mend into one line and an exit code."""
     try:
         return command()
-    except (
-        CacheError, ValueError, OSError, FloatingPointError, ProcessRaisedException
-    ) as error:  # fmt: skip
+    except _FOR_USERS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
