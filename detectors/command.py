@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Job = Callable[["CfgNode", argparse.Namespace], Any]
 
 
-# What a user can mend; anything else is our own mistake and keeps its traceback. A missing module is
-# an extra that was not installed.
+# What a user can mend; anything else is our own mistake and keeps its traceback. A missing module
+# is an extra that was not installed.
 _FOR_USERS = (
     CacheError,
     FloatingPointError,
