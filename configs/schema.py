@@ -222,7 +222,7 @@ class GidConfig:
     pre_nms: int = 3000
     # IoU above which the lower-scored of two GI boxes is dropped.
     nms_iou: float = 0.3
-    # GI boxes with a side below this are dropped, pixels of the view.
+    # GI boxes with a side of this or less are dropped, pixels of the view.
     min_side: float = 10.0
     # Output side of ROIAlign, cells.
     roi_size: int = 10
