@@ -127,7 +127,7 @@ def _draw(
         chosen = instances[ours]
         labels = [f"{score:.2f}" for score in chosen.scores.tolist()]
         _add_boxes(right, chosen.boxes.cpu(), color="tab:cyan", labels=labels, style=style)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
 
 
 def _add_boxes(
