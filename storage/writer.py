@@ -120,7 +120,6 @@ class CacheWriter:
         records = self.records_of(shard)
         fields = self.manifest.fields[shard.bucket]
         _check_arrays(arrays, fields, len(records))
-        self._require_claim(shard)
         if self.location.get(commit_key(shard)) is not None:
             return
         keys = [object_key(shard, field) for field in fields]
@@ -133,8 +132,9 @@ class CacheWriter:
             self._require_claim(shard)
             self._commit(shard, objects, records)
         except StoreFullError:
-            for key in keys:
-                self.location.delete(key)
+            if self._claims.holds(shard):
+                for key in keys:
+                    self.location.delete(key)
             raise
 
     def write_log(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -145,6 +145,8 @@ class CacheWriter:
         geometry = self.manifest.geometries[shard.bucket]
         raw = encode_shard(field, geometry, self.manifest.shard_records, values)
         described = describe(raw, len(values), self.manifest.shard_records)
+        # Encoding takes a while: whoever has taken the shard over may have put his object by now.
+        self._require_claim(shard)
         self.location.put(object_key(shard, field), raw)
         return described
 

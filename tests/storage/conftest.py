@@ -111,6 +111,11 @@ def _wait_for_bucket(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for a writer that might be about to make a damaged manifest right."""
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk, nor for a writer about to make a damaged manifest right.
+
+    No test can pull the plug; that all is forced to the disk before the commit has one of its own,
+    and the writers that are killed do force it.
+    """
     monkeypatch.setattr("storage.metadata._PATIENCE_SEC", (0.0,))
+    monkeypatch.setattr("storage.location._fsync", lambda _: None)

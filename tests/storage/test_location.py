@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from zarr.storage import MemoryStore
@@ -131,7 +132,7 @@ def test_a_fork_is_noticed_only_where_the_client_was_loaded(
         monkeypatch.setitem(sys.modules, "obstore", object())
     else:
         monkeypatch.delitem(sys.modules, "obstore", raising=False)
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     queue = context.Queue()
     process = context.Process(target=_fork_flag, args=(queue,))
     process.start()
@@ -147,7 +148,7 @@ def _read_first(reader: CacheReader, queue: multiprocessing.Queue[int]) -> None:
 def test_a_reader_works_in_workers(finished: Path, method: str) -> None:
     reader = CacheReader(finished)
     expected = int(reader.read(0)["pixels_crc32c"])
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     queue = context.Queue()
     process = context.Process(target=_read_first, args=(reader, queue))
     process.start()
@@ -170,7 +171,7 @@ def test_an_object_store_is_read_in_spawned_workers_and_refused_in_forked_ones(
     reader = CacheReader(f"{s3_bucket}/workers")
     expected = {"spawn": str(int(reader.read(0)["pixels_crc32c"])), "fork": "'spawn' or"}
     for method, said in expected.items():
-        context = multiprocessing.get_context(method)
+        context: Any = multiprocessing.get_context(method)
         queue = context.Queue()
         process = context.Process(target=_read_or_say_why, args=(reader, queue))
         process.start()
@@ -197,7 +198,7 @@ def test_an_object_store_that_cannot_be_reached_is_one_line(
 def test_a_forked_process_gets_an_event_loop_of_its_own() -> None:
     place = Location(MemoryStore())
     place.put("a", b"1")  # starts the loop's thread, which a fork does not copy
-    context = multiprocessing.get_context("fork")
+    context: Any = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=lambda: queue.put(place.get("a")))
     process.start()

@@ -54,7 +54,7 @@ SCALARS = (
 )
 NAMES = st.text(max_size=3)
 JSON = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(NAMES, SCALARS, max_size=3)
-HOSTILE = st.sampled_from(
+HOSTILE: st.SearchStrategy[Any] = st.sampled_from(
     [
         -1, 0, 2**31, 2**63, 2**64, 10**4000, 1e308, True, None, "", "..", "../../etc/passwd",
         "/etc/passwd", "a/../../b", "0800x1344/..", [], {}, [[]], "x" * 10_000, "\x00", "\ud800",

@@ -21,10 +21,10 @@ from storage import (
     read_logs,
     verify,
 )
-from storage import writer as writer_module
 from storage.index import ShardTable
-from storage.layout import ROOT_KEY
+from storage.layout import ROOT_KEY, commit_key, object_key
 from storage.location import Location
+from storage.shards import describe
 from tests.storage.cases import (
     contents,
     fill,
@@ -150,6 +150,25 @@ class TestArrays:
         with pytest.raises(StoreAccessError, match="reads back other bytes"):
             writer.write(shard, make_arrays(writer, shard))
         assert shard in writer.missing()
+
+
+def test_everything_is_on_the_disk_before_the_commit_and_the_commit_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = open_writer(tmp_path / "cache")
+    shard = writer.missing()[0]
+    committed = tmp_path / "cache" / commit_key(shard)
+    synced: dict[str, bool] = {}  # and whether the commit was there by then
+    monkeypatch.setattr(
+        "storage.location._fsync", lambda path: synced.setdefault(str(path), committed.exists())
+    )
+    writer.write(shard, make_arrays(writer, shard))
+    for field in writer.manifest.fields[shard.bucket]:
+        path = tmp_path / "cache" / object_key(shard, field)
+        while path != tmp_path:  # the file, and every folder that names it
+            assert synced[str(path)] is False, path
+            path = path.parent
+    assert synced[str(committed)] and synced[str(committed.parent)]
 
 
 class TestIdentity:
@@ -289,6 +308,6 @@ def test_records_of_zeros_are_stored_and_unused_slots_are_not(tmp_path: Path) ->
         one for one in ShardTable(writer.index, 3).shards if len(writer.records_of(one)) < 3
     )
     for field in writer.manifest.fields[shard.bucket]:
-        raw = (tmp_path / "cache" / writer_module.object_key(shard, field)).read_bytes()
-        stored = writer_module.describe(raw, len(writer.records_of(shard)), 3)
+        raw = (tmp_path / "cache" / object_key(shard, field)).read_bytes()
+        stored = describe(raw, len(writer.records_of(shard)), 3)
         assert len(stored.chunks) == len(writer.records_of(shard))
