@@ -11,9 +11,10 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from .pipeline import Pipeline, StepError
+from .pipeline import EXPORTED_NAME, Pipeline, StepError, side_by_side
 
 SOURCES = {"baseline": "none", "distilled": "cache"}
 
@@ -51,12 +52,16 @@ def measure(job: Pipeline, seeds: list[int]) -> Accuracy:
     job.dump()
     teacher = job.evaluate("teacher", "teacher", job.teacher_weights)["AP"]
     students: dict[str, dict[int, float]] = {name: {} for name in SOURCES}
+
+    def train_and_evaluate(name: str, seed: int) -> float:
+        run = f"{name}_{seed}"
+        folder = job.train_student(run, source=SOURCES[name], seed=seed)
+        return job.evaluate(run, "distill", folder / EXPORTED_NAME)["AP"]
+
     for seed in seeds:
-        for name, source in SOURCES.items():
-            run = f"{name}_{seed}"
-            folder = job.train_student(run, source=source, seed=seed)
-            metrics = job.evaluate(run, "distill", folder / "student_final.pth")
-            students[name][seed] = metrics["AP"]
+        found = side_by_side(*(partial(train_and_evaluate, name, seed) for name in SOURCES))
+        for name, value in zip(SOURCES, found, strict=True):
+            students[name][seed] = value
     return Accuracy(teacher=teacher, students=students)
 
 

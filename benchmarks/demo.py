@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .pipeline import Pipeline, StepError
+from .pipeline import EXPORTED_NAME, Pipeline, StepError, side_by_side
 from .report import Report, write_json, write_report
 
 NUM_PICTURES = 6
@@ -41,27 +41,37 @@ def run(
     if data is None:
         job.run("data", "dataset", "synthetic", "--output", job.data)
     job.write_configs()
-    job.train_teacher()
+    # The baseline needs no teacher, and the evaluations need no distilled student.
+    teacher_weights, baseline = side_by_side(
+        job.train_teacher, lambda: job.train_student("baseline", source="none", seed=seed)
+    )
     job.dump()
     job.verify()
-    students = {
-        "baseline": job.train_student("baseline", source="none", seed=seed),
-        "distilled": job.train_student("distilled", source="cache", seed=seed),
-    }
-    weights = {name: path / "student_final.pth" for name, path in students.items()}
-    metrics = {"teacher": job.evaluate("teacher", "teacher", job.teacher_weights)}
-    for name, path in weights.items():
-        metrics[name] = job.evaluate(name, "distill", path)
+    distilled = folder / "distilled"
+
+    def distill() -> dict[str, float]:
+        job.train_student(distilled.name, source="cache", seed=seed)
+        return job.evaluate("distilled", "distill", distilled / EXPORTED_NAME)
+
+    teacher_metrics, baseline_metrics, distilled_metrics = side_by_side(
+        lambda: job.evaluate("teacher", "teacher", teacher_weights),
+        lambda: job.evaluate("baseline", "distill", baseline / EXPORTED_NAME),
+        distill,
+    )
     job.run(
         "pictures", "stage2_distill", "show", "--config-file", job.config("distill"),
         "--count", NUM_PICTURES, "--output", folder / "pictures",
-        "MODEL.WEIGHTS", weights["distilled"],
+        "MODEL.WEIGHTS", distilled / EXPORTED_NAME,
     )  # fmt: skip
     return Report(
         pipeline=job,
         seed=seed,
-        metrics=metrics,
-        students=students,
+        metrics={
+            "teacher": teacher_metrics,
+            "baseline": baseline_metrics,
+            "distilled": distilled_metrics,
+        },
+        students={"baseline": baseline, "distilled": distilled},
         pictures=sorted((folder / "pictures").glob("view_*.png")),
         total_seconds=time.monotonic() - start,
     )

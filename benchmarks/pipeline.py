@@ -1,4 +1,4 @@
-"""The commands of the whole job, run one after another as a user would type them.
+"""The commands of the whole job, run as a user would type them.
 
 Every step is a real command in its own process. Its output goes to a log file, its time is kept,
 and a step that failed ends the run with the last lines of its log.
@@ -12,14 +12,19 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+T = TypeVar("T")
+
+# What stage 2 writes last: the student alone.
+EXPORTED_NAME = "student_final.pth"
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 
 
@@ -77,9 +82,10 @@ class Pipeline:
         """The path of a config that `write_configs` wrote."""
         return self.folder / "configs" / f"{name}.yaml"
 
-    def train_teacher(self) -> None:
-        """Train the teacher on ground truth."""
+    def train_teacher(self) -> Path:
+        """Train the teacher on ground truth and give its weights."""
         self.run("teacher", "detectors", "train", "--config-file", self.config("teacher"))
+        return self.teacher_weights
 
     def dump(self) -> None:
         """Write the teacher cache."""
@@ -124,8 +130,12 @@ class Pipeline:
         log = self.folder / "logs" / f"{name.replace(' ', '_')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"[{name}] python {shlex.join(command[1:])}", flush=True)
+        # On models this small a second thread gains nothing; two commands side by side do.
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
         with self._timed(name), open(log, "w") as file:
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+            done = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+            )
         text = log.read_text(errors="replace")
         if done.returncode:
             tail = "\n".join(text.splitlines()[-12:])
@@ -152,6 +162,17 @@ class Pipeline:
         yield
         self.seconds[name] = time.monotonic() - start
         print(f"[{name}] {self.seconds[name]:.0f} s", flush=True)
+
+
+def side_by_side(*steps: Callable[[], T]) -> list[T]:
+    """Run steps that do not need each other at the same time; their results in order.
+
+    Raises:
+        StepError: one failed; the others are waited for.
+    """
+    with ThreadPoolExecutor(len(steps)) as pool:
+        futures = [pool.submit(step) for step in steps]
+    return [future.result() for future in futures]
 
 
 def metrics_of(folder: Path, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
