@@ -51,18 +51,17 @@ def run(
 
     def distill() -> dict[str, float]:
         job.train_student(distilled.name, source="cache", seed=seed)
-        return job.evaluate("distilled", "distill", distilled / EXPORTED_NAME)
+        metrics, _ = side_by_side(
+            lambda: job.evaluate("distilled", "distill", distilled / EXPORTED_NAME),
+            lambda: _draw(job, distilled / EXPORTED_NAME),
+        )
+        return metrics
 
     teacher_metrics, baseline_metrics, distilled_metrics = side_by_side(
         lambda: job.evaluate("teacher", "teacher", teacher_weights),
         lambda: job.evaluate("baseline", "distill", baseline / EXPORTED_NAME),
         distill,
     )
-    job.run(
-        "pictures", "stage2_distill", "show", "--config-file", job.config("distill"),
-        "--count", NUM_PICTURES, "--output", folder / "pictures",
-        "MODEL.WEIGHTS", distilled / EXPORTED_NAME,
-    )  # fmt: skip
     return Report(
         pipeline=job,
         seed=seed,
@@ -75,6 +74,15 @@ def run(
         pictures=sorted((folder / "pictures").glob("view_*.png")),
         total_seconds=time.monotonic() - start,
     )
+
+
+def _draw(job: Pipeline, student: Path) -> dict[str, float]:
+    """Draw what the student sees."""
+    job.run(
+        "pictures", "stage2_distill", "show", "--config-file", job.config("distill"),
+        "--count", NUM_PICTURES, "--output", job.folder / "pictures", "MODEL.WEIGHTS", student,
+    )  # fmt: skip
+    return {}
 
 
 def main(argv: list[str] | None = None) -> int:

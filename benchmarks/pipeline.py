@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 # What stage 2 writes last: the student alone.
 EXPORTED_NAME = "student_final.pth"
+# Training would evaluate at its end; here `evaluate` does it, on the checkpoint.
+_NO_EVALUATION = ("DATASETS.TEST", "()")
 CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
 
 
@@ -84,7 +86,10 @@ class Pipeline:
 
     def train_teacher(self) -> Path:
         """Train the teacher on ground truth and give its weights."""
-        self.run("teacher", "detectors", "train", "--config-file", self.config("teacher"))
+        self.run(
+            "teacher", "detectors", "train", "--config-file", self.config("teacher"),
+            *_NO_EVALUATION,
+        )  # fmt: skip
         return self.teacher_weights
 
     def dump(self) -> None:
@@ -109,7 +114,10 @@ class Pipeline:
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
         pairs = [str(part) for pair in keys.items() for part in pair]
-        self.run(name, "stage2_distill", "train", "--config-file", self.config("distill"), *pairs)
+        self.run(
+            name, "stage2_distill", "train", "--config-file", self.config("distill"),
+            *pairs, *_NO_EVALUATION,
+        )  # fmt: skip
         return folder
 
     def evaluate(self, name: str, config: str, weights: Path) -> dict[str, float]:
