@@ -16,6 +16,7 @@ from dataset.views import augmentation_fingerprint
 from detectors import config_fingerprint, family_of, load_model
 from detectors.fingerprint import tensors_sha256
 from storage import CacheReader, get_preset
+from storage.canonical import differences
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +97,8 @@ def _differences(cfg: CfgNode, reader: CacheReader) -> Iterator[str]:
 
 def differing_fields(name: str, cached: Any, ours: Any) -> Iterator[str]:
     """Name every field in which two JSON values differ, with both values."""
-    if isinstance(cached, dict) and isinstance(ours, dict):
-        for key in sorted(cached.keys() | ours.keys()):
-            yield from differing_fields(f"{name}.{key}", cached.get(key), ours.get(key))
-    elif cached != ours:
-        yield f"{name}: cached {cached}, config {ours}"
+    for difference in differences({name: cached}, {name: ours}):
+        yield f"{difference.name}: cached {difference.stored}, config {difference.wanted}"
 
 
 def _weights_difference(teacher: CfgNode, cached: str) -> Iterator[str]:
