@@ -1,0 +1,45 @@
+"""Rows of a benchmark: what was measured, the number it has to reach, and whether it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number.
+
+    Attributes:
+        name: what was measured, with its unit.
+        value: the number.
+        limit: what it has to reach.
+        at_least: whether `limit` is the smallest value that reaches it, not the largest.
+    """
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether the value is within its limit; NaN never is."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print one line for each row: name, value, limit, verdict."""
+    width = max((len(row.name) for row in rows), default=0)
+    for row in rows:
+        bound = f"{'>=' if row.at_least else '<='} {row.limit:g}"
+        verdict = "reached" if row.reached else "NOT REACHED"
+        print(f"{row.name:{width}}  {row.value:10.3f}  {bound:>10}  {verdict}")
+
+
+def write_json(rows: Sequence[Row], path: str | Path) -> None:
+    """Write the rows as a JSON list, each with its `reached`."""
+    entries = [{**asdict(row), "reached": row.reached} for row in rows]
+    Path(path).write_text(json.dumps(entries, indent=1) + "\n")
