@@ -33,4 +33,4 @@ def _missing_s3() -> str | None:
     beside = Path(sys.executable).with_name("weed")
     if beside.exists() or shutil.which("weed"):
         return None
-    return "no local S3 server: the program weed is not installed"
+    return "no local S3 server: the program weed of the extra dev is not installed"
