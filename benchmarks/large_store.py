@@ -1,0 +1,157 @@
+"""A store of COCO's size, made in seconds: real metadata and commits over sparse objects.
+
+What takes long only at scale (opening a store, `verify --level quick`) is measured on it. Its
+objects have the sizes that their commits state and occupy no disk; their bytes are zeros, so that
+the checks which read them fail.
+
+Shape letters: N images, n records of a shard.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import ViewsConfig
+from dataset.annotations import ImageTable
+from stage1_dump.plan import PlanConfig, bucket_size, make_plan
+from storage import CacheWriter, Field, Geometry, Index, Manifest, ShardId, get_preset
+from storage import commit as commits
+from storage.commit import Commit, StoredObject
+from storage.layout import CRC_BYTES, commit_key, object_key
+
+COCO_IMAGES = 118_287
+COCO_VIEWS = 4
+MULTI_SCALE = (640, 672, 704, 736, 768, 800)
+
+_STRIDES = (8, 16, 32, 64, 128)
+_TABLE_ENTRY_BYTES = 16
+
+
+def coco_like_images(count: int) -> ImageTable:
+    """Draw N images whose sizes are spread like those of COCO train2017.
+
+    The longer side is 640 px; three of four images are landscape; 4:3 and 3:2 are the commonest
+    shapes, and a fifth of the images have any shape between 1:1 and 16:9.
+    """
+    rng = np.random.default_rng(2017)
+    long = np.full(count, 640)
+    short = rng.choice([480, 427, 426, 425, 0], size=count, p=[0.45, 0.2, 0.1, 0.05, 0.2])
+    short = np.where(short == 0, rng.integers(360, 641, count), short)
+    portrait = rng.random(count) < 0.26
+    return ImageTable(
+        ids=np.arange(1, count + 1, dtype=np.int64),
+        file_names=[f"{number:012d}.jpg" for number in range(1, count + 1)],
+        heights=np.where(portrait, long, short).astype(np.int32),
+        widths=np.where(portrait, short, long).astype(np.int32),
+    )
+
+
+def large_plan(
+    images: int = COCO_IMAGES,
+    views: int = COCO_VIEWS,
+    *,
+    preset: str = "balanced",
+    shard_records: int = 32,
+) -> tuple[Manifest, Index]:
+    """Plan a cache of RetinaNet's outputs, 80 classes and 9 anchors, at six scales.
+
+    Args:
+        images, views: how many; their product is the number of records.
+        preset: the codec, with its default parameters.
+        shard_records: records of a full shard.
+    """
+    config = PlanConfig(
+        views=ViewsConfig(num=views, scales=MULTI_SCALE),
+        size_divisibility=32,
+        shard_records=shard_records,
+    )
+    index = make_plan(coco_like_images(images), config)
+    manifest = Manifest.create(
+        preset=get_preset(preset),
+        geometries=[_geometry(*bucket_size(name)) for name in index.bucket_names],
+        shard_records=shard_records,
+        num_detections=100,
+        teacher={"tensors": "0" * 64},
+        dataset={"images": images},
+        augmentation={"scales": list(MULTI_SCALE)},
+        numerics={},
+    )
+    return manifest, index
+
+
+def make_large_store(
+    folder: str | os.PathLike[str],
+    images: int = COCO_IMAGES,
+    views: int = COCO_VIEWS,
+    *,
+    preset: str = "balanced",
+    shard_records: int = 32,
+) -> CacheWriter:
+    """Create a complete store in an empty local folder; arguments as of `large_plan`.
+
+    Every shard has a commit as a dump would write it, with digests drawn at random, and sparse
+    objects of the sizes in it. `verify --level quick` finds no problem.
+
+    Returns:
+        The writer, which knows the store's manifest and index.
+    """
+    manifest, index = large_plan(images, views, preset=preset, shard_records=shard_records)
+    writer = CacheWriter(folder, manifest, index)
+    root, rng = Path(folder), np.random.default_rng(0)
+    _make_folders(root, writer.manifest)
+    for shard in writer.missing():
+        _write_shard(root, writer, shard, rng)
+    return writer
+
+
+def _geometry(height: int, width: int) -> Geometry:
+    return Geometry(
+        height=height,
+        width=width,
+        level_sizes=tuple((-(-height // step), -(-width // step)) for step in _STRIDES),
+        channels=256,
+        num_classes=80,
+        num_anchors=9,
+    )
+
+
+def _make_folders(root: Path, manifest: Manifest) -> None:
+    """Make the folders that the shards of a bucket share."""
+    for bucket, fields in manifest.fields.items():
+        first = ShardId(bucket, 0)
+        for key in (commit_key(first), *(object_key(first, field) for field in fields)):
+            (root / key).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write_shard(root: Path, writer: CacheWriter, shard: ShardId, rng: np.random.Generator) -> None:
+    records = writer.records_of(shard)
+    fields = writer.manifest.fields[shard.bucket]
+    objects = {
+        field.name: _describe(field, len(records), writer.manifest.shard_records, rng)
+        for field in fields
+    }
+    for field in fields:
+        path = root / object_key(shard, field)
+        if field.shape:  # "c/<shard>/0": a folder of its own
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(objects[field.name].size)
+    entries = commits.record_entries(writer.index, records)
+    commit = Commit(writer.manifest.cache_id, shard, entries, objects)
+    (root / commit_key(shard)).write_bytes(commits.dump(commit, fields))
+
+
+def _describe(
+    field: Field, count: int, shard_records: int, rng: np.random.Generator
+) -> StoredObject:
+    length = field.num_bytes + CRC_BYTES
+    chunks: NDArray[np.int64] = np.empty((count, 3), dtype=np.int64)
+    chunks[:, 0] = np.arange(count) * length
+    chunks[:, 1] = length
+    chunks[:, 2] = rng.integers(0, 1 << 32, count)
+    table = shard_records * _TABLE_ENTRY_BYTES + CRC_BYTES
+    return StoredObject(count * length + table, rng.bytes(16).hex(), chunks)
