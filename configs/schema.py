@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 MAX_SEED = 2**63 - 1
+DEFAULT_SHARD_BYTES = 2**27
 
 
 class _Rules:
@@ -169,8 +170,11 @@ class CacheConfig:
     dtype: str = "float32"
     # Class scores kept exactly in one record by the sparse presets; 0: the preset's own rule.
     scores_kept: int = 0
-    # Records in one shard, the unit of computing, committing and verifying.
+    # Records in one shard, the unit of computing, committing and verifying; 0: as many as
+    # SHARD_BYTES holds of the largest view that VIEWS allows, in whole teacher batches.
     shard_records: int = 32
+    # Size to aim at for the largest object of a shard, bytes, with SHARD_RECORDS 0.
+    shard_bytes: int = DEFAULT_SHARD_BYTES
     # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged.
     pixels: str = "strict"
 
@@ -180,13 +184,19 @@ class CacheConfig:
         rules.choice("preset", self.PRESETS)
         rules.choice("dtype", self.DTYPES)
         rules.integer("scores_kept", at_least=0)
-        rules.integer("shard_records", at_least=1)
+        rules.integer("shard_records", at_least=0)
+        rules.integer("shard_bytes", at_least=1)
         rules.choice("pixels", self.PIXELS)
         # An option that is accepted and ignored misleads.
         if self.preset != "exact" and self.dtype != "float32":
             raise rules.refuse("dtype", f"float32 with CACHE.PRESET {self.preset}")
         if self.preset == "exact" and self.scores_kept != 0:
             raise rules.refuse("scores_kept", "0 with CACHE.PRESET exact, which keeps every score")
+        if self.shard_records != 0 and self.shard_bytes != DEFAULT_SHARD_BYTES:
+            raise rules.refuse(
+                "shard_bytes",
+                f"{DEFAULT_SHARD_BYTES} (the default) with CACHE.SHARD_RECORDS other than 0",
+            )
 
     @property
     def preset_parameters(self) -> dict[str, Any]:

@@ -15,11 +15,12 @@ def plan(args: argparse.Namespace) -> int:
     """Say what would be written, and write nothing (but the plan itself, with --output)."""
     from configs.loader import load_config
 
-    from .estimate import estimate, plan_text
+    from .estimate import Rate, estimate, plan_text
     from .prepare import prepare
 
     prepared = prepare(load_config(args.config_file, args.opts))
-    result = estimate(prepared, rate=args.rate)
+    rate = Rate(records_per_sec=args.rate, source="as given") if args.rate else None
+    result = estimate(prepared, rate=rate)
     print(result.to_json() if args.json else result)
     if args.output:
         Path(args.output).write_text(plan_text(prepared))

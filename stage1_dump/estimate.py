@@ -14,10 +14,11 @@ import numpy as np
 
 from dataset.progress import format_bytes
 from detectors import load_model, teacher_fingerprint
-from storage import Geometry, Index, Preset, get_preset, plan_to_json, preset_names
+from storage import CacheError, Geometry, Index, Preset, get_preset, plan_to_json, preset_names
 from storage.layout import seal
 from storage.schema import Field, common_fields
 
+from .existing import Existing, look_at
 from .prepare import Prepared
 
 # zarr's sharding: a CRC32C behind each chunk and behind the table, offset and length of a chunk.
@@ -26,21 +27,55 @@ _TABLE_ENTRY_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast records are written, and who says so."""
+
+    records_per_sec: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PresetEstimate:
     """The size of the planned records under one preset.
 
     Attributes:
-        field_bytes: field name to the bytes of its objects; those of compressed fields are what
-            they would be without compression.
-        compressed_fields: names of the fields that will be smaller than that.
-        total_bytes: all fields.
+        field_bytes: field name to the bytes of its objects; exact, but for compressed fields,
+            where it is what they would be without compression: an upper bound.
+        compressed_fields: names of those fields.
+        typical_field_bytes: of the compressed fields whose typical size the preset knows, that
+            size: an estimate.
+        total_bytes: all fields, at most.
+        expected_bytes: all fields, with the estimates where there are any.
         objects: files, or objects of an object store, metadata and commits included.
     """
 
     field_bytes: dict[str, int]
     compressed_fields: list[str]
+    typical_field_bytes: dict[str, int]
     total_bytes: int
+    expected_bytes: int
     objects: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is compressed."""
+        return not self.compressed_fields
+
+    def lines(self, title: str, records: int) -> Iterator[str]:
+        """The size as text: all fields, then each."""
+        about = "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
+        yield (
+            f"{title}: {about}{format_bytes(self.expected_bytes)}, "
+            f"{format_bytes(self.expected_bytes / records)} a record, {self.objects:,} objects"
+        )
+        for field, size in self.field_bytes.items():
+            note = ""
+            if field in self.typical_field_bytes:
+                note = f", estimated; {format_bytes(size)} before compression"
+                size = self.typical_field_bytes[field]
+            elif field in self.compressed_fields:
+                note = ", before compression"
+            yield f"  {field:16} {format_bytes(size):>10}{note}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +85,13 @@ class Estimate:
     Attributes:
         location, preset: of the config.
         images, views, records, buckets, shards: counts.
+        shard_records: records of a full shard.
         presets: the size under every preset.
+        done_records: records that the cache at the location holds already.
         free_bytes: space left where the cache would lie; None for an object store.
-        seconds: time at the given rate; None without one.
+        rate: records a second; None where it is not known.
+        rate_source: where the rate comes from.
+        seconds: time for the records that are not done, at that rate.
         warnings: what would go wrong.
     """
 
@@ -63,8 +102,12 @@ class Estimate:
     records: int
     buckets: int
     shards: int
+    shard_records: int
     presets: dict[str, PresetEstimate]
+    done_records: int
     free_bytes: int | None
+    rate: float | None
+    rate_source: str
     seconds: float | None
     warnings: list[str]
 
@@ -78,56 +121,84 @@ class Estimate:
     def _lines(self) -> Iterator[str]:
         yield (
             f"{self.images:,} images x {self.views} views = {self.records:,} records in "
-            f"{self.buckets:,} buckets and {self.shards:,} shards, for {self.location}"
+            f"{self.buckets:,} buckets and {self.shards:,} shards of {self.shard_records}, for "
+            f"{self.location}"
         )
         for name, preset in self.presets.items():
             chosen = " (CACHE.PRESET)" if name == self.preset else ""
-            yield (
-                f"{name}{chosen}: {format_bytes(preset.total_bytes)}, "
-                f"{format_bytes(preset.total_bytes / self.records)} a record, "
-                f"{preset.objects:,} objects"
-            )
-            for field, size in preset.field_bytes.items():
-                note = ", before compression" if field in preset.compressed_fields else ""
-                yield f"  {field:16} {format_bytes(size):>10}{note}"
+            yield from preset.lines(f"{name}{chosen}", self.records)
+        if self.done_records:
+            yield f"done already: {self.done_records:,} records"
         if self.free_bytes is not None:
             yield f"free at the location: {format_bytes(self.free_bytes)}"
-        if self.seconds is not None:
-            yield f"time at that rate: {timedelta(seconds=round(self.seconds))}"
+        if self.rate is not None and self.seconds is not None:
+            time = timedelta(seconds=round(self.seconds))
+            yield f"time: {time} at {self.rate:.1f} records/s ({self.rate_source})"
         yield from (f"warning: {text}" for text in self.warnings)
 
 
-def estimate(prepared: Prepared, *, rate: float | None = None) -> Estimate:
+def estimate(prepared: Prepared, *, rate: Rate | None = None) -> Estimate:
     """Work out what a dump would write; writes nothing, and opens neither images nor weights.
+
+    What lies at CACHE.LOCATION already is taken into account, unless it is an object store:
+    planning needs no network.
 
     Args:
         prepared: the planned dump.
-        rate: records a second, of all ranks together.
+        rate: of all ranks together; without it, that of the cache's own log.
     """
-    config, index = prepared.settings.cache, prepared.index
-    shards = _shards_of_buckets(index, config.shard_records)
+    index = prepared.index
+    shards = _shards_of_buckets(index, prepared.shard_records)
     presets = {name: _estimate_preset(prepared, name, shards) for name in preset_names()}
-    total = presets[config.preset].total_bytes
-    free = _free_bytes(config.location)
-    warnings = []
-    if free is not None and total > free:
+    existing, warnings = _look(prepared)
+    done, present = (existing.status.done_records, existing.num_bytes) if existing else (0, 0)
+    if rate is None and existing and existing.status.rate:
+        rate = Rate(records_per_sec=existing.status.rate, source="log of this cache")
+    chosen = presets[prepared.settings.cache.preset]
+    location = prepared.settings.cache.location
+    free = _free_bytes(location)
+    needed = chosen.expected_bytes - present
+    if free is not None and needed > free:
         warnings.append(
-            f"preset {config.preset} needs {format_bytes(total)}, but only {format_bytes(free)} "
-            f"are free at {config.location}"
+            f"preset {prepared.preset.name} needs {format_bytes(needed)}, but only "
+            f"{format_bytes(free)} are free at {location}"
         )
     return Estimate(
-        location=config.location,
-        preset=config.preset,
+        location=location,
+        preset=prepared.preset.name,
         images=len(prepared.images),
         views=index.num_views,
         records=len(index),
         buckets=len(index.bucket_names),
         shards=int(shards.sum()),
+        shard_records=prepared.shard_records,
         presets=presets,
+        done_records=done,
         free_bytes=free,
-        seconds=len(index) / rate if rate else None,
+        rate=rate.records_per_sec if rate else None,
+        rate_source=rate.source if rate else "",
+        seconds=(len(index) - done) / rate.records_per_sec if rate else None,
         warnings=warnings,
     )
+
+
+def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
+    """The planned cache where it exists already; else why what lies there is not it."""
+    location = prepared.settings.cache.location
+    if "://" in location:
+        return None, []
+    try:
+        existing = look_at(prepared)
+    except CacheError as error:
+        return None, [str(error)]
+    if existing is None:
+        return None, []
+    if existing.differences:
+        other = "; ".join(existing.differences)
+        return None, [f"{location} is another cache than the one asked for: {other}"]
+    if existing.status.views > prepared.index.num_views:
+        return None, [f"{location} holds {existing.status.views} views, more than the plan"]
+    return existing, []
 
 
 def plan_text(prepared: Prepared) -> str:
@@ -152,25 +223,32 @@ def _estimate_preset(prepared: Prepared, name: str, shards: np.ndarray) -> Prese
     config, index = prepared.settings.cache, prepared.index
     preset = prepared.preset if name == config.preset else get_preset(name)
     records = np.bincount(index.bucket)
-    table_bytes = config.shard_records * _TABLE_ENTRY_BYTES + _CRC_BYTES
+    table_bytes = prepared.shard_records * _TABLE_ENTRY_BYTES + _CRC_BYTES
     sizes: dict[str, int] = {}
-    compressed: list[str] = []
+    typical: dict[str, int] = {}
+    compressed: set[str] = set()
     fields: list[Field] = []
     for bucket, geometry in enumerate(prepared.geometries):
         fields = _fields_of(preset, geometry, prepared.teacher_cfg.TEST.DETECTIONS_PER_IMAGE)
+        known = preset.typical_bytes(geometry)
+        tables = int(shards[bucket]) * table_bytes
         for field in fields:
             chunks = int(records[bucket]) * (field.num_bytes + _CRC_BYTES)
-            size = chunks + int(shards[bucket]) * table_bytes
-            sizes[field.name] = sizes.get(field.name, 0) + size
-            if field.compression and field.name not in compressed:
-                compressed.append(field.name)
+            sizes[field.name] = sizes.get(field.name, 0) + chunks + tables
+            if field.compression:
+                compressed.add(field.name)
+            if field.name in known:
+                chunks = int(records[bucket]) * (known[field.name] + _CRC_BYTES)
+                typical[field.name] = typical.get(field.name, 0) + chunks + tables
     # Metadata: the root, its digest and all that the two vouch for. Data: each shard's fields,
     # and its commit.
     _, metadata = seal(prepared.manifest(teacher={}, numerics={}, preset=preset), index)
     return PresetEstimate(
         field_bytes=sizes,
-        compressed_fields=compressed,
+        compressed_fields=[name for name in sizes if name in compressed],
+        typical_field_bytes=typical,
         total_bytes=sum(sizes.values()),
+        expected_bytes=sum({**sizes, **typical}.values()),
         objects=2 + len(metadata) + int(shards.sum()) * (len(fields) + 1),
     )
 

@@ -13,6 +13,7 @@ Shape letters: N images, M records (images times views).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from configs.schema import ViewsConfig
 from dataset.annotations import ImageTable
 from dataset.views import plan_views
 from storage import Index, build_index
+from storage.schema import MAX_SHARD_RECORDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,19 @@ def make_plan(images: ImageTable, config: PlanConfig) -> Index:
     views = [_plan_view(images, config, view) for view in range(config.views.num)]
     columns = {name: np.concatenate([view[name] for view in views]) for name in views[0]}
     return build_index(**columns, shard_records=config.shard_records)
+
+
+def records_that_fit(record_bytes: Iterable[int], *, shard_bytes: int, batch: int) -> int:
+    """Choose the records of a shard by the size of its largest object.
+
+    Args:
+        record_bytes: bytes of one record, of every field.
+        shard_bytes: size to aim at, not to exceed; one record is the least.
+        batch: records in a teacher forward. Shards are computed one by one, so a number that is
+            no multiple of it would make every shard end with a forward that is not full.
+    """
+    fitting = min(max(1, shard_bytes // max(record_bytes)), MAX_SHARD_RECORDS)
+    return fitting - fitting % batch if fitting > batch else fitting
 
 
 def bucket_size(name: str) -> tuple[int, int]:

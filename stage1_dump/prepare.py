@@ -19,8 +19,15 @@ from dataset.views import augmentation_fingerprint
 from detectors import family_of
 from detectors.command import register_data
 from storage import Geometry, Index, Manifest, Preset, get_preset
+from storage.schema import common_fields
 
-from .plan import PlanConfig, bucket_size, check_augmentations, make_plan
+from .plan import (
+    PlanConfig,
+    bucket_size,
+    check_augmentations,
+    make_plan,
+    records_that_fit,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class Prepared:
         images: the planned images.
         image_root: folder that holds them.
         index: the plan.
+        shard_records: records of a full shard.
         geometries: one for each bucket, in the order of the index's bucket numbers.
         preset: the codec.
     """
@@ -42,6 +50,7 @@ class Prepared:
     images: ImageTable
     image_root: str
     index: Index
+    shard_records: int
     geometries: tuple[Geometry, ...]
     preset: Preset
 
@@ -62,7 +71,7 @@ class Prepared:
         return Manifest.create(
             preset=preset or self.preset,
             geometries=self.geometries,
-            shard_records=self.settings.cache.shard_records,
+            shard_records=self.shard_records,
             num_detections=self.teacher_cfg.TEST.DETECTIONS_PER_IMAGE,
             teacher=teacher,
             dataset=dataset_fingerprint(self.images),
@@ -86,10 +95,11 @@ def prepare(cfg: CfgNode) -> Prepared:
     family = family_of(teacher_cfg)
     annotations, image_root = _locate(cfg)
     images = load_images(annotations).first(ours.dataset.max_images)
+    preset = get_preset(ours.cache.preset, **ours.cache.preset_parameters)
     config = PlanConfig(
         views=ours.views,
         size_divisibility=family.size_divisibility(teacher_cfg),
-        shard_records=ours.cache.shard_records,
+        shard_records=ours.cache.shard_records or _fitting_records(ours, teacher_cfg, preset),
     )
     index = make_plan(images, config)
     sizes = [bucket_size(name) for name in index.bucket_names]
@@ -99,8 +109,29 @@ def prepare(cfg: CfgNode) -> Prepared:
         images=images,
         image_root=image_root,
         index=index,
+        shard_records=config.shard_records,
         geometries=tuple(family.geometry(teacher_cfg, *size) for size in sizes),
-        preset=get_preset(ours.cache.preset, **ours.cache.preset_parameters),
+        preset=preset,
+    )
+
+
+def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> int:
+    """Records of a shard for CACHE.SHARD_BYTES.
+
+    Of the largest view that the config allows, not of those that are planned: images and views
+    that come later must not change the shards of a cache.
+    """
+    family = family_of(teacher_cfg)
+    step = family.size_divisibility(teacher_cfg)
+    sides = (max(ours.views.scales), ours.views.max_size)
+    height, width = (-(-side // step) * step for side in sides)
+    geometry = family.geometry(teacher_cfg, height, width)
+    fields = [*preset.fields(geometry), *common_fields(teacher_cfg.TEST.DETECTIONS_PER_IMAGE)]
+    known = preset.typical_bytes(geometry)
+    return records_that_fit(
+        [known.get(field.name, field.num_bytes) for field in fields],
+        shard_bytes=ours.cache.shard_bytes,
+        batch=ours.teacher.batch,
     )
 
 

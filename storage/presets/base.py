@@ -67,6 +67,14 @@ class Preset(ABC):
     def fields(self, geometry: Geometry) -> list[Field]:
         """Return the fields of one record, in the order in which they are stored."""
 
+    def typical_bytes(self, geometry: Geometry) -> dict[str, int]:
+        """Return what compression is known to leave of one record, by field name, bytes.
+
+        For announcements alone; {} where nothing was measured. Fields that are not compressed are
+        not in it: their size is exact.
+        """
+        return {}
+
     @abstractmethod
     def _encode(self, raw: RawOutputs, geometry: Geometry) -> dict[str, Tensor]:
         """Encode checked outputs; see `encode`."""

@@ -1,0 +1,89 @@
+"""What already lies where a cache is to be written: is it this one, and how far is it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset.changes import changed_images
+from detectors.fingerprint import config_fingerprint
+from storage import CacheReader, FormatError, IdentityError
+from storage.canonical import differences
+from storage.layout import BUCKETS
+
+from .prepare import Prepared
+from .status import Status, read_status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """A cache that lies at CACHE.LOCATION.
+
+    Attributes:
+        status: how far it is, and how fast it went.
+        num_bytes: what its records occupy.
+        differences: why it is another cache than the planned one; empty if it is that one.
+    """
+
+    status: Status
+    num_bytes: int
+    differences: tuple[str, ...]
+
+
+def look_at(prepared: Prepared) -> Existing | None:
+    """Look at the cache where the planned one would lie; None where there is none.
+
+    Raises:
+        CacheError: something lies there that is no intact cache.
+    """
+    location = prepared.settings.cache.location
+    try:
+        reader = CacheReader(location)
+    except FileNotFoundError:
+        return None
+    return Existing(
+        status=read_status(location),
+        num_bytes=sum(reader.location.sizes(BUCKETS).values()),
+        differences=tuple(_differences(prepared, reader)),
+    )
+
+
+def require_same_cache(prepared: Prepared) -> None:
+    """Refuse, before a model is loaded, to go on with the cache of other images or settings.
+
+    The teacher's weights and the machine's numerics are compared later, by the writer.
+
+    Raises:
+        IdentityError: names each field with both values, and what changed about the images.
+    """
+    try:
+        reader = CacheReader(prepared.settings.cache.location)
+    except (FileNotFoundError, FormatError):
+        return  # damaged metadata is for the writer to mend or to refuse
+    found = _differences(prepared, reader)
+    if found:
+        lines = "".join(f"\n  {one}" for one in found)
+        raise IdentityError(f"{reader.location} is another cache than the one asked for:{lines}")
+
+
+def _differences(prepared: Prepared, reader: CacheReader) -> list[str]:
+    """What a config decides, compared with what a cache says of itself."""
+    config = config_fingerprint(prepared.teacher_cfg)
+    wanted = prepared.manifest(teacher={"config": config}, numerics={}).identity
+    stored = reader.manifest.identity
+    # What only a dump knows is left out.
+    stored = {**stored, "numerics": {}, "teacher": {"config": stored["teacher"].get("config")}}
+    found = differences(stored, wanted)
+    lines = [str(one) for one in found]
+    nodes = {one.name.partition(".")[0] for one in found}
+    if "dataset" in nodes and "augmentation" not in nodes:
+        first = np.flatnonzero(reader.index.view == 0)
+        lines += changed_images(
+            prepared.images,
+            prepared.settings.views,
+            ids=reader.index.image_id[first],
+            heights=reader.index.height[first],
+            widths=reader.index.width[first],
+        )
+    return lines

@@ -1,0 +1,166 @@
+"""What a plan announces: shard sizes, compressed fields, and what lies at the location already."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.loader import load_config
+from detectors.command import register_data
+from stage1_dump.__main__ import main
+from stage1_dump.estimate import Estimate, estimate
+from stage1_dump.plan import records_that_fit
+from stage1_dump.prepare import Prepared, prepare
+from storage import Field, Geometry, get_preset
+from storage.presets.exact import Exact
+from tests.stage1_dump.conftest import IMAGES, Configure
+
+AUTOMATIC = {"SHARD_RECORDS": 0}
+
+
+def prepared(path: Path, *overrides: str) -> Prepared:
+    cfg = load_config(str(path), overrides)
+    register_data(cfg)
+    return prepare(cfg)
+
+
+def announced(path: Path, *overrides: str) -> Estimate:
+    return estimate(prepared(path, *overrides))
+
+
+@pytest.fixture
+def grown(reference: Path, configure: Configure) -> Path:
+    """The config of three views at a location that holds two of them."""
+    config = configure(VIEWS={"NUM": 3})
+    shutil.copytree(reference, config.with_suffix(""))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shard_bytes", "batch", "records"),
+    [
+        ([10, 100, 1], 1000, 1, 10),
+        ([100], 1000, 4, 8),  # whole batches
+        ([100], 350, 8, 3),  # less than one batch
+        ([100], 50, 8, 1),  # one record is the least
+        ([1], 2**40, 8, 2**16),  # what the format allows
+    ],
+)
+def test_a_shard_holds_what_fits_in_whole_batches(
+    sizes: Sequence[int], shard_bytes: int, batch: int, records: int
+) -> None:
+    assert records_that_fit(sizes, shard_bytes=shard_bytes, batch=batch) == records
+
+
+def test_an_automatic_shard_keeps_its_largest_object_below_the_size_asked_for(
+    configure: Configure,
+) -> None:
+    config = configure(CACHE=AUTOMATIC | {"SHARD_BYTES": 400_000})
+    found = prepared(config)
+    largest = max(
+        field.num_bytes for geometry in found.geometries for field in found.preset.fields(geometry)
+    )
+    assert found.shard_records % 2 == 0  # TEACHER.BATCH
+    assert found.shard_records > 2
+    assert found.shard_records * largest <= 400_000
+    assert estimate(found).shard_records == found.shard_records
+
+
+def test_an_automatic_shard_does_not_depend_on_images_or_the_number_of_views(
+    configure: Configure,
+) -> None:
+    config = configure(CACHE=AUTOMATIC | {"SHARD_BYTES": 400_000})
+    few = prepared(config, "DATASET.MAX_IMAGES", "1")
+    many = prepared(config, "VIEWS.NUM", "3")
+    assert len(few.geometries) < len(many.geometries)
+    assert few.shard_records == many.shard_records
+
+
+def test_views_that_are_there_already_need_neither_time_nor_space(
+    grown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = announced(grown)
+    assert result.done_records == 2 * len(IMAGES)
+    assert result.rate and result.rate_source == "log of this cache"
+    assert result.seconds == pytest.approx(len(IMAGES) / result.rate)
+    assert "done already: 20 records" in str(result)
+    needed = result.presets["exact"].expected_bytes
+    usage = shutil.disk_usage("/")._replace(free=needed // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert announced(grown).warnings == []
+    (warning,) = announced(grown, "CACHE.LOCATION", f"{grown}.new").warnings
+    assert "are free" in warning
+
+
+def test_a_given_rate_wins_over_that_of_the_log(
+    grown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--rate", "5", "--json", "--config-file", str(grown)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["rate"], result["seconds"]) == (5.0, len(IMAGES) / 5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("VIEWS.SEED", "12"), "augmentation.seed: stored 11, wanted 12"),
+        (("VIEWS.NUM", "1"), "holds 2 views, more than the plan"),
+        (("DATASET.MAX_IMAGES", "8"), "2 images are gone, the first has the id 33"),
+    ],
+)
+def test_another_cache_at_the_location_is_announced(
+    grown: Path, overrides: tuple[str, str], said: str
+) -> None:
+    result = announced(grown, *overrides)
+    (warning,) = result.warnings
+    assert said in warning
+    assert result.done_records == 0
+
+
+class Compressed(Exact):
+    """Deltas that compress to a tenth, and logits that compress to who knows what."""
+
+    def fields(self, geometry: Geometry) -> list[Field]:
+        return [
+            one
+            if one.name == "features"
+            else Field(one.name, one.shape, one.dtype, "zstd", one.attributes)
+            for one in super().fields(geometry)
+        ]
+
+    def typical_bytes(self, geometry: Geometry) -> dict[str, int]:
+        return {"deltas": geometry.num_boxes * 16 // 10}
+
+
+def test_compressed_fields_are_bounded_and_estimated_where_their_size_is_known(
+    configure: Configure,
+) -> None:
+    found = prepared(configure())
+    plain: Any = estimate(found).presets["exact"]
+    assert plain.compressed_fields == [] and plain.expected_bytes == plain.total_bytes
+    packed = estimate(dataclasses.replace(found, preset=Compressed(dtype="float32")))
+    size = packed.presets["exact"]
+    assert size.field_bytes == plain.field_bytes and size.total_bytes == plain.total_bytes
+    assert size.compressed_fields == ["logits", "deltas"]
+    assert list(size.typical_field_bytes) == ["deltas"]
+    saved = size.field_bytes["deltas"] - size.typical_field_bytes["deltas"]
+    assert size.expected_bytes == size.total_bytes - saved
+    assert 0.85 < saved / size.field_bytes["deltas"] < 0.95
+    text = str(packed)
+    assert "exact (CACHE.PRESET): about " in text
+    assert "estimated; " in text and "kB, before compression" in text
+
+
+def test_a_shard_is_sized_by_what_compression_leaves(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(CACHE=AUTOMATIC | {"SHARD_BYTES": 400_000})
+    plain = prepared(config).shard_records
+    small = dict.fromkeys(("features", "logits", "deltas"), 1000)
+    monkeypatch.setattr(Exact, "typical_bytes", lambda self, geometry: small)
+    assert get_preset("exact").typical_bytes(None) == small  # type: ignore[arg-type]
+    assert prepared(config).shard_records == 400 > plain
