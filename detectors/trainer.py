@@ -1,7 +1,8 @@
 """Training of a plain detector with detectron2's own loop, hooks, loader and checkpoints.
 
-`Trainer` is `DefaultTrainer` with three differences: checkpoints are read safely and carry the
-per-rank state, data parallelism also works without a GPU, and evaluation is COCO's.
+`Trainer` is `DefaultTrainer` with some differences: checkpoints are read safely and carry the
+per-rank state, data parallelism also works without a GPU, evaluation is COCO's, and a step does not
+depend on how many this process ran before.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling.meta_arch import fcos, retinanet
 from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
 from .checkpoint import SafeCheckpointer, weights_path
@@ -36,6 +39,7 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's own: it ties the checkpoint to the trained module, and data
         # parallelism to GPUs.
         TrainerBase.__init__(self)
+        _use_eager_focal_loss()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.detector = self.build_model(cfg)
@@ -115,3 +119,13 @@ class Trainer(DefaultTrainer):
             for hook in stock
             if hook is not None
         ]
+
+
+def _use_eager_focal_loss() -> None:
+    """Let detectron2's dense detectors compute the focal loss without TorchScript.
+
+    The JIT rounds otherwise once it has optimised what it saw in the first steps, so that a resumed
+    run would depart from an uninterrupted one.
+    """
+    for module in (retinanet, fcos):
+        module.sigmoid_focal_loss_jit = sigmoid_focal_loss
