@@ -1,44 +1,51 @@
 """Where a store lives: a local folder or an object-store prefix, behind one synchronous interface.
 
-Everything goes through zarr's `Store`. Local folders are read with its synchronous methods, so
-that readers work in forked and spawned workers alike; object stores through one event loop.
+Local files are read without an event loop, so that readers work in forked and spawned workers
+alike. Everything else goes through zarr's `Store`, object stores in one event loop; a store that
+has answered before may be away for some minutes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from zarr.abc.store import RangeByteRequest, Store
+from zarr.abc.store import Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import LocalStore
 
-from storage import event_loop
+from storage import event_loop, remote
 from storage.errors import ForkedProcessError, StoreAccessError, StoreFullError
 from storage.schema import check_key
 
-if TYPE_CHECKING:
-    from obstore.store import RetryConfig
+logger = logging.getLogger(__name__)
 
 Range = tuple[str, int, int]
+Result = TypeVar("Result")
 
 URL_SCHEMES = ("s3", "gs", "az")
 PARTIAL_SUFFIX = ".partial"
 
-# A file is read fastest in blocks that fit a cache; of an object store, each block is a request.
-LOCAL_BLOCK = 1 << 18
-REMOTE_BLOCK = 1 << 25
+# A file is read fastest in blocks that fit a cache. Of an object store each block is a request, and
+# after the first, which is all of most objects, several are under way at once.
+LOCAL_BLOCK = 1 << 20
+REMOTE_BLOCK = 1 << 23
+REMOTE_BLOCKS_AT_ONCE = 4
 
-_RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
+# How long a job waits for an object store that it has reached before. One that was never reached
+# is more likely misconfigured: that is said as soon as the client's own retries end.
+PATIENCE_SEC = 300.0
+_PAUSE_SEC = 1.0
+
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -59,8 +66,10 @@ class Location:
         self._writable: Store | None = None
         self._given: Store | None = None
         self._path: Path | None = None
+        self._reached = False
         if isinstance(where, Location):
             self.name, self._given, self._path = where.name, where._given, where._path
+            self._reached = where._reached
         elif isinstance(where, Store):
             self.name, self._given = str(where), where
             self._path = where.root if isinstance(where, LocalStore) else None
@@ -117,8 +126,7 @@ class Location:
             raise ModuleNotFoundError(
                 f"{self}: object stores need the extra 's3' (obstore is not installed)"
             ) from error
-        with self._errors():
-            return ObjectStore(from_url(self.name, retry_config=_RETRIES))
+        return self._wait(lambda: ObjectStore(from_url(self.name, retry_config=remote.RETRIES)))
 
     def get(self, key: str) -> bytes | None:
         """Return an object's bytes, or None if there is none."""
@@ -140,39 +148,31 @@ class Location:
         """
         for key, _, _ in ranges:
             check_key(key)
-        with self._errors():
-            if isinstance(self.store, LocalStore):
-                return [_get_local(self.store, *one) for one in ranges]
-            return event_loop.run(_get_all(self.store, ranges))
+        if self._path is not None:
+            return [_read_file(f"{self._path}/{key}", start, end) for key, start, end in ranges]
+        asked = [(key, start, None if end == sys.maxsize else end) for key, start, end in ranges]
+        return self._ask(lambda: remote.get_ranges(self.store, asked))
 
     def read_blocks(self, key: str, block: int | None = None) -> Iterator[memoryview]:
-        """Yield an object's bytes block by block, so that hashing needs little memory.
-
-        A block is valid until the next one is asked for. An absent object has none.
-        """
+        """Yield an object's bytes block by block, so that hashing needs little memory."""
         if self._path is not None:
-            with self._errors():
-                yield from _local_blocks(self._path / check_key(key), block or LOCAL_BLOCK)
+            yield from _file_blocks(f"{self._path}/{check_key(key)}", block or LOCAL_BLOCK)
             return
         block = block or REMOTE_BLOCK
-        start = 0
+        start, count = 0, 1
         while True:
-            data = self.get_ranges([(key, start, start + block)])[0]
-            if data:
-                yield data
-            if data is None or len(data) < block:
-                return
-            start += block
+            starts = range(start, start + count * block, block)
+            for data in self.get_ranges([(key, one, one + block) for one in starts]):
+                if data:
+                    yield data
+                if data is None or len(data) < block:
+                    return
+            start, count = starts.stop, REMOTE_BLOCKS_AT_ONCE
 
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if there is none."""
-        with self._errors():
-            try:
-                if self._path is not None:
-                    return (self._path / check_key(key)).stat().st_size
-                return int(event_loop.run(self.store.getsize(check_key(key))))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        check_key(key)
+        return self._ask(lambda: remote.size(self.store, key))
 
     def put(self, key: str, data: bytes) -> None:
         """Set an object in one atomic step.
@@ -180,40 +180,37 @@ class Location:
         Raises:
             StoreFullError: no space is left.
         """
-        buffer = default_buffer_prototype().buffer.from_bytes(data)
-        with self._errors(key):
-            if isinstance(self._writable_store, LocalStore):
-                _set_local(self._writable_store, check_key(key), buffer)
-            else:
-                event_loop.run(self._writable_store.set(check_key(key), buffer))
+        self.put_many({key: data})
 
     def put_many(self, objects: Mapping[str, bytes]) -> None:
         """Set many small objects, at once where that saves round trips. Not atomic as a whole."""
-        if self.is_local:
-            for key, data in objects.items():
-                self.put(key, data)
-            return
-        with self._errors("many objects"):
-            event_loop.run(
-                _set_all(
-                    self._writable_store, {check_key(key): data for key, data in objects.items()}
-                )
-            )
+        for key in objects:
+            check_key(key)
+        store = self._writable_store
+        if not isinstance(store, LocalStore):
+            return self._ask(lambda: remote.put_many(store, objects))
+        for key, data in objects.items():
+            with self._local_errors(key):
+                _set_local(store, key, default_buffer_prototype().buffer.from_bytes(data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create an object; return False, and change nothing, if there is one already.
 
         Two callers that put the same bytes at the same time may both hear True.
         """
-        buffer = default_buffer_prototype().buffer.from_bytes(data)
-        with self._errors(key):
-            event_loop.run(self._writable_store.set_if_not_exists(check_key(key), buffer))
-        return self.get(key) == data
+        check_key(key)
+        with self._local_errors(key):
+            return self._ask(lambda: remote.create(self._writable_store, key, data))
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
-        with self._errors():
-            event_loop.run(self._writable_store.delete(check_key(key)))
+        self.delete_many([key])
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove those objects that are there."""
+        for key in keys:
+            check_key(key)
+        self._ask(lambda: remote.delete_many(self._writable_store, keys))
 
     def sync(self, keys: Sequence[str]) -> None:
         """Force objects, and the folders that name them, to the disk. Local folders only."""
@@ -223,7 +220,7 @@ class Location:
         depth = len(self._path.parts)
         folders = {folder for file in files for folder in file.parents[: len(file.parts) - depth]}
         # Side by side: the file system then writes its journal once for several of them.
-        with self._errors(keys[0] if keys else ""), ThreadPoolExecutor(8) as pool:
+        with self._local_errors(keys[0] if keys else ""), ThreadPoolExecutor(8) as pool:
             list(pool.map(_fsync, files))
             list(pool.map(_fsync, folders))
 
@@ -231,29 +228,51 @@ class Location:
         """Return key and size in bytes of every object under a folder ("" for all)."""
         if folder:
             check_key(folder)
-        with self._errors():
-            if self._path is not None:
-                top = str(self._path / folder)
-                return dict(_walk(top, folder))
-            return event_loop.run(_sizes(self.store, f"{folder}/" if folder else ""))
+        if self._path is not None:
+            return dict(_walk(str(self._path / folder), folder))
+        return self._ask(lambda: remote.sizes(self.store, folder))
 
     @contextmanager
-    def _errors(self, key: str = "") -> Iterator[None]:
-        """Turn what a store raises into errors that name the store and the way out."""
+    def _local_errors(self, key: str) -> Iterator[None]:
+        """Turn a full disk into an error that names the store and the way out."""
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL_DISK:
-                raise StoreFullError(
-                    f"{self}: no space left while writing {key}; free some and run again:"
-                    " committed shards stay and are not done twice"
-                ) from error
-            raise
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] != "obstore":
+            if error.errno not in _FULL_DISK:
                 raise
-            reason = str(error).partition("\n")[0]
-            raise StoreAccessError(f"{self}: the object store failed: {reason}") from error
+            raise self._full(key) from error
+
+    def _full(self, key: str) -> StoreFullError:
+        return StoreFullError(
+            f"{self}: no space left while writing {key}; free some and run again:"
+            " committed shards stay and are not done twice"
+        )
+
+    def _ask(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Run requests, again and again while a store that has answered before is away.
+
+        All of them give the same result when they are made twice.
+        """
+        return self._wait(lambda: event_loop.run(work()))
+
+    def _wait(self, attempt: Callable[[], Result]) -> Result:
+        deadline = time.monotonic() + (PATIENCE_SEC if self._reached else 0.0)
+        while True:
+            try:
+                with remote.named(""):
+                    result = attempt()
+                self._reached = True
+                return result
+            except remote.RequestError as error:
+                if error.is_full:
+                    raise self._full(error.key) from None
+                place = f"{self}/{error.key}" if error.key else str(self)
+                message = f"{place}: the object store failed: {error.reason}"
+                left = deadline - time.monotonic()
+                if not error.may_pass or left <= 0:
+                    raise StoreAccessError(message) from None
+            logger.warning("%s; trying again for %.0f s", message, left)
+            time.sleep(_PAUSE_SEC)
 
 
 def _check_url(name: str) -> bool:
@@ -276,46 +295,40 @@ def _check_url(name: str) -> bool:
     return True
 
 
-def _byte_range(start: int, end: int) -> RangeByteRequest | None:
-    return None if end == sys.maxsize else RangeByteRequest(start, end)
-
-
-def _view(buffer: Buffer | None) -> memoryview | None:
-    # Not to_bytes(), which copies.
-    return None if buffer is None else buffer.as_numpy_array().data.cast("B")
-
-
-def _get_local(store: LocalStore, key: str, start: int, end: int) -> memoryview | None:
+def _read_file(path: str, start: int, end: int) -> memoryview | None:
     try:
-        return _view(store.get_sync(key, byte_range=_byte_range(start, end)))
-    except FileNotFoundError:  # there is not even the store's folder
+        file = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _local_blocks(path: Path, block: int) -> Iterator[memoryview]:
-    """Read a file into one buffer again and again: fresh memory for each block is far slower."""
-    view = memoryview(bytearray(block))
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(view):
-                yield view[:count]
+        count = min(end, os.fstat(file).st_size) - start
+        parts = []
+        while count > 0:
+            # One read, but for more than 2 GiB or a file that is cut short at this moment.
+            part = os.pread(file, count, start)
+            if not part:
+                break
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+    except IsADirectoryError:
+        return None
+    finally:
+        os.close(file)
+    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def _file_blocks(path: str, block: int) -> Iterator[memoryview]:
+    try:
+        file = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return
-
-
-async def _get_all(store: Store, ranges: Sequence[Range]) -> list[memoryview | None]:
-    prototype = default_buffer_prototype()
-
-    async def get(key: str, start: int, end: int) -> memoryview | None:
-        try:
-            return _view(await store.get(key, prototype, _byte_range(start, end)))
-        except Exception:
-            # Object stores refuse a range that begins behind the end; a file gives nothing there.
-            if start >= await store.getsize(key):
-                return memoryview(b"")
-            raise
-
-    return list(await asyncio.gather(*(get(*one) for one in ranges)))
+    try:
+        start = 0
+        while data := os.pread(file, block, start):
+            yield memoryview(data)
+            start += len(data)
+    finally:
+        os.close(file)
 
 
 def _set_local(store: LocalStore, key: str, buffer: Buffer) -> None:
@@ -326,28 +339,6 @@ def _set_local(store: LocalStore, key: str, buffer: Buffer) -> None:
             # Another writer took our unfinished file for one that a crash had left.
             continue
     store.set_sync(key, buffer)
-
-
-async def _set_all(store: Store, objects: Mapping[str, bytes]) -> None:
-    limit = asyncio.Semaphore(32)
-    buffer = default_buffer_prototype().buffer
-
-    async def put(key: str, data: bytes) -> None:
-        async with limit:
-            await store.set(key, buffer.from_bytes(data))
-
-    await asyncio.gather(*(put(key, data) for key, data in objects.items()))
-
-
-async def _sizes(store: Store, prefix: str) -> dict[str, int]:
-    client = getattr(store, "store", None)
-    if client is not None:  # an ObjectStore: its listing knows the sizes, getsize would ask again
-        import obstore
-
-        listed = await obstore.list(client, prefix=prefix or None).collect_async()
-        return {str(one["path"]): int(one["size"]) for one in listed}
-    keys = [key async for key in store.list_prefix(prefix)]
-    return {key: await store.getsize(key) for key in keys}
 
 
 def _walk(path: str, key: str) -> Iterator[tuple[str, int]]:

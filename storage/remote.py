@@ -1,0 +1,178 @@
+"""Requests to an asynchronous store: many at once, and what went wrong with one in a few words.
+
+The client repeats a failed request for some seconds by itself. What it says when it gives up has
+many lines, and may quote the server's answer with an access key in it: only the status and the
+server's error code are taken from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.core.buffer import Buffer, default_buffer_prototype
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+Result = TypeVar("Result")
+
+# At most so many requests of one call are under way; it also bounds the memory of a large one.
+CONCURRENCY = 32
+RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
+
+_STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_SYSTEM = re.compile(r'message: "([^"<]{1,80})"')
+_BEHIND_THE_END, _FULL = 416, 507
+# Statuses that say "not now" rather than "not so".
+_PASSING = (408, 429, 500, 502, 503, 504)
+
+
+class RequestError(Exception):
+    """A request failed, after the client's own retries.
+
+    Attributes:
+        key: of the object, or the folder that was listed; "" for the whole store.
+        reason: in one line, without anything secret.
+        status: HTTP status, 0 if there was no answer.
+        may_pass: whether the same request may succeed later.
+    """
+
+    def __init__(self, key: str, error: BaseException) -> None:
+        text = str(error)
+        status, code = _STATUS.search(text), _CODE.search(text)
+        self.key = key
+        self.status = int(status[1]) if status else 0
+        if status:
+            self.reason = f"{status[1]}{status[2]}".strip() + (f" ({code[1]})" if code else "")
+            self.may_pass = self.status in _PASSING
+        else:
+            cause = _SYSTEM.search(text)
+            # The last part: those before it hold the request's URL.
+            last = text.partition("\n")[0].rpartition(" - ")[2]
+            self.reason = last + (f" ({cause[1]})" if cause else "")
+            self.may_pass = "HTTP error" in last
+        super().__init__(self.reason)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the server has no space left."""
+        return self.status == _FULL
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Turn what the client raises about a key into a `RequestError`."""
+    try:
+        yield
+    except Exception as error:
+        # A missing bucket is a FileNotFoundError even when an object is put.
+        of_client = type(error).__module__.partition(".")[0] == "obstore"
+        if not of_client and not _STATUS.search(str(error)):
+            raise
+        # Not chained: the client's text would stand in every traceback.
+        raise RequestError(key, error) from None
+
+
+async def get_ranges(
+    store: Store, ranges: Sequence[tuple[str, int, int | None]]
+) -> list[memoryview | None]:
+    """Read (key, start, end) each, an end of None meaning the object's; None where it is absent."""
+    prototype = default_buffer_prototype()
+
+    async def get(key: str, start: int, end: int | None) -> memoryview | None:
+        wanted = None if end is None else RangeByteRequest(start, end)
+        try:
+            with named(key):
+                return _view(await store.get(key, prototype, wanted))
+        except RequestError as error:
+            # Object stores refuse a range that begins behind the end; a file gives nothing there.
+            if error.status == _BEHIND_THE_END:
+                return memoryview(b"")
+            raise
+
+    return await _gather(get(*one) for one in ranges)
+
+
+async def put_many(store: Store, objects: Mapping[str, bytes]) -> None:
+    """Set objects."""
+    buffer = default_buffer_prototype().buffer
+
+    async def put(key: str, data: bytes) -> None:
+        with named(key):
+            await store.set(key, buffer.from_bytes(data))
+
+    await _gather(put(key, data) for key, data in objects.items())
+
+
+async def create(store: Store, key: str, data: bytes) -> bool:
+    """Set an object unless it is there; return whether `data` is what is there now."""
+    client = getattr(store, "store", None)
+    with named(key):
+        if client is None:
+            await store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data))
+        else:  # an ObjectStore: zarr would not say whether the object was there
+            import obstore
+
+            try:
+                await obstore.put_async(client, key, data, mode="create")
+                return True
+            except obstore.exceptions.AlreadyExistsError:
+                pass
+    # It may be ours: the client asks again when the answer to its first request was lost.
+    (found,) = await get_ranges(store, [(key, 0, None)])
+    return found == data
+
+
+async def delete_many(store: Store, keys: Sequence[str]) -> None:
+    """Remove those objects that are there."""
+
+    async def delete(key: str) -> None:
+        with named(key):
+            await store.delete(key)
+
+    await _gather(delete(key) for key in keys)
+
+
+async def size(store: Store, key: str) -> int | None:
+    """Return an object's size in bytes, None if it is absent."""
+    with named(key):
+        try:
+            return await store.getsize(key)
+        except FileNotFoundError:
+            return None
+
+
+async def sizes(store: Store, folder: str) -> dict[str, int]:
+    """Return key and size of every object under a folder ("" for all)."""
+    prefix = f"{folder}/" if folder else ""
+    client = getattr(store, "store", None)
+    with named(folder):
+        if client is not None:  # an ObjectStore: its listing knows the sizes, getsize asks again
+            import obstore
+
+            listed = await obstore.list(client, prefix=prefix or None).collect_async()
+            return {str(one["path"]): int(one["size"]) for one in listed}
+        keys = [key async for key in store.list_prefix(prefix)]
+        return {key: await store.getsize(key) for key in keys}
+
+
+async def _gather(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    limit = asyncio.Semaphore(CONCURRENCY)
+
+    async def limited(work: Coroutine[Any, Any, Result]) -> Result:
+        async with limit:
+            return await work
+
+    return list(await asyncio.gather(*(limited(work) for work in works)))
+
+
+def _view(buffer: Buffer | None) -> memoryview | None:
+    # Not to_bytes(), which copies.
+    return None if buffer is None else buffer.as_numpy_array().data.cast("B")
