@@ -127,7 +127,7 @@ async def create(store: Store, key: str, data: bytes) -> bool:
                 pass
     # It may be ours: the client asks again when the answer to its first request was lost.
     (found,) = await get_ranges(store, [(key, 0, None)])
-    return found == data
+    return found is not None and bytes(found) == data
 
 
 async def delete_many(store: Store, keys: Sequence[str]) -> None:
