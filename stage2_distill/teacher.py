@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from configs.loader import settings, teacher_config
+from configs.schema import TeacherConfig
 from detectors import DetectorFamily, family_of, load_model
 from storage import CacheReader, DecodedOutputs, Geometry
 
@@ -78,21 +79,35 @@ class CachedTeacher:
 
 
 class LiveTeacher:
-    """Runs the teacher on the views of the batch, those of one padded size together."""
+    """Runs the teacher on the views of the batch, those of one padded size together.
+
+    With one view a forward (TEACHER.BATCH 1) and the threads of Stage 1, its outputs are those of
+    an exact cache bit by bit; larger batches move the last bits.
+    """
 
     def __init__(
-        self, model: nn.Module, family: DetectorFamily, cfg: CfgNode, *, student_format: str
+        self,
+        model: nn.Module,
+        family: DetectorFamily,
+        cfg: CfgNode,
+        *,
+        student_format: str,
+        config: TeacherConfig | None = None,
     ) -> None:
         """Args:
 
         model: the teacher in evaluation mode; not a part of the trained module.
         family, cfg: of the teacher.
         student_format: INPUT.FORMAT of the images in the batch.
+        config: views in one forward, and its arithmetic; None: the defaults.
         """
         self._model = model.requires_grad_(False)
         self._family = family
         self._cfg = cfg
         self._flip_channels = student_format != cfg.INPUT.FORMAT
+        config = config or TeacherConfig()
+        self._batch = config.batch
+        self._precision = getattr(torch, config.precision)
 
     @torch.no_grad()
     def outputs(
@@ -101,20 +116,27 @@ class LiveTeacher:
         """See `TeacherSource`."""
 
         def run(positions: list[int], geometry: Geometry) -> DecodedOutputs:
-            # The reference is float32: the student's mixed precision does not reach the teacher.
-            with torch.autocast(device.type, enabled=False):
-                return self._run([batch[i]["image"] for i in positions])
+            images = [batch[i]["image"] for i in positions]
+            starts = range(0, len(images), self._batch)
+            return _joined([self._run(images[i : i + self._batch], device) for i in starts])
 
         return _by_padded_size(batch, level_sizes, self._family, self._cfg, run)
 
-    def _run(self, images: list[Tensor]) -> DecodedOutputs:
+    def _run(self, images: list[Tensor], device: torch.device) -> DecodedOutputs:
         """Outputs for (3, H, W) uint8 views of one padded size, as a lossless cache has them."""
         if self._flip_channels:
             images = [image.flip(0) for image in images]
         padded = self._family.preprocess(self._model, [{"image": x} for x in images])
-        raw = self._family.run(self._model, padded).raw()
+        # Its own precision: the student's mixed precision does not reach the teacher.
+        reduced = self._precision != torch.float32
+        with torch.autocast(
+            device.type, dtype=self._precision if reduced else None, enabled=reduced
+        ):
+            raw = self._family.run(self._model, padded).raw()
         return DecodedOutputs(
-            features=raw.features, probabilities=raw.logits.sigmoid(), deltas=raw.deltas
+            features=raw.features.float(),
+            probabilities=raw.logits.float().sigmoid(),
+            deltas=raw.deltas.float(),
         )
 
 
@@ -124,10 +146,12 @@ class Teacher:
 
     Attributes:
         cfg: the teacher's own config.
+        config: the node TEACHER of the student's.
         reader: its open cache; None when it runs live.
     """
 
     cfg: CfgNode
+    config: TeacherConfig
     reader: CacheReader | None
 
     def source(self, *, student_format: str) -> TeacherSource:
@@ -135,7 +159,13 @@ class Teacher:
         family = family_of(self.cfg)
         if self.reader is not None:
             return CachedTeacher(self.reader, family, self.cfg)
-        return LiveTeacher(load_model(self.cfg), family, self.cfg, student_format=student_format)
+        return LiveTeacher(
+            load_model(self.cfg),
+            family,
+            self.cfg,
+            student_format=student_format,
+            config=self.config,
+        )
 
 
 def open_teacher(cfg: CfgNode) -> Teacher | None:
@@ -145,12 +175,21 @@ def open_teacher(cfg: CfgNode) -> Teacher | None:
         FileNotFoundError: no such config, weights or cache.
         ValueError: teacher and student do not match, or the cache is not the one for this config.
     """
-    origin = settings(cfg).teacher.source
-    if origin == "none":
+    config = settings(cfg).teacher
+    if config.source == "none":
         return None
     teacher = teacher_config(cfg)
     check_pairing(cfg, teacher)
-    return Teacher(cfg=teacher, reader=open_cache(cfg) if origin == "cache" else None)
+    reader = open_cache(cfg) if config.source == "cache" else None
+    return Teacher(cfg=teacher, config=config, reader=reader)
+
+
+def _joined(parts: list[DecodedOutputs]) -> DecodedOutputs:
+    """The outputs of consecutive forwards as one."""
+    if len(parts) == 1:
+        return parts[0]
+    names = ("features", "probabilities", "deltas")
+    return DecodedOutputs(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
 
 def _by_padded_size(

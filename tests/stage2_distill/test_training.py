@@ -14,45 +14,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
-from configs.loader import load_config
-from detectors.command import register_data
 from detectors.evaluate import evaluate
 from stage2_distill.__main__ import main
-from stage2_distill.trainer import DistillTrainer
 from tests.stage2_distill.conftest import Configure
-
-OWN_LOSSES = {"loss_cls", "loss_box_reg"}
-GID_LOSSES = {
-    "loss_gid_feature",
-    "loss_gid_relation",
-    "loss_gid_response_cls",
-    "loss_gid_response_reg",
-}
-
-
-def build(path: Path, *overrides: Any) -> DistillTrainer:
-    """Build what the command trains."""
-    cfg = load_config(str(path), [str(x) for x in overrides])
-    register_data(cfg)
-    torch.manual_seed(5)
-    return DistillTrainer(cfg)
-
-
-def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:
-    """Train in this process as the command does."""
-    trainer = build(path, *overrides)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
-
-
-def losses_of(trainer: DistillTrainer) -> dict[str, list[float]]:
-    """Every loss of every iteration."""
-    return {
-        name: [value for value, _ in trainer.storage.history(name).values()]
-        for name in trainer.storage.histories()
-        if name.startswith("loss_")
-    }
+from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, build, losses_of, train
 
 
 @pytest.mark.parametrize("preset", ["exact", "balanced"])
@@ -83,14 +48,6 @@ def test_the_console_tells_how_many_gis_of_which_kind_there_were(
     assert len(counts) == 4
     # Each is rounded to three digits.
     assert 0 < sum(counts) < 10.05
-
-
-def test_cache_and_live_teacher_give_the_same_losses(configure: Configure) -> None:
-    cached = losses_of(train(configure("exact")))
-    live = losses_of(train(configure("exact", TEACHER={"SOURCE": "live"})))
-    for name in OWN_LOSSES | GID_LOSSES:
-        # Stage 1 and the live teacher form other batches, which moves the last bits.
-        np.testing.assert_allclose(cached[name], live[name], rtol=2e-4, atol=1e-6, err_msg=name)
 
 
 def test_a_live_teacher_of_another_channel_order_sees_its_own(

@@ -1,0 +1,43 @@
+"""Training runs in this process, and what they log."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.loader import load_config
+from detectors.command import register_data
+from stage2_distill.trainer import DistillTrainer
+
+OWN_LOSSES = {"loss_cls", "loss_box_reg"}
+GID_LOSSES = {
+    "loss_gid_feature",
+    "loss_gid_relation",
+    "loss_gid_response_cls",
+    "loss_gid_response_reg",
+}
+
+
+def build(path: Path, *overrides: Any) -> DistillTrainer:
+    """Build what the command trains."""
+    cfg = load_config(str(path), [str(x) for x in overrides])
+    register_data(cfg)
+    torch.manual_seed(5)
+    return DistillTrainer(cfg)
+
+
+def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:
+    """Train in this process as the command does."""
+    trainer = build(path, *overrides)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def losses_of(trainer: DistillTrainer) -> dict[str, list[float]]:
+    """Every loss of every iteration."""
+    return {
+        name: [value for value, _ in trainer.storage.history(name).values()]
+        for name in trainer.storage.histories()
+        if name.startswith("loss_")
+    }
