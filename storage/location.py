@@ -37,7 +37,7 @@ PARTIAL_SUFFIX = ".partial"
 
 # A file is read fastest in blocks that fit a cache. Of an object store each block is a request, and
 # after the first, which is all of most objects, several are under way at once.
-LOCAL_BLOCK = 1 << 20
+LOCAL_BLOCK = 1 << 18
 REMOTE_BLOCK = 1 << 23
 REMOTE_BLOCKS_AT_ONCE = 4
 
@@ -154,7 +154,10 @@ class Location:
         return self._ask(lambda: remote.get_ranges(self.store, asked))
 
     def read_blocks(self, key: str, block: int | None = None) -> Iterator[memoryview]:
-        """Yield an object's bytes block by block, so that hashing needs little memory."""
+        """Yield an object's bytes block by block, so that hashing needs little memory.
+
+        A block is valid until the next one is asked for. An absent object has none.
+        """
         if self._path is not None:
             yield from _file_blocks(f"{self._path}/{check_key(key)}", block or LOCAL_BLOCK)
             return
@@ -172,6 +175,11 @@ class Location:
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if there is none."""
         check_key(key)
+        if self._path is not None:
+            try:
+                return os.stat(f"{self._path}/{key}").st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
         return self._ask(lambda: remote.size(self.store, key))
 
     def put(self, key: str, data: bytes) -> None:
@@ -180,18 +188,22 @@ class Location:
         Raises:
             StoreFullError: no space is left.
         """
-        self.put_many({key: data})
+        check_key(key)
+        store = self._writable_store
+        if not isinstance(store, LocalStore):
+            return self._ask(lambda: remote.put_many(store, {key: data}))
+        with self._local_errors(key):
+            _set_local(store, key, default_buffer_prototype().buffer.from_bytes(data))
 
     def put_many(self, objects: Mapping[str, bytes]) -> None:
         """Set many small objects, at once where that saves round trips. Not atomic as a whole."""
+        if self.is_local:
+            for key, data in objects.items():
+                self.put(key, data)
+            return
         for key in objects:
             check_key(key)
-        store = self._writable_store
-        if not isinstance(store, LocalStore):
-            return self._ask(lambda: remote.put_many(store, objects))
-        for key, data in objects.items():
-            with self._local_errors(key):
-                _set_local(store, key, default_buffer_prototype().buffer.from_bytes(data))
+        self._ask(lambda: remote.put_many(self._writable_store, objects))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create an object; return False, and change nothing, if there is one already.
@@ -322,11 +334,13 @@ def _file_blocks(path: str, block: int) -> Iterator[memoryview]:
         file = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return
+    # One buffer for all blocks: fresh memory for each takes as long as reading it.
+    buffer = memoryview(bytearray(block))
+    start = 0
     try:
-        start = 0
-        while data := os.pread(file, block, start):
-            yield memoryview(data)
-            start += len(data)
+        while count := os.preadv(file, [buffer], start):
+            yield buffer[:count]
+            start += count
     finally:
         os.close(file)
 
