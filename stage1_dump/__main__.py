@@ -1,4 +1,4 @@
-"""`python -m stage1_dump`: plan a teacher cache, write it, and see how far it is."""
+"""`python -m stage1_dump`: plan a teacher cache, write it, check it, and see how far it is."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
+def check(args: argparse.Namespace) -> int:
+    """Run the teacher again on a sample of a cache, and compare."""
+    from configs.loader import load_config
+
+    from .check import check as check_cache
+
+    report = check_cache(
+        load_config(args.config_file, args.opts), sample=args.sample, seed=args.seed
+    )
+    print(report.to_json() if args.json else report)
+    return 0 if report.agrees else 1
+
+
 def status(args: argparse.Namespace) -> int:
     """Say how much of a cache is there."""
     from .status import read_status
@@ -72,8 +85,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="ranks on this machine, one for each GPU or CPU core",
     )
     running.set_defaults(function=run)
+    checking = commands.add_parser("check", help="run the teacher again on a sample, and compare")
+    checking.add_argument(
+        "--sample", type=_count, default=32, metavar="N", help="records at least (default: 32)"
+    )
+    checking.add_argument("--seed", type=int, default=0, metavar="S", help="draws other records")
+    checking.add_argument("--json", action="store_true", help="print the report as JSON")
+    checking.set_defaults(function=check)
     add_config_arguments(planning)
     add_config_arguments(running)
+    add_config_arguments(checking)
     asking = commands.add_parser("status", help="done, missing and rate of a cache")
     asking.add_argument("--json", action="store_true", help="print the numbers as JSON")
     asking.add_argument("cache", help="folder or URL of the cache")
@@ -87,6 +108,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("stage1_dump").setLevel(logging.INFO)
     return run_command(lambda: args.function(args))
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
 
 
 def _positive(text: str) -> float:

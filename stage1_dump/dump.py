@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 
-import torch
 from detectron2.config import CfgNode
 
 from dataset.annotations import require_images
-from detectors import load_model, teacher_fingerprint
+from detectors import teacher_fingerprint
 from storage import CacheWriter, ClaimLostError, ShardId
 
 from .arrays import ShardArrays
@@ -34,7 +33,7 @@ from .prepare import Prepared, prepare
 from .progress import DumpProgress
 from .ranks import Claims, Rank, current_rank, pick_device, rotated
 from .runlog import RunLog
-from .teacher import Teacher
+from .teacher import Teacher, load_teacher, naming_the_batch
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,12 @@ def run(cfg: CfgNode) -> DumpReport:
     prepared = prepare(cfg)
     require_images(prepared.images, prepared.image_root)
     with fixed_numerics(prepared.settings.teacher, device) as numerics:
-        teacher = _load_teacher(prepared, device)
+        teacher = load_teacher(
+            prepared.teacher_cfg,
+            device,
+            precision=prepared.settings.teacher.precision,
+            preset=prepared.preset,
+        )
         fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
         manifest = prepared.manifest(teacher=fingerprint, numerics=numerics)
         writer = CacheWriter(prepared.settings.cache.location, manifest, prepared.index)
@@ -92,17 +96,6 @@ def run(cfg: CfgNode) -> DumpReport:
         with Claims(writer, rank.owner) as claims:
             job = DumpJob(prepared, teacher, writer, claims, rank, log, cfg.DATALOADER.NUM_WORKERS)
             return job.run()
-
-
-def _load_teacher(prepared: Prepared, device: torch.device) -> Teacher:
-    cfg = prepared.teacher_cfg
-    cfg.MODEL.DEVICE = str(device)
-    return Teacher(
-        model=load_model(cfg),
-        cfg=cfg,
-        precision=prepared.settings.teacher.precision,
-        preset=prepared.preset,
-    )
 
 
 class ClaimedBatches:
@@ -239,7 +232,9 @@ class DumpJob:
             failures += batch.failures
             # Once a view has failed, the shard's other batches are only looked through for more.
             if not failures:
-                codes = self._teacher.encode(batch.images, self._geometries[shard.bucket])
+                geometry = self._geometries[shard.bucket]
+                with naming_the_batch(len(batch.images), geometry):
+                    codes = self._teacher.encode(self._teacher.run(batch.images), geometry)
                 arrays.append(codes, batch.crc32c)
         if failures:
             self._give_up(shard, failures)

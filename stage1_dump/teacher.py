@@ -6,6 +6,8 @@ S positions of all levels, R anchors an image, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from detectors import DenseOutputs, DetectorFamily, family_of
+from detectors import DenseOutputs, DetectorFamily, family_of, load_model
 from storage import Geometry, Preset
 
 from .errors import DumpError
@@ -44,40 +46,11 @@ class Teacher:
         return next(self.model.parameters()).device
 
     @torch.inference_mode()
-    def encode(self, images: list[Tensor], geometry: Geometry) -> dict[str, Tensor]:
-        """Run the teacher on one batch and encode what it says.
-
-        Args:
-            images: N views, each (3, h, w) uint8 in `INPUT.FORMAT`, of one padded size.
-            geometry: the array sizes of their bucket.
-
-        Returns:
-            The preset's fields and `detections`, each with leading dimension N, on the device.
-
-        Raises:
-            ValueError: the outputs are not finite, or not of the sizes that the config announced.
-            DumpError: the GPU is out of memory.
-        """
-        try:
-            outputs = self.run(images)
-            codes = self.preset.encode(outputs.raw(), geometry)
-            detections = self._family.detections(self.model, outputs)
-            kept = self.cfg.TEST.DETECTIONS_PER_IMAGE
-            rows = [pack_detections(found, kept) for found in detections]
-            return {**codes, "detections": torch.stack(rows)}
-        except torch.OutOfMemoryError as error:
-            # Never retried with fewer images: the batch size moves the last bits of the outputs.
-            raise DumpError(
-                f"the GPU is out of memory with {len(images)} views of {geometry.height}x"
-                f"{geometry.width} pixels at once; lower TEACHER.BATCH (it is part of a cache's "
-                "identity: begin a new CACHE.LOCATION)"
-            ) from error
-
     def run(self, images: list[Tensor]) -> DenseOutputs:
         """Normalise, pad and run, at the configured precision.
 
         Args:
-            images: N views, each (3, h, w) uint8 in `INPUT.FORMAT`.
+            images: N views, each (3, h, w) uint8 in `INPUT.FORMAT`, of one padded size.
 
         Returns:
             Outputs in float32, which holds every bfloat16 and float16 exactly.
@@ -95,9 +68,62 @@ class Teacher:
             deltas=outputs.deltas.float(),
         )
 
+    @torch.inference_mode()
+    def encode(self, outputs: DenseOutputs, geometry: Geometry) -> dict[str, Tensor]:
+        """Encode what the teacher says of one batch.
+
+        Args:
+            outputs: of N views; not modified.
+            geometry: the array sizes of their bucket.
+
+        Returns:
+            The preset's fields and `detections`, each with leading dimension N, on the device.
+
+        Raises:
+            ValueError: the outputs are not finite, or not of the sizes that the config announced.
+        """
+        codes = self.preset.encode(outputs.raw(), geometry)
+        detections = self._family.detections(self.model, outputs)
+        kept = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        rows = [pack_detections(found, kept) for found in detections]
+        return {**codes, "detections": torch.stack(rows)}
+
     @property
     def _family(self) -> DetectorFamily:
         return family_of(self.cfg)
+
+
+def load_teacher(cfg: CfgNode, device: torch.device, *, precision: str, preset: Preset) -> Teacher:
+    """Build a teacher and load its weights.
+
+    Args:
+        cfg: the teacher's config; its device is set.
+        device: where the model goes.
+        precision, preset: see `Teacher`.
+
+    Raises:
+        ValueError, FileNotFoundError: the weights do not fit, or are missing.
+    """
+    cfg.MODEL.DEVICE = str(device)
+    return Teacher(model=load_model(cfg), cfg=cfg, precision=precision, preset=preset)
+
+
+@contextmanager
+def naming_the_batch(num_images: int, geometry: Geometry) -> Iterator[None]:
+    """Say what to lower when the GPU runs out of memory.
+
+    Raises:
+        DumpError: the GPU is out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        # Never retried with fewer images: the batch size moves the last bits of the outputs.
+        raise DumpError(
+            f"the GPU is out of memory with {num_images} views of {geometry.height}x"
+            f"{geometry.width} pixels at once; lower TEACHER.BATCH (it is part of a cache's "
+            "identity: begin a new CACHE.LOCATION)"
+        ) from error
 
 
 def pack_detections(instances: Instances, kept: int) -> Tensor:

@@ -1,0 +1,149 @@
+"""How far what a cache holds of a record is from what the teacher says now.
+
+Bit for bit where the teacher runs as it did in the dump; elsewhere by the decoded values, because
+another machine rounds otherwise, and a code next to a rounding edge then changes as a whole.
+
+Shape letters: C channels, D detections kept an image, K classes, R anchors an image, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage import DecodedOutputs, Geometry, Preset, RawOutputs
+
+Arrays = Mapping[str, NDArray[Any]]
+
+PIXELS_FIELD = "pixels_crc32c"
+DETECTIONS_FIELD = "detections"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far one field is off.
+
+    Attributes:
+        field: of the record; of decoded outputs, their name.
+        difference: the largest absolute difference of two elements. Of `pixels_crc32c`: 1 if the
+            checksums differ. Of `detections` compared by value: boxes without a counterpart.
+        tolerance: the largest difference that passes.
+        same_bits: whether the two are the same, byte for byte; False where values are compared.
+    """
+
+    field: str
+    difference: float
+    tolerance: float
+    same_bits: bool = False
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the field passes; NaN never does."""
+        return self.same_bits or (self.tolerance > 0 and self.difference <= self.tolerance)
+
+
+def distances_in_bits(stored: Arrays, now: Arrays) -> Iterator[Distance]:
+    """Compare the codes of one record; a single bit that differs does not agree.
+
+    Args:
+        stored, now: field name to array, of equal shapes and types.
+    """
+    for name, value in stored.items():
+        gap = np.abs(value.astype(np.float64) - now[name].astype(np.float64))
+        yield Distance(
+            field=name,
+            difference=float(gap.any() if name == PIXELS_FIELD else gap.max(initial=0.0)),
+            tolerance=0.0,
+            same_bits=value.tobytes() == now[name].tobytes(),
+        )
+
+
+# Largest difference of two machines that compute the same teacher, over the largest value, by
+# precision. A ResNet-101 RetinaNet (320x256, trained-like scales) on CPUs restricted to SSE, AVX2
+# and AVX-512, in other batches and with other thread counts, differed by up to 6e-6 in float32 and
+# 2e-2 in bfloat16. float32 gets room for convolutions that a GPU computes by Winograd's method;
+# float16 rounds eight times finer than bfloat16. Other weights or images differ by about 1.
+NOISE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+
+# A code next to a rounding edge becomes its neighbour: the error of the codec may double.
+_CODEC_ERRORS = 2.0
+# A sigmoid is nowhere steeper than this.
+_STEEPEST_SIGMOID = 0.25
+
+# Boxes that correspond overlap by this much. Non-maximum suppression and the cut at the lowest
+# score may turn on the last bits, so that a few boxes (a share of them, at least one) may differ.
+_SAME_BOX_IOU = 0.9
+_SHARE_OF_OTHER_BOXES = 0.1
+
+
+def distances_in_value(
+    stored: Arrays, now: Arrays, raw: RawOutputs, preset: Preset, geometry: Geometry, noise: float
+) -> Iterator[Distance]:
+    """Compare what the codes of one record decode to.
+
+    Args:
+        stored, now: field name to array; `now` are the codes of `raw`.
+        raw: what the teacher says now, one record (leading dimension 1).
+        preset: the codec of both.
+        geometry: of the record.
+        noise: relative difference of two machines, see `NOISE`.
+
+    Yields:
+        Features, probabilities, deltas, boxes and the checksum of the pixels. The tolerance is
+        what the codec itself loses of `raw`, twice, and the noise.
+    """
+    ours, theirs = (_decode(codes, preset, geometry) for codes in (now, stored))
+    live = DecodedOutputs(
+        features=raw.features, probabilities=raw.logits.sigmoid(), deltas=raw.deltas
+    )
+    scales = {
+        "features": _largest(raw.features),
+        "probabilities": _largest(raw.logits) * _STEEPEST_SIGMOID,
+        "deltas": _largest(raw.deltas),
+    }
+    for name, scale in scales.items():
+        live_values = getattr(live, name)
+        lost = _largest(getattr(ours, name) - live_values)
+        yield Distance(
+            field=name,
+            difference=_largest(getattr(theirs, name) - live_values),
+            tolerance=_CODEC_ERRORS * lost + noise * scale,
+        )
+    yield _distance_of_boxes(stored[DETECTIONS_FIELD], now[DETECTIONS_FIELD], noise)
+    # Pixels are integers: no machine renders them otherwise with the same Pillow.
+    yield from distances_in_bits({PIXELS_FIELD: stored[PIXELS_FIELD]}, now)
+
+
+def _distance_of_boxes(stored: NDArray[Any], now: NDArray[Any], noise: float) -> Distance:
+    """Count the boxes of either side without one of the same class, place and score on the other.
+
+    Args:
+        stored, now: (D, 6) float32 rows x1 y1 x2 y2 score class; unused ones have score -1.
+    """
+    ours, theirs = (torch.from_numpy(rows[rows[:, 4] >= 0].copy()) for rows in (now, stored))
+    near = pairwise_iou(Boxes(ours[:, :4]), Boxes(theirs[:, :4])) >= _SAME_BOX_IOU
+    near &= ours[:, None, 5] == theirs[None, :, 5]
+    # The scores of a wrong box, like its place, are off by far more.
+    near &= (ours[:, None, 4] - theirs[None, :, 4]).abs() <= 10 * noise
+    alone = int((~near.any(dim=1)).sum() + (~near.any(dim=0)).sum())
+    allowed = _SHARE_OF_OTHER_BOXES * (len(ours) + len(theirs))
+    return Distance(
+        field=DETECTIONS_FIELD, difference=float(alone), tolerance=max(2.0, float(int(allowed)))
+    )
+
+
+def _decode(codes: Arrays, preset: Preset, geometry: Geometry) -> DecodedOutputs:
+    names = [field.name for field in preset.fields(geometry)]
+    # A copy: read from a cache, arrays are read-only, which PyTorch does not know.
+    return preset.decode({n: torch.from_numpy(np.array(codes[n]))[None] for n in names}, geometry)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max())
