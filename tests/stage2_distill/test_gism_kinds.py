@@ -17,7 +17,7 @@ from tests.stage2_distill.cases import STYLES, expected, make_case, tensor
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(seed=SEEDS, style=st.sampled_from(STYLES), objects=st.integers(0, 4))
 def test_kinds_equal_the_reference(seed: int, style: str, objects: int) -> None:
     case = make_case(seed, style, num_classes=2)

@@ -115,7 +115,7 @@ def reference_losses(case: Case, config: GidConfig, layer: Adaptation) -> dict[s
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=SEEDS,
     style=st.sampled_from(STYLES),

@@ -35,7 +35,7 @@ def teacher_of(probabilities: Tensor, deltas: Tensor) -> TeacherBatch:
     return TeacherBatch(features=[], probabilities=probabilities, deltas=deltas, valid=valid)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=SEEDS,
     style=st.sampled_from(STYLES),
@@ -89,7 +89,7 @@ def test_only_assigned_anchors_get_a_response_gradient() -> None:
         assert torch.equal(leaf.grad.bool().any(dim=2), assigned)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(seed=SEEDS, low_quality=st.booleans(), count=st.integers(0, 3), hidden=st.floats(0, 1))
 def test_assignment_equals_the_reference(
     seed: int, low_quality: bool, count: int, hidden: float
