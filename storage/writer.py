@@ -146,7 +146,7 @@ class CacheWriter:
         raw = encode_shard(field, geometry, self.manifest.shard_records, values)
         described = describe(raw, len(values), self.manifest.shard_records)
         # Encoding takes a while: whoever has taken the shard over may have put his object by now.
-        self._require_claim(shard)
+        self._require_claim(shard, look=False)
         self.location.put(object_key(shard, field), raw)
         return described
 
@@ -167,8 +167,8 @@ class CacheWriter:
         self.location.put(key, raw)
         self.location.sync([key])
 
-    def _require_claim(self, shard: ShardId) -> None:
-        if not self._claims.holds(shard):
+    def _require_claim(self, shard: ShardId, *, look: bool = True) -> None:
+        if not self._claims.holds(shard, look=look):
             raise ClaimLostError(f"{self.location}: shard {shard} is claimed by somebody else now")
 
     def _sweep(self, keys: list[str]) -> None:
