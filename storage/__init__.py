@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from storage.repairs import Repair, repair
     from storage.report import Problem, Report
     from storage.schema import Field, Geometry, ShardId
+    from storage.shrinking import drop_views
     from storage.verification import verify
     from storage.writer import CacheWriter
 
@@ -52,6 +53,7 @@ _MODULES = {
     "storage.repairs": ("Repair", "repair"),
     "storage.report": ("Problem", "Report"),
     "storage.schema": ("Field", "Geometry", "ShardId"),
+    "storage.shrinking": ("drop_views",),
     "storage.verification": ("verify",),
     "storage.writer": ("CacheWriter",),
 }  # fmt: skip
@@ -62,8 +64,8 @@ __all__ = [
     "CorruptChunkError", "DecodedOutputs", "Field", "ForkedProcessError", "FormatError",
     "Geometry", "IdentityError", "Index", "Manifest", "MissingShardError", "Preset", "Problem",
     "RawOutputs", "Repair", "Report", "ShardId", "StoreAccessError", "StoreFullError",
-    "VersionError", "assign_slots", "build_index", "compare", "get_preset", "plan_to_json",
-    "preset_names", "read_logs", "repair", "verify",
+    "VersionError", "assign_slots", "build_index", "compare", "drop_views", "get_preset",
+    "plan_to_json", "preset_names", "read_logs", "repair", "verify",
 ]  # fmt: skip
 
 

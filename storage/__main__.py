@@ -20,6 +20,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "info": "what a cache holds",
         "verify": "is it complete and undamaged",
         "repair": "drop damaged shards, so that the next run of the dump redoes just them",
+        "drop-views": "keep the first views alone: the store that a dump of fewer views makes",
         "compare": "same plan, same bytes, largest difference of each field",
     }
     parsers = {name: commands.add_parser(name, help=text) for name, text in helps.items()}
@@ -35,7 +36,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         )  # fmt: skip
     parsers["verify"].add_argument("--level", choices=LEVELS, default="full")
     parsers["verify"].add_argument("--expect", metavar="PLAN.json", help="what it must hold")
-    parsers["repair"].add_argument("--dry-run", action="store_true", help="name, but drop nothing")
+    parsers["drop-views"].add_argument(
+        "--keep", type=_count, required=True, metavar="N", help="views that stay: 0 to N - 1"
+    )
+    for name in ("repair", "drop-views"):
+        parsers[name].add_argument("--dry-run", action="store_true", help="name, but drop nothing")
     return parser.parse_args(arguments)
 
 
@@ -60,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.command == "repair":
             return commands.run_repair(
                 args.cache, dry_run=args.dry_run, workers=args.workers, as_json=args.json
+            )
+        if args.command == "drop-views":
+            return commands.run_drop_views(
+                args.cache, keep=args.keep, dry_run=args.dry_run, as_json=args.json
             )
         return commands.run_compare(args.cache, args.other, as_json=args.json)
     except (CacheError, ValueError, OSError, ImportError) as error:

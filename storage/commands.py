@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from storage.layout import COMMITS, LOG, commit_key
 from storage.location import Location
 from storage.metadata import read_index, read_root
 from storage.repairs import apply_repair, plan_repair
+from storage.shrinking import drop_views, plan_drop
 from storage.verification import verify
 
 OK, FAILED = 0, 1
@@ -82,6 +84,21 @@ def run_repair(cache: str, *, dry_run: bool, workers: int, as_json: bool) -> int
     # What is merely not written yet is for the dump to do; anything else needs a person.
     solved = {"missing", "uncommitted", "unfinished"}
     return OK if all(problem.kind in solved for problem in plan.left) else FAILED
+
+
+def run_drop_views(cache: str, *, keep: int, dry_run: bool, as_json: bool) -> int:
+    """Drop all views of a store but the first ones, named first."""
+    location = Location(cache)
+    plan = plan_drop(location, keep)
+    _print(
+        [json.dumps({**asdict(plan), "dry_run": dry_run}, indent=1)] if as_json else plan.lines()
+    )
+    if not dry_run:
+        drop_views(location, keep)
+    if not as_json:
+        stay = "view 0 stays" if keep == 1 else f"views 0 to {keep - 1} stay"
+        _print([f"{location}: {stay}{'; nothing was changed yet' if dry_run else ''}"])
+    return OK
 
 
 def run_compare(first: str, second: str, *, as_json: bool) -> int:

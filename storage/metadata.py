@@ -3,7 +3,8 @@
 `manifest.sha256` holds the SHA-256 of the root's zarr.json, one line. While a store grows it holds
 two, the old and the new one, so that the root can be replaced in one step: at every moment the
 root that stands there is one of the two, and the index, which only ever grows at its end, serves
-both. A crash in between leaves the two lines, and the next writer does it all again.
+both. A crash in between leaves the two lines, and the next writer does it all again. Dropping views
+does the same the other way round (`storage.shrinking`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Root:
     Attributes:
         manifest: what it says.
         sha256: digest of the zarr.json that holds it.
-        growing: whether a growth has begun and not ended.
+        growing: whether a growth, or a removal of views, has begun and not ended.
     """
 
     manifest: Manifest
@@ -124,20 +125,22 @@ def publish(location: Location, manifest: Manifest, index: Index, old_sha256: st
     lines = [new_sha256]
     if old_sha256 is not None and old_sha256 != new_sha256:
         lines = [old_sha256, new_sha256]
-        _put_and_sync(location, {DIGEST_KEY: _digest_lines(lines)})
-    _put_and_sync(location, objects)
-    _put_and_sync(location, {DIGEST_KEY: _digest_lines(lines)})
-    _put_and_sync(location, {ROOT_KEY: root})
+        put_and_sync(location, {DIGEST_KEY: digest_lines(lines)})
+    put_and_sync(location, objects)
+    put_and_sync(location, {DIGEST_KEY: digest_lines(lines)})
+    put_and_sync(location, {ROOT_KEY: root})
     _sweep(location, objects.keys())
-    _put_and_sync(location, {DIGEST_KEY: _digest_lines([new_sha256])})
+    put_and_sync(location, {DIGEST_KEY: digest_lines([new_sha256])})
     return Root(manifest=sealed, sha256=new_sha256, growing=False)
 
 
-def _digest_lines(digests: list[str]) -> bytes:
+def digest_lines(digests: list[str]) -> bytes:
+    """The content of `manifest.sha256`: one line for each root that counts as valid."""
     return "".join(f"{digest}\n" for digest in digests).encode("ascii")
 
 
-def _put_and_sync(location: Location, objects: dict[str, bytes]) -> None:
+def put_and_sync(location: Location, objects: dict[str, bytes]) -> None:
+    """Put objects and force them to the disk before anything that follows."""
     location.put_many(objects)
     location.sync(list(objects))
 
