@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import errno
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +15,19 @@ from storage import commit as commits
 from storage.commit import Commit, StoredObject
 from storage.errors import FormatError, VersionError
 from storage.index import Index, ShardTable
-from storage.layout import CRC_BYTES, commit_key, object_key
+from storage.layout import CRC_BYTES, MAX_METADATA_BYTES, commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest
-from storage.report import Problem
+from storage.report import Problem, shard_problem
 from storage.schema import Field, ShardId
 from storage.shards import chunk_table, decode_chunk
 
 LEVELS = ("quick", "full", "deep")
 
 _INDEX_ENTRY = 16
+
+# Reading and parsing a commit takes as long as reading and hashing about this many bytes.
+_COMMIT_WORK = 1 << 21
 
 
 @dataclass(kw_only=True)
@@ -32,9 +36,10 @@ class ShardResult:
 
     Attributes:
         problems: what is wrong.
-        committed: XXH3-128 by key, as the commit says.
+        committed: XXH3-128 by key, as the commit says; empty at level "quick".
         mismatched: XXH3-128 by key that was found instead; its problem is not in `problems` yet,
             since only the commits of all shards tell a damaged object from a swapped one.
+        fields: name of the field by key, of those in `mismatched`.
         num_bytes: bytes compared.
     """
 
@@ -42,7 +47,13 @@ class ShardResult:
     problems: list[Problem] = field(default_factory=list)
     committed: dict[str, str] = field(default_factory=dict)
     mismatched: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems and not self.mismatched
 
 
 class ShardChecker:
@@ -51,54 +62,88 @@ class ShardChecker:
     Args:
         location, manifest, index: of the store.
         level: "quick" compares sizes, "full" every byte, "deep" also decodes every record.
+
+    Attributes:
+        table: the shards.
+
+    Raises:
+        ValueError: the index breaks a rule of the format.
     """
 
     def __init__(self, location: Location, manifest: Manifest, index: Index, level: str) -> None:
         self._location = location
+        self._store = str(location)
         self._manifest = manifest
-        self._table = ShardTable(index, manifest.shard_records)
+        self.table = ShardTable(index, manifest.shard_records)
         self._level = level
 
-    def check(self, shard: ShardId, sizes: Mapping[str, int]) -> ShardResult:
+    def keys_of(self, shard: ShardId) -> list[str]:
+        """Return the keys of a shard's objects, in the order of the fields."""
+        return [object_key(shard, one) for one in self._manifest.fields[shard.bucket]]
+
+    def work_of(self, shard: ShardId) -> int:
+        """Say how much work a shard is, measured in bytes read."""
+        if self._level == "quick":
+            return _COMMIT_WORK
+        record = sum(one.num_bytes for one in self._manifest.fields[shard.bucket])
+        return _COMMIT_WORK + record * len(self.table.records_of(shard))
+
+    def bytes_read(self, shard: ShardId, sizes: Mapping[str, int]) -> int:
+        """Say how many bytes are read to check a shard, given the sizes of the store's objects."""
+        keys = [] if self._level == "quick" else self.keys_of(shard)
+        return sum(sizes.get(key, 0) for key in (commit_key(shard), *keys))
+
+    def check(self, shard: ShardId, sizes: Sequence[int | None] | None = None) -> ShardResult:
         """Check a committed shard.
 
         Args:
             shard: which one.
-            sizes: key to size in bytes of its objects that exist.
+            sizes: of its objects in bytes, in the order of the fields, None for absent ones; asked
+                of the store if not given.
         """
+        result = self._look(shard, sizes)
+        # A dump or a repair at work may have replaced the shard meanwhile. Damage stays.
+        return result if result.ok else self._look(shard, None)
+
+    def _look(self, shard: ShardId, sizes: Sequence[int | None] | None) -> ShardResult:
         result = ShardResult(shard=shard)
-        commit = self._read_commit(result)
-        if commit is None:
-            return result
-        for one in self._manifest.fields[shard.bucket]:
-            key, stored = object_key(shard, one), commit.objects[one.name]
-            result.committed[key] = stored.xxh3_128
-            self._check_object(result, key, stored, sizes.get(key))
-        if self._level == "deep" and not result.problems and not result.mismatched:
-            for problem in self._check_values(shard, commit):
-                result.problems.append(problem)
+        key = commit_key(shard)
+        raw = self._read_commit(key)
+        commit = None if raw is None else self._parse(raw, result)
+        if commit is not None:
+            self._check_objects(result, commit, sizes)
+            if self._level == "deep" and result.ok:
+                result.problems.extend(self._check_values(shard, commit))
+        if raw is None or not (result.ok or self._read_commit(key) == raw):
+            message = (
+                f"{self._store}: shard {shard}: was dropped or replaced during the check; run the"
+                " dump again, or check again when it has ended"
+            )
+            problem = Problem(kind="missing", where=key, message=message, shard=str(shard))
+            return ShardResult(shard=shard, problems=[problem])
         return result
 
-    def _read_commit(self, result: ShardResult) -> Commit | None:
-        shard = result.shard
-        key = commit_key(shard)
-        what = f"{self._location}/{key}"
-        raw = self._location.get(key)
-        if raw is None:  # dropped since the listing
-            problem = _problem("missing", shard, key, "the commit vanished during the check")
-            result.problems.append(problem)
-            return None
+    def _read_commit(self, key: str) -> bytes | None:
+        # A huge object in the place of a commit is not read to its end.
+        raw = self._location.get_ranges([(key, 0, MAX_METADATA_BYTES)])[0]
+        return None if raw is None else bytes(raw)
+
+    def _parse(self, raw: bytes, result: ShardResult) -> Commit | None:
+        shard, key = result.shard, commit_key(result.shard)
         result.num_bytes += len(raw)
         try:
-            commit = commits.parse(raw, shard, self._manifest, str(self._location))
-            commits.check_records(commit, self._table.index, self._table.records_of(shard), what)
+            commit = commits.parse(raw, shard, self._manifest, self._store)
+            records = self.table.records_of(shard)
+            commits.check_records(commit, self.table.index, records, self._store)
             return commit
         except VersionError as error:
-            result.problems.append(_problem("version", shard, key, str(error)))
+            problem = Problem(kind="version", where=key, message=str(error), shard=str(shard))
         except FormatError as error:
-            kind = self._kind_of_commit(raw, shard)
-            message = f"{error}; repair drops the shard"
-            result.problems.append(_problem(kind, shard, key, message, spoils=True))
+            problem = Problem(
+                kind=self._kind_of_commit(raw, shard), where=key, message=str(error),
+                shard=str(shard), spoils=True,
+            )  # fmt: skip
+        result.problems.append(problem)
         return None
 
     def _kind_of_commit(self, raw: bytes, shard: ShardId) -> str:
@@ -111,37 +156,75 @@ class ShardChecker:
         stated = (body.get("bucket"), body.get("number"))
         return "swapped" if stated != (shard.bucket, shard.number) else "foreign"
 
-    def _check_object(
-        self, result: ShardResult, key: str, stored: StoredObject, size: int | None
+    def _check_objects(
+        self, result: ShardResult, commit: Commit, sizes: Sequence[int | None] | None
     ) -> None:
-        shard = result.shard
+        fields = self._manifest.fields[result.shard.bucket]
+        for position, one in enumerate(fields):
+            key, stored = object_key(result.shard, one), commit.objects[one.name]
+            if self._level != "quick":
+                result.committed[key] = stored.xxh3_128
+            size = self._location.size(key) if sizes is None else sizes[position]
+            try:
+                self._check_object(result, one, key, stored, size)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                self._spoilt(result, "damaged", one, key, f"cannot be read ({error.strerror})")
+
+    def _check_object(
+        self, result: ShardResult, one: Field, key: str, stored: StoredObject, size: int | None
+    ) -> None:
         if size is None:
-            message = "absent although its shard is committed; repair drops the shard"
-            result.problems.append(_problem("missing", shard, key, message, spoils=True))
+            self._spoilt(result, "missing", one, key, "is absent although its shard is committed")
             return
         if self._level != "quick":
-            found = checksums.xxh3_128(self._location.read_blocks(key))
             result.num_bytes += size
-            if found != stored.xxh3_128:
-                result.mismatched[key] = found
+            self._check_bytes(result, one, key, stored)
         if size != stored.size:
             kind = "truncated" if size < stored.size else "damaged"
-            message = f"{size} bytes instead of {stored.size}; repair drops the shard"
-            result.problems.append(_problem(kind, shard, key, message, spoils=True))
+            self._spoilt(result, kind, one, key, f"has {size} bytes instead of {stored.size}")
+
+    def _check_bytes(self, result: ShardResult, one: Field, key: str, stored: StoredObject) -> None:
+        """Hash an object, and compare the CRC32C at the end of each chunk with the commit's.
+
+        The writer has computed the CRCs of the very bytes that it hashed and read back, so bytes
+        with that hash have them. Level "deep" computes them once more.
+        """
+        chunks = stored.chunks[np.argsort(stored.chunks[:, :2].sum(axis=1), kind="stable")]
+        ends = chunks[:, :2].sum(axis=1).tolist()
+        blocks = self._location.read_blocks(key)
+        found, tails = checksums.xxh3_128_and_tails(blocks, ends, CRC_BYTES)
+        if found != stored.xxh3_128:
+            result.mismatched[key] = found
+            result.fields[key] = one.name
+        elif [int.from_bytes(tail, "little") for tail in tails] != chunks[:, 2].tolist():
+            what = "the CRC32C of a chunk is not the one in the commit"
+            self._spoilt(result, "damaged", one, key, what)
+
+    def _spoilt(self, result: ShardResult, kind: str, one: Field, key: str, what: str) -> None:
+        result.problems.append(
+            shard_problem(kind, self._store, result.shard, what, where=key, field=one.name)
+        )
 
     def _check_values(self, shard: ShardId, commit: Commit) -> Iterator[Problem]:
-        index, records = self._table.index, self._table.records_of(shard)
         for one in self._manifest.fields[shard.bucket]:
             key, stored = object_key(shard, one), commit.objects[one.name]
-            try:
-                values = self._decode_object(key, one, stored)
-                for record, value in zip(records.tolist(), values, strict=True):
-                    wrong = self._wrong_values(one, value, record)
-                    if wrong:
-                        message = f"image {index.image_id[record]}: {wrong}; dump it again"
-                        yield _problem("invalid", shard, key, message, spoils=True)
-            except FormatError as error:
-                yield _problem("invalid", shard, key, f"{error}; dump it again", spoils=True)
+            for what in self._wrong_in_object(shard, one, key, stored):
+                yield shard_problem("invalid", self._store, shard, what, where=key, field=one.name)
+
+    def _wrong_in_object(
+        self, shard: ShardId, one: Field, key: str, stored: StoredObject
+    ) -> Iterator[str]:
+        index, records = self.table.index, self.table.records_of(shard)
+        try:
+            values = self._decode_object(key, one, stored)
+            for record, value in zip(records.tolist(), values, strict=True):
+                wrong = self._wrong_values(one, value, record)
+                if wrong:
+                    yield f"image {index.image_id[record]}, view {index.view[record]}: {wrong}"
+        except FormatError as error:
+            yield str(error)
 
     def _decode_object(self, key: str, one: Field, stored: StoredObject) -> Iterator[NDArray[Any]]:
         """Decode an object chunk by chunk, as its own table and its commit both say."""
@@ -167,7 +250,7 @@ class ShardChecker:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             return f"{one.name} holds NaN or infinity"
         if one.name == "detections":
-            index = self._table.index
+            index = self.table.index
             num_classes = next(iter(self._manifest.geometries.values())).num_classes
             return wrong_detections(
                 value, int(index.height[record]), int(index.width[record]), num_classes
@@ -200,7 +283,3 @@ def wrong_detections(
     if ((label < 0) | (label >= num_classes) | (label != np.floor(label))).any():
         return f"a detection's class is not one of {num_classes}"
     return ""
-
-
-def _problem(kind: str, shard: ShardId, key: str, message: str, *, spoils: bool = False) -> Problem:
-    return Problem(kind=kind, where=key, message=message, shard=str(shard), spoils=spoils)

@@ -8,7 +8,7 @@ cache (nobody can make two that agree).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import google_crc32c
 import numpy as np
@@ -29,6 +29,36 @@ def xxh3_128(parts: Iterable[bytes | memoryview]) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def xxh3_128_and_tails(
+    blocks: Iterable[bytes | memoryview], ends: Sequence[int], width: int
+) -> tuple[str, list[bytes]]:
+    """Digest blocks, and pick some bytes out of them on the way.
+
+    Args:
+        blocks: one after the other.
+        ends: ascending positions, in bytes from the beginning of the first block.
+        width: how many bytes before each of `ends` to return.
+
+    Returns:
+        The XXH3-128, and the bytes before each end; none where the blocks do not reach it.
+    """
+    digest = xxhash.xxh3_128()
+    tails: list[bytes] = []
+    start, before = 0, b""
+    for block in blocks:
+        digest.update(block)
+        stop = start + len(block)
+        while len(tails) < len(ends) and ends[len(tails)] <= stop:
+            last = ends[len(tails)] - start
+            if last >= width:
+                tails.append(bytes(block[last - width : last]))
+            else:  # it begins in the block before
+                tails.append((before + bytes(block[:last]))[-width:])
+        before = (before + bytes(block[-width:]))[-width:]
+        start = stop
+    return digest.hexdigest(), tails + [b""] * (len(ends) - len(tails))
 
 
 def crc32c(data: bytes | memoryview) -> int:

@@ -26,9 +26,10 @@ class Problem:
 
     Attributes:
         kind: a key of `KINDS`.
-        where: key, shard or field that it is about.
-        message: what is wrong and what to do.
+        where: key, shard or field of an identity that it is about.
+        message: names the store and the place, says what is wrong and what to do about it.
         shard: "bucket/number" of the shard, or "".
+        field: name of the record's field, or "".
         spoils: whether the shard is committed but cannot be used: `repair` drops it.
     """
 
@@ -36,10 +37,11 @@ class Problem:
     where: str
     message: str
     shard: str = ""
+    field: str = ""
     spoils: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.where}: {self.message}"
+        return f"{self.kind}: {self.message}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +81,19 @@ class Report:
         size = f"{self.committed} of {self.shards} shards, {self.records} records, {read}"
         verdict = f"{len(kinds)} problems ({counts})" if kinds else "no problem"
         return [*map(str, self.problems), f"{self.store}: {self.level}: {verdict}; {size}"]
+
+
+def shard_problem(
+    kind: str, store: str, shard: object, what: str, *, where: str, field: str = ""
+) -> Problem:
+    """Describe what is wrong with a committed shard that only `repair` and a dump can replace."""
+    place = f"{store}: shard {shard}" + (f", field {field}" if field else "")
+    message = f"{place}: {what}; {remedy(store)}"
+    return Problem(
+        kind=kind, where=where, message=message, shard=str(shard), field=field, spoils=True
+    )
+
+
+def remedy(store: str) -> str:
+    """Say how a shard that is damaged gets replaced."""
+    return f"run `python -m storage repair {store}`, then the dump again"

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,7 @@ class Field:
             check_count(f"field {self.name}: shape", size, 1, MAX_RECORD_BYTES)
         check_count(f"field {self.name}: bytes", self.num_bytes, 1, MAX_RECORD_BYTES)
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes of one record, before compression."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize

@@ -7,30 +7,32 @@ deep   also every record decoded: finite, detections sorted and inside their vie
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from storage import canonical, checksums
 from storage.checker import LEVELS, ShardChecker, ShardResult
-from storage.errors import FormatError, VersionError
-from storage.index import Index, ShardTable
-from storage.layout import CLAIMS, DIGEST_KEY, LOG, ROOT_KEY, commit_key, object_key
+from storage.errors import CacheError, FormatError, VersionError
+from storage.index import ShardTable
+from storage.layout import CLAIMS, COMMITS, DIGEST_KEY, LOG, ROOT_KEY, commit_key, object_key
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
 from storage.metadata import Root, read_index, read_root
 from storage.plan import plan_from_json, records_digest
 from storage.progress import Progress
-from storage.report import Problem, Report
+from storage.report import Problem, Report, shard_problem
 from storage.schema import ShardId
+from storage.workers import mapped
 
 _BATCH = 256
+_ATTEMPTS = 3
 
-# Starting a process takes as long as checking about this much.
-_BYTES_PER_WORKER = 1 << 28
+# A process is worth starting for about this much, and sends its results back after so much.
+# Measured in bytes read; see `ShardChecker.work_of`.
+_WORK_PER_PROCESS = 1 << 27
+_WORK_PER_CHUNK = 1 << 30
 
 
 def verify(
@@ -58,31 +60,58 @@ def verify(
     if level not in LEVELS:
         raise ValueError(f"level {level!r}: expected one of {', '.join(LEVELS)}")
     location = Location(location)
+    for _ in range(_ATTEMPTS):
+        report, sha256 = _check(location, level, expect, workers, progress)
+        # A growth that began meanwhile makes the new views look foreign: then look again.
+        if report.ok or _root_sha256(location) == sha256:
+            break
+    return report
+
+
+def _root_sha256(location: Location) -> str:
+    """Return the digest of the root that holds, or "" if there is none."""
+    try:
+        return read_root(location).sha256
+    except (CacheError, FileNotFoundError):
+        return ""
+
+
+def _check(
+    location: Location, level: str, expect: Mapping[str, Any] | None, workers: int, progress: bool
+) -> tuple[Report, str]:
+    """Check a store; return the report and the digest of the root that it is about."""
+    store = str(location)
     try:
         root = read_root(location)
         index = read_index(location, root.manifest)
-        table = ShardTable(index, root.manifest.shard_records)
+        checker = ShardChecker(location, root.manifest, index, level)
     except VersionError as error:
         problem = Problem(kind="version", where=ROOT_KEY, message=str(error))
-        return Report(store=str(location), level=level, problems=(problem,))
+        return Report(store=store, level=level, problems=(problem,)), ""
     except (FormatError, ValueError) as error:
         # Nothing behind the manifest and the index can be judged without them.
         problem = Problem(kind="damaged", where="metadata", message=str(error))
-        return Report(store=str(location), level=level, problems=(problem,))
-    problems = [] if expect is None else list(_check_expected(root.manifest, table, expect))
-    sizes = _listed(location)
-    problems += _check_metadata(location, root, sizes)
-    if not root.growing:  # what an unfinished growth has left is no riddle
-        problems += _check_strangers(root.manifest, table, sizes)
-    problems += _check_uncommitted(root.manifest, table, sizes)
-    committed = [shard for shard in table.shards if commit_key(shard) in sizes]
-    found, num_bytes = _check_shards(
-        location, root.manifest, index, level, committed, sizes, workers, progress
-    )
+        return Report(store=store, level=level, problems=(problem,)), ""
+    table = checker.table
+    problems = [] if expect is None else list(_check_expected(store, root.manifest, table, expect))
+    committed = location.sizes(COMMITS)
+    shards = [shard for shard in table.shards if commit_key(shard) in committed]
+    # The listing of an object store has the sizes; asking for each would be a request each.
+    sizes = None if location.is_local else _listed(location)
+    with _results(checker, shards, sizes, workers) as results:
+        sizes = sizes or _listed(location)  # while the processes are at work
+        problems += _check_metadata(location, root)
+        if not root.growing:  # what an unfinished growth has left is no riddle
+            problems += _check_strangers(store, root.manifest, table, sizes)
+        problems += _check_uncommitted(store, root.manifest, table, shards, sizes)
+        costs = [checker.bytes_read(shard, sizes) for shard in shards]
+        bar = Progress(f"verify {level}", sum(costs), shown=progress)
+        found = list(_with_progress(results, costs, bar))
+    problems += _judge(store, found)
     return Report(
-        store=str(location), level=level, problems=(*problems, *found), records=len(index),
-        shards=len(table), committed=len(committed), num_bytes=num_bytes,
-    )  # fmt: skip
+        store=store, level=level, problems=tuple(problems), records=len(index),
+        shards=len(table), committed=len(shards), num_bytes=sum(one.num_bytes for one in found),
+    ), root.sha256  # fmt: skip
 
 
 def _listed(location: Location) -> dict[str, int]:
@@ -90,27 +119,28 @@ def _listed(location: Location) -> dict[str, int]:
     return {key: size for key, size in location.sizes().items() if not key.startswith(outside)}
 
 
-def _check_metadata(location: Location, root: Root, sizes: Mapping[str, int]) -> Iterator[Problem]:
+def _check_metadata(location: Location, root: Root) -> Iterator[Problem]:
     if root.growing:
-        message = "run the dump again with the config that adds the views"
+        message = f"{location}: views were being added or dropped; run that again, the dump with"
+        message += " the config that adds them, or `python -m storage drop-views`"
         yield Problem(kind="unfinished", where=DIGEST_KEY, message=message)
         return
     digests = root.manifest.digests
+    remedy = f"run `python -m storage repair {location}`, which writes it again"
     keys = list(digests)
     for start in range(0, len(keys), _BATCH):
         batch = keys[start : start + _BATCH]
         for key, raw in zip(batch, location.get_many(batch), strict=True):
             if raw is None:
-                message = "absent; repair or the next run of the dump writes it again"
+                message = f"{location}/{key}: absent; {remedy}"
                 yield Problem(kind="missing", where=key, message=message)
             elif checksums.sha256(raw) != digests[key]:
-                message = "its SHA-256 is not that of the manifest; repair or the next run of"
-                message += " the dump writes it again"
+                message = f"{location}/{key}: its SHA-256 is not that of the manifest; {remedy}"
                 yield Problem(kind="damaged", where=key, message=message)
 
 
 def _check_strangers(
-    manifest: Manifest, table: ShardTable, sizes: Mapping[str, int]
+    store: str, manifest: Manifest, table: ShardTable, sizes: Mapping[str, int]
 ) -> Iterator[Problem]:
     known = {ROOT_KEY, DIGEST_KEY, *manifest.digests}
     for shard in table.shards:
@@ -118,118 +148,104 @@ def _check_strangers(
         known.update(object_key(shard, field) for field in manifest.fields[shard.bucket])
     for key in sorted(sizes.keys() - known):
         if key.endswith(PARTIAL_SUFFIX):
-            message = "an unfinished file: a dump is at work, or was interrupted; it can go"
-            yield Problem(kind="uncommitted", where=key, message=message)
+            what = "an unfinished file: a dump is at work, or was interrupted; in the latter case"
+            what += f" `python -m storage repair {store}` removes it"
+            yield Problem(kind="uncommitted", where=key, message=f"{store}/{key}: {what}")
         else:
-            yield Problem(kind="foreign", where=key, message="no part of this store's plan")
+            what = "no part of this store's plan; delete it, if nobody put it there on purpose"
+            yield Problem(kind="foreign", where=key, message=f"{store}/{key}: {what}")
 
 
 def _check_uncommitted(
-    manifest: Manifest, table: ShardTable, sizes: Mapping[str, int]
+    store: str,
+    manifest: Manifest,
+    table: ShardTable,
+    committed: list[ShardId],
+    sizes: Mapping[str, int],
 ) -> Iterator[Problem]:
+    known = set(committed)
     for shard in table.shards:
-        if commit_key(shard) in sizes:
+        if shard in known:
             continue
         fields = manifest.fields[shard.bucket]
         present = sum(object_key(shard, field) in sizes for field in fields)
         kind, what = ("uncommitted", f"{present} objects, ") if present else ("missing", "")
-        message = f"{what}no commit; the next run of the dump writes the shard"
+        message = f"{store}: shard {shard}: {what}no commit; run the dump again to write it"
         yield Problem(kind=kind, where=str(shard), message=message, shard=str(shard))
 
 
 def _check_expected(
-    manifest: Manifest, table: ShardTable, expect: Mapping[str, Any]
+    store: str, manifest: Manifest, table: ShardTable, expect: Mapping[str, Any]
 ) -> Iterator[Problem]:
     plan = plan_from_json(expect, "plan")
     # A plan may leave open what only a dump knows, such as the numerics of its machine.
     stated = {name: value for name, value in manifest.identity.items() if name in plan.identity}
-    for difference in canonical.differences(stated, plan.identity):
-        message = f"stored {difference.stored!r}, wanted {difference.wanted!r}"
-        yield Problem(kind="unexpected", where=difference.name, message=message)
+    for one in canonical.differences(stated, plan.identity):
+        message = f"{store}: {one}; expect the plan of the config it was dumped with, or dump"
+        message += " to another location"
+        yield Problem(kind="unexpected", where=one.name, message=message)
     for shard, digest in plan.shards.items():
         if shard not in table:
-            message = "the plan has this shard, the store's index does not; dump the other views"
-            yield Problem(kind="missing", where=str(shard), message=message)
+            message = f"{store}: shard {shard}: in the plan, but not in the store's index; run the"
+            message += " dump with the config of the plan"
+            yield Problem(kind="missing", where=str(shard), message=message, shard=str(shard))
         elif records_digest(table, shard) != digest:
-            message = "the store's index has other records here than the plan"
-            yield Problem(kind="unexpected", where=str(shard), message=message)
+            message = f"{store}: shard {shard}: the store's index has other records here than the"
+            message += " plan; dump to another location"
+            yield Problem(kind="unexpected", where=str(shard), message=message, shard=str(shard))
 
 
-def _check_shards(
-    location: Location,
-    manifest: Manifest,
-    index: Index,
-    level: str,
-    shards: list[ShardId],
-    sizes: Mapping[str, int],
-    workers: int,
-    progress: bool,
-) -> tuple[list[Problem], int]:
-    tasks, costs = [], []
-    for shard in shards:
-        keys = [object_key(shard, field) for field in manifest.fields[shard.bucket]]
-        tasks.append((shard, {key: sizes[key] for key in keys if key in sizes}))
-        read = sum(tasks[-1][1].values()) if level != "quick" else 0
-        costs.append(sizes[commit_key(shard)] + read)
-    workers = min(workers, len(tasks), 1 + sum(costs) // _BYTES_PER_WORKER)
-    results = []
-    checker = ShardChecker(location, manifest, index, level)
-    with (
-        Progress(f"verify {level}", sum(costs), shown=progress) as bar,
-        _mapped(checker, tasks, workers) as checked,
-    ):
-        for result, cost in zip(checked, costs, strict=True):
-            results.append(result)
-            bar.advance(cost)
-    problems = [problem for result in results for problem in _judge(result, results)]
-    return problems, sum(result.num_bytes for result in results)
+_Task = tuple[ShardId, tuple[int | None, ...] | None]
 
 
-def _judge(result: ShardResult, results: list[ShardResult]) -> Iterator[Problem]:
-    """Yield a shard's problems, telling objects of other places from damaged ones."""
-    for problem in result.problems:
-        if problem.where not in result.mismatched:
-            yield problem
-    sized = {problem.where: problem for problem in result.problems}
-    for key, found in result.mismatched.items():
-        places = (other for one in results for other, xxh in one.committed.items() if xxh == found)
-        origin = next(places, None)
-        if origin is None and key in sized:
-            yield sized[key]
-            continue
-        kind = "damaged" if origin is None else "swapped"
-        what = "its XXH3-128 does not match the commit" if origin is None else f"is {origin}"
-        yield Problem(
-            kind=kind, where=key, message=f"{what}; repair drops the shard",
-            shard=str(result.shard), spoils=True,
-        )  # fmt: skip
+def _check_task(checker: ShardChecker, task: _Task) -> ShardResult:
+    return checker.check(*task)
 
 
-_Task = tuple[ShardId, dict[str, int]]
+def _results(
+    checker: ShardChecker, shards: list[ShardId], sizes: Mapping[str, int] | None, workers: int
+) -> AbstractContextManager[Iterator[ShardResult]]:
+    """Start checking shards."""
+    tasks: list[_Task] = [(shard, None) for shard in shards]
+    if sizes is not None:
+        tasks = [(one, tuple(map(sizes.get, checker.keys_of(one)))) for one in shards]
+    work = sum(checker.work_of(shard) for shard in shards)
+    workers = min(workers, len(tasks), 1 + work // _WORK_PER_PROCESS)
+    chunk = len(tasks) * _WORK_PER_CHUNK // max(work, 1)
+    chunk = max(1, min(chunk, len(tasks) // (8 * max(workers, 1)), 64))
+    return mapped(_check_task, checker, tasks, workers=workers, chunk=chunk)
 
 
-@contextmanager
-def _mapped(
-    checker: ShardChecker, tasks: list[_Task], workers: int
-) -> Iterator[Iterator[ShardResult]]:
-    if workers <= 1:
-        yield (checker.check(*task) for task in tasks)
-        return
-    # Spawned: the client of an object store does not survive a fork.
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _set_checker, (checker,)
-    ) as pool:
-        yield pool.map(_check, tasks, chunksize=max(1, min(16, len(tasks) // (4 * workers))))
+def _with_progress(
+    results: Iterator[ShardResult], costs: list[int], progress: Progress
+) -> Iterator[ShardResult]:
+    with progress:
+        for result, cost in zip(results, costs, strict=True):
+            progress.advance(cost)
+            yield result
 
 
-_checker: ShardChecker | None = None
-
-
-def _set_checker(checker: ShardChecker) -> None:
-    global _checker
-    _checker = checker
-
-
-def _check(task: _Task) -> ShardResult:
-    assert _checker is not None
-    return _checker.check(*task)
+def _judge(store: str, results: list[ShardResult]) -> Iterator[Problem]:
+    """Yield the shards' problems, telling objects of other places from damaged ones."""
+    spoilt = [result for result in results if not result.ok]
+    wanted = {digest for result in spoilt for digest in result.mismatched.values()}
+    origins = {
+        digest: key
+        for result in results
+        for key, digest in result.committed.items()
+        if digest in wanted
+    }
+    for result in spoilt:
+        # What is wrong with the size of an object of another place needs no line of its own.
+        moved = {key for key, digest in result.mismatched.items() if digest in origins}
+        sized = {problem.where for problem in result.problems}
+        yield from (problem for problem in result.problems if problem.where not in moved)
+        for key, digest in result.mismatched.items():
+            if digest not in origins and key in sized:
+                continue
+            kind, what = "damaged", "its bytes are not those of the commit (XXH3-128)"
+            if digest in origins:
+                kind, what = "swapped", f"holds the bytes of {origins[digest]}"
+            yield shard_problem(
+                kind, store, result.shard, what, where=key, field=result.fields[key]
+            )

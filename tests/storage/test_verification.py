@@ -67,7 +67,7 @@ def test_an_intact_store_has_no_problem(new_location: NewLocation, level: str) -
 
 
 def test_processes_find_what_one_finds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.verification._BYTES_PER_WORKER", 1)
+    monkeypatch.setattr("storage.verification._WORK_PER_PROCESS", 1)
     flip(features_path(cache), 5)
     swap(features_path(cache, ShardId(TALL.name, 0)), features_path(cache, ShardId(TALL.name, 1)))
     alone, together = verify(cache), verify(cache, workers=2)
@@ -159,8 +159,8 @@ class TestToldApart:
         problem = self.one(cache)
         assert problem.kind == "damaged" and problem.spoils
         assert str(problem) == (
-            "damaged: buckets/0032x0048/features/c/0/0/0: its XXH3-128 does not match the commit;"
-            " repair drops the shard"
+            f"damaged: {cache}: shard 0032x0048/00000, field features: its bytes are not those of"
+            f" the commit (XXH3-128); run `python -m storage repair {cache}`, then the dump again"
         )
 
     @pytest.mark.parametrize("level", ["quick", "full"])
@@ -221,7 +221,9 @@ class TestToldApart:
         assert verify(cache, "quick").ok
         report = verify(cache)
         assert kinds(report) == ["swapped", "swapped"]
-        assert "is buckets/0032x0048/features/c/1/0/0" in report.problems[0].message
+        assert (
+            "holds the bytes of buckets/0032x0048/features/c/1/0/0;" in report.problems[0].message
+        )
 
     def test_swapped_shards_of_different_sizes(self, cache: Path) -> None:
         # Compressed, so hardly any two are of one size.
@@ -285,24 +287,28 @@ class TestDeep:
 
         report = self.write(tmp_path / "cache", change)
         assert kinds(report) == ["invalid"]
-        assert "image 1007: bound holds NaN or infinity" in report.problems[0].message
+        assert "image 1007, view 0: bound holds NaN or infinity" in report.problems[0].message
 
     def test_detections(self, tmp_path: Path) -> None:
         def change(arrays: dict[str, Any]) -> None:
             arrays["detections"][0, 0, 2] = 46
 
         report = self.write(tmp_path / "cache", change)
-        assert "image 1000: a detection lies outside the view of 45 x 30" in str(report.problems[0])
+        assert "image 1000, view 0: a detection lies outside the view of 45 x 30;" in str(
+            report.problems[0]
+        )
 
     def test_a_commit_that_misstates_a_chunk(self, cache: Path) -> None:
-        # Consistent in itself, and every object as it says: only decoding can tell.
+        # Consistent in itself, and every object as it says.
         path = cache / commit_key(FIRST)
         body = commits.unframe(path.read_bytes(), "commit")
         key = next(key for key in body["objects"] if "/features/" in key)
         body["objects"][key]["chunks"][0][2] ^= 1
         path.write_bytes(reframe(body))
-        assert verify(cache).ok
-        assert kinds(verify(cache, "deep")) == ["invalid"]
+        for level in ("full", "deep"):
+            (problem,) = verify(cache, level).problems
+            assert (problem.kind, problem.field) == ("damaged", "features")
+            assert "the CRC32C of a chunk is not the one in the commit" in problem.message
 
     @pytest.mark.parametrize(
         ("row", "wrong"),
@@ -336,13 +342,15 @@ class TestExpect:
     def test_shards_that_the_store_does_not_plan(self, finished: Path) -> None:
         report = verify(finished, "quick", self.plan(3))
         assert kinds(report) == ["missing"] * 3
-        assert "dump the other views" in report.problems[0].message
+        assert "run the dump with the config of the plan" in report.problems[0].message
 
     def test_another_identity_names_fields_and_values(self, finished: Path) -> None:
         report = verify(finished, "quick", self.plan(2, numerics={"precision": "float16"}))
-        assert [str(one) for one in report.problems] == [
-            "unexpected: numerics.precision: stored 'float32', wanted 'float16'"
-        ]
+        (problem,) = report.problems
+        assert (problem.kind, problem.where) == ("unexpected", "numerics.precision")
+        assert f'{finished}: numerics.precision: stored "float32", wanted "float16";' in str(
+            problem
+        )
 
     def test_other_records(self, finished: Path) -> None:
         plan = self.plan(2)
