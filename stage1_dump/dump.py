@@ -27,6 +27,7 @@ from storage import CacheWriter, ClaimLostError, ShardId
 
 from .arrays import ShardArrays
 from .errors import DumpError
+from .existing import require_same_cache
 from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
@@ -80,6 +81,7 @@ def run(cfg: CfgNode) -> DumpReport:
     rank = current_rank(os.environ)
     device = pick_device(cfg.MODEL.DEVICE, rank)
     prepared = prepare(cfg)
+    require_same_cache(prepared)
     require_images(prepared.images, prepared.image_root)
     with fixed_numerics(prepared.settings.teacher, device) as numerics:
         teacher = load_teacher(

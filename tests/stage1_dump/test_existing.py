@@ -1,0 +1,84 @@
+"""Annotations that changed under a cache are refused by image, before the teacher is loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.loader import load_config
+from stage1_dump.dump import run
+from storage import IdentityError
+from tests.stage1_dump.conftest import IMAGES, Configure
+from tests.stage1_dump.helpers import store_bytes
+
+Images = list[dict[str, Any]]
+
+
+def drop_two(images: Images) -> None:
+    images[:] = [image for image in images if image["id"] not in (9, 21)]
+
+
+def add_one(images: Images) -> None:
+    images.append({"id": 8, "file_name": "0007.png", "height": 64, "width": 90})
+
+
+def turn_one(images: Images) -> None:
+    image = next(image for image in images if image["id"] == 12)
+    image["height"], image["width"] = image["width"], image["height"]
+
+
+def rename_one(images: Images) -> None:
+    images[0]["file_name"] = "0003.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (drop_two, "2 images are gone, the first has the id 9"),
+        (add_one, "1 images are new, the first has the id 8"),
+        (turn_one, "1 images have another size, the first has the id 12: its view 0 was 64 x 96"),
+        (rename_one, "so file names changed"),
+    ],
+)
+def test_a_change_of_the_planned_images_is_named(
+    reference: Path,
+    configure: Configure,
+    images_folder: Path,
+    tmp_path: Path,
+    change: Callable[[Images], None],
+    said: str,
+) -> None:
+    folder = Path(shutil.copytree(images_folder, tmp_path / "data"))
+    path = folder / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    change(content["images"])
+    path.write_text(json.dumps(content))
+    # The weights are not even there: nothing is loaded before the refusal.
+    config = configure(
+        VIEWS={"NUM": 2}, DATASET={"FOLDER": str(folder)}, TEACHER={"WEIGHTS": "nowhere.pth"}
+    )
+    store = config.with_suffix("")
+    shutil.copytree(reference, store)
+    before = store_bytes(store)
+    with pytest.raises(IdentityError, match=r"dataset\.sha256: stored") as refused:
+        run(load_config(str(config)))
+    assert said in str(refused.value)
+    assert store_bytes(store) == before
+
+
+def test_annotations_whose_images_are_the_same_may_differ_otherwise(
+    reference: Path, configure: Configure, images_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(images_folder, tmp_path / "data"))
+    path = folder / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][2:]
+    content["images"].reverse()
+    path.write_text(json.dumps(content))
+    config = configure(VIEWS={"NUM": 2}, DATASET={"FOLDER": str(folder)})
+    shutil.copytree(reference, config.with_suffix(""))
+    assert run(load_config(str(config))).records == 0
+    assert len(content["images"]) == len(IMAGES)
