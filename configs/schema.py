@@ -177,6 +177,9 @@ class CacheConfig:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged.
     pixels: str = "strict"
+    # Bytes of views and records that the data workers of one rank hold ready at most, one batch
+    # being always allowed.
+    prefetch_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
@@ -187,6 +190,7 @@ class CacheConfig:
         rules.integer("shard_records", at_least=0)
         rules.integer("shard_bytes", at_least=1)
         rules.choice("pixels", self.PIXELS)
+        rules.integer("prefetch_bytes", at_least=1)
         # An option that is accepted and ignored misleads.
         if self.preset != "exact" and self.dtype != "float32":
             raise rules.refuse("dtype", f"float32 with CACHE.PRESET {self.preset}")
@@ -279,7 +283,7 @@ class GidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Node DATASET: a COCO-format folder of the user's own, and a limit for tries.
+    """Node DATASET: a COCO-format folder of the user's own, and which of the images to use.
 
     Raises:
         ValueError: a field is outside its limits.
@@ -289,12 +293,16 @@ class DatasetConfig:
 
     # Folder to register: its annotations/instances_<split>.json become datasets folder_<split>.
     folder: str = ""
-    # Use only the first images by id; 0: all.
+    # Text file of the ids of the images to use, one a line; relative to the working directory.
+    # Empty: all. Caches and training agree on it.
+    image_list: str = ""
+    # Use only the first images by id, of the list if there is one; 0: all.
     max_images: int = 0
 
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
         rules.text("folder")
+        rules.text("image_list")
         rules.integer("max_images", at_least=0)
 
 

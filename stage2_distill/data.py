@@ -12,16 +12,18 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, detection_utils, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.loader import settings
 from configs.schema import Settings
+from dataset.registry import locate
+from dataset.subset import planned_images
 from dataset.views import RenderedView, plan_view, render
 from detectors import to_model_image
 from storage import CacheReader
 
 from .pixels import PixelCheck
+from .prefetch import DeviceLoader, plan_lead
 from .sampler import Draw, ViewBatchSampler
 
 
@@ -29,7 +31,7 @@ from .sampler import Draw, ViewBatchSampler
 class DataParts:
     """What a training run needs of its data: the loader, and the sampler that it resumes by."""
 
-    loader: DataLoader[dict[str, Any]]
+    loader: DeviceLoader
     sampler: ViewBatchSampler
 
 
@@ -60,6 +62,21 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return len(self._images)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: list[Draw]) -> list[dict[str, Any]]:
+        """The items of a whole batch: PyTorch's loader asks so, and one read fetches all codes."""
+        if self._reader is None:
+            return [self._render(draw)[0] for draw in draws]
+        ids = [self._images[draw.position]["image_id"] for draw in draws]
+        numbers = [
+            self._reader.record_number(image_id, draw.view)
+            for image_id, draw in zip(ids, draws, strict=True)
+        ]
+        records = self._reader.read_many(numbers)
+        return [self._with_codes(draw, codes) for draw, codes in zip(draws, records, strict=True)]
+
+    def _render(self, draw: Draw) -> tuple[dict[str, Any], RenderedView]:
         image = self._images[draw.position]
         height, width = image["height"], image["width"]
         view = plan_view(
@@ -79,20 +96,16 @@ class ViewDataset(Dataset[dict[str, Any]]):
             "file_name": image["file_name"],
             "view": draw.view,
         }
-        if self._reader is not None:
-            item["codes"] = self._read_codes(image, draw.view, rendered)
-        return item
+        return item, rendered
 
-    def _read_codes(
-        self, image: dict[str, Any], view: int, rendered: RenderedView
-    ) -> dict[str, Tensor]:
-        assert self._reader is not None
-        codes = self._reader.read(self._reader.record_number(image["image_id"], view))
+    def _with_codes(self, draw: Draw, codes: dict[str, np.ndarray]) -> dict[str, Any]:
+        item, rendered = self._render(draw)
         expected = int(codes.pop("pixels_crc32c"))
-        self._pixels.check(expected, rendered, file_name=image["file_name"], view=view)
+        self._pixels.check(expected, rendered, file_name=item["file_name"], view=draw.view)
         # Tensors travel from worker to trainer through shared memory, arrays through a pipe. The
         # reader's arrays are read-only, which a tensor cannot be.
-        return {name: torch.from_numpy(array.copy()) for name, array in codes.items()}
+        item["codes"] = {name: torch.from_numpy(array.copy()) for name, array in codes.items()}
+        return item
 
 
 def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
@@ -111,25 +124,43 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
     sampler = ViewBatchSampler(
         is_wide=np.array([x["width"] > x["height"] for x in images], dtype=bool),
         num_views=settings(cfg).views.num,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
         rank=comm.get_rank(),
         world_size=world_size,
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
-    workers = cfg.DATALOADER.NUM_WORKERS
+    lead = plan_lead(
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        batch_bytes=cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(cfg, reader),
+        limit_bytes=settings(cfg).cache.prefetch_bytes,
+    )
     loader = DataLoader(
         ViewDataset(images, cfg, reader),
         batch_sampler=sampler,
-        num_workers=workers,
+        num_workers=lead.workers,
+        prefetch_factor=lead.factor if lead.workers else None,
         collate_fn=trivial_batch_collator,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         # Object stores hang in forked workers: their client has threads of its own.
         multiprocessing_context="spawn"
-        if workers and reader and not reader.location.is_local
+        if lead.workers and reader and not reader.location.is_local
         else None,
     )
-    return DataParts(loader=loader, sampler=sampler)
+    return DataParts(loader=DeviceLoader(loader, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
+
+
+def largest_item_bytes(cfg: CfgNode, reader: CacheReader | None) -> int:
+    """Bytes of the pixels and, from a cache, the codes of the largest view."""
+    if reader is None:
+        views = settings(cfg).views
+        return 3 * max(views.scales) * views.max_size
+    manifest = reader.manifest
+    return max(
+        3 * geometry.height * geometry.width
+        + sum(one.num_bytes for one in manifest.fields[name] if one.name in reader.field_names)
+        for name, geometry in manifest.geometries.items()
+    )
 
 
 def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -144,21 +175,13 @@ def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
         )
     except AssertionError as error:
         raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
-    limit = settings(cfg).dataset.max_images
-    if limit:
-        # The plan keeps the first images by id, with and without objects.
-        images = _first_by_id(cfg, images, limit)
+    dataset = settings(cfg).dataset
+    if dataset.image_list or dataset.max_images:
+        # The plan chooses among all images, with and without objects.
+        planned = [planned_images(locate(name)[0], dataset) for name in cfg.DATASETS.TRAIN]
+        kept = {image_id for table in planned for image_id in table.ids.tolist()}
+        images = [x for x in images if x["image_id"] in kept]
     return images
-
-
-def _first_by_id(cfg: CfgNode, images: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    from dataset.annotations import load_images
-    from dataset.registry import locate
-
-    kept: set[int] = set()
-    for name in cfg.DATASETS.TRAIN:
-        kept.update(load_images(locate(name)[0]).ids[:limit].tolist())
-    return [x for x in images if x["image_id"] in kept]
 
 
 def _ground_truth(image: dict[str, Any], rendered: RenderedView) -> Any:

@@ -1,14 +1,16 @@
 """Which image and which view come next: a pure function of seed, rank and iteration.
 
-The habits are detectron2's: an endless stream, shuffled anew in every epoch, split among the ranks,
-batched so that wide and tall images do not share a batch. Nothing needs to be stored to resume:
-the stream is replayed without reading anything, a few seconds for a full COCO schedule.
+The habits are detectron2's: an endless stream, shuffled anew in every epoch, batched so that wide
+and tall images do not share a batch, split among the ranks. The batch is split, not the stream, so
+that any number of ranks sees the same images in the same steps. Nothing needs to be stored to
+resume: the stream is replayed without reading anything, a few seconds for a full COCO schedule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -44,7 +46,7 @@ class ViewBatchSampler(Sampler[list[Draw]]):
 
         is_wide: (n,) bool, one entry an image: wider than high.
         num_views: V, views of each image.
-        batch_size: images in a batch of this rank.
+        batch_size: images in a batch of all ranks together, a multiple of `world_size`.
         seed: base of every shuffle.
         rank, world_size: this process among those that share the stream.
         group_by_aspect: keep wide and tall images in separate batches.
@@ -72,20 +74,15 @@ class ViewBatchSampler(Sampler[list[Draw]]):
             group.append(draw)
             if len(group) == self._batch_size:
                 if iteration >= self.first_iter:
-                    yield list(group)
+                    yield group[self._rank :: self._world_size]
                 group.clear()
                 iteration += 1
 
     def _draws(self) -> Iterator[Draw]:
-        """This rank's share of the stream."""
+        """The stream that all ranks share."""
         num_images = len(self._group)
-        epoch = 0
-        while True:
+        for epoch in count():
             order = np.random.default_rng([self._seed, 1, epoch]).permutation(num_images)
-            # The ranks take turns over the whole stream, not over each epoch: no image is
-            # dropped or repeated where the epoch is no multiple of the number of ranks.
-            first = (self._rank - epoch * num_images) % self._world_size
-            for position in order[first :: self._world_size].tolist():
-                view = (epoch + int(self._offsets[position])) % self._num_views
+            views = (epoch + self._offsets[order]) % self._num_views
+            for position, view in zip(order.tolist(), views.tolist(), strict=True):
                 yield Draw(position=position, view=view)
-            epoch += 1

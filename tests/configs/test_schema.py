@@ -45,6 +45,7 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
     (CacheConfig, {"shard_bytes": 0}),
     (CacheConfig, {"shard_records": 32, "shard_bytes": 1000}),
     (CacheConfig, {"pixels": "ignore"}),
+    (CacheConfig, {"prefetch_bytes": 0}),
     (GidConfig, {"score": "mean"}),
     (GidConfig, {"mode": "gt"}),
     (GidConfig, {"top_k": 0}),
@@ -63,6 +64,7 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
     (GidConfig, {"response_reg_beta": -0.1}),
     (GidConfig, {"warmup_iters": -1}),
     (DatasetConfig, {"folder": 1}),
+    (DatasetConfig, {"image_list": 1}),
     (DatasetConfig, {"max_images": -1}),
 ]
 

@@ -55,18 +55,15 @@ def test_as_many_epochs_as_views_show_every_view_of_every_image_once() -> None:
     assert len({draw.view for draw in shown[:10]}) > 1
 
 
-@pytest.mark.parametrize("num_images", [10, 11])
-def test_ranks_take_disjoint_parts_of_one_stream(num_images: int) -> None:
-    alone = draws(make_sampler(num_images, batch_size=1, group_by_aspect=False), 3 * num_images)
-    parts = [
-        draws(
-            make_sampler(num_images, batch_size=1, group_by_aspect=False, rank=rank, world_size=3),
-            num_images,
-        )
-        for rank in range(3)
-    ]
-    interleaved = [draw for turn in zip(*parts, strict=True) for draw in turn]
-    assert interleaved == alone
+@pytest.mark.parametrize("group_by_aspect", [True, False])
+def test_ranks_share_the_batches_of_one(group_by_aspect: bool) -> None:
+    common = {"batch_size": 6, "group_by_aspect": group_by_aspect}
+    alone = list(islice(make_sampler(11, **common), 20))
+    ranks = [islice(make_sampler(11, **common, rank=rank, world_size=3), 20) for rank in range(3)]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert [len(part) for part in parts] == [2, 2, 2]
+        together = [draw for part in parts for draw in part]
+        assert sorted(together, key=whole.index) == whole
 
 
 def test_an_empty_dataset_is_refused() -> None:

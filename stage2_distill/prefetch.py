@@ -1,0 +1,118 @@
+"""Data ahead of the step: how many batches the workers hold ready, and the copy to the device.
+
+Both are bounded. A record takes from a few megabytes to ninety, so the workers' lead is counted in
+bytes; on the device lies the batch that is computed and the one after it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+
+# Batches a worker runs ahead at most; more than a few smooth nothing any more.
+_MAX_FACTOR = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """How far the workers of one rank run ahead.
+
+    Attributes:
+        workers: processes that read.
+        factor: batches each of them holds ready or reads.
+    """
+
+    workers: int
+    factor: int
+
+
+def plan_lead(*, workers: int, batch_bytes: int, limit_bytes: int) -> Lead:
+    """Bound what the workers hold ready, in bytes; one batch is always allowed.
+
+    Args:
+        workers: DATALOADER.NUM_WORKERS.
+        batch_bytes: the largest batch of this rank.
+        limit_bytes: CACHE.PREFETCH_BYTES.
+
+    Returns:
+        No more workers than asked for, fewer where one batch for each would be too much.
+    """
+    if workers == 0:
+        return Lead(workers=0, factor=0)
+    batches = max(1, limit_bytes // max(1, batch_bytes))
+    used = min(workers, batches)
+    lead = Lead(workers=used, factor=min(_MAX_FACTOR, batches // used))
+    if used < workers:
+        logger.warning(
+            "DATALOADER.NUM_WORKERS %d is lowered to %d: CACHE.PREFETCH_BYTES %d holds no more "
+            "than %d batches of up to %d bytes", workers, used, limit_bytes, batches, batch_bytes,
+        )  # fmt: skip
+    logger.info(
+        "%d workers hold up to %d batches ready, %.1f MB at most",
+        used, used * lead.factor, used * lead.factor * batch_bytes / 1e6,
+    )  # fmt: skip
+    return lead
+
+
+class DeviceLoader:
+    """Gives the batches of a loader on the device, the next one copied while this one computes.
+
+    On a GPU the copy runs on a stream of its own, from the pinned memory that the loader hands out.
+    On a CPU there is nothing to copy; the loader's workers read ahead.
+    """
+
+    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
+        """Args:
+
+        loader: batches on the host.
+        device: where the step computes.
+        """
+        self._loader = loader
+        self._device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The loader's batches, in order."""
+        if self._device.type != "cuda":
+            return iter(self._loader)
+        return self._copied_ahead()
+
+    def _copied_ahead(self) -> Iterator[Batch]:
+        stream = torch.cuda.Stream(self._device)
+        ready: Batch | None = None
+        for batch in self._loader:
+            with torch.cuda.stream(stream):
+                following = [{k: to_device(v, self._device) for k, v in x.items()} for x in batch]
+            if ready is not None:
+                yield ready
+            # The copy began before the last step and is over by now, or the step waits for it.
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+            _keep_for_step(following)
+            ready = following
+        if ready is not None:
+            yield ready
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Copy a tensor or a dict of tensors; ground truth and text stay where they are."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(one, device) for key, one in value.items()}
+    return value
+
+
+def _keep_for_step(batch: Batch) -> None:
+    """Tell the allocator that the step's stream uses memory of the copying stream."""
+    for value in (one for item in batch for one in item.values()):
+        for tensor in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))

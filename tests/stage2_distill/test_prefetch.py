@@ -1,0 +1,93 @@
+"""How far the data workers run ahead, and how batches come to the device."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from configs.loader import load_config
+from detectors.command import register_data
+from stage2_distill.cache_check import open_cache
+from stage2_distill.data import build_data, largest_item_bytes
+from stage2_distill.prefetch import DeviceLoader, Lead, plan_lead, to_device
+from tests.stage2_distill.conftest import Configure
+
+MB = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch_bytes", "lead"),
+    [
+        (4, 10 * MB, Lead(workers=4, factor=4)),
+        (4, 100 * MB, Lead(workers=4, factor=2)),
+        (4, 250 * MB, Lead(workers=4, factor=1)),
+        (4, 400 * MB, Lead(workers=2, factor=1)),
+        (4, 5000 * MB, Lead(workers=1, factor=1)),
+        (0, 10 * MB, Lead(workers=0, factor=0)),
+    ],
+)
+def test_the_lead_is_bounded_in_bytes(workers: int, batch_bytes: int, lead: Lead) -> None:
+    assert plan_lead(workers=workers, batch_bytes=batch_bytes, limit_bytes=1000 * MB) == lead
+
+
+def test_fewer_workers_are_a_warning_that_names_the_setting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        plan_lead(workers=4, batch_bytes=400 * MB, limit_bytes=1000 * MB)
+    assert "lowered to 2: CACHE.PREFETCH_BYTES 1000000000" in caplog.messages[0]
+    assert "2 workers hold up to 2 batches ready, 800.0 MB at most" in caplog.messages[1]
+
+
+@pytest.mark.parametrize("preset", ["exact", "balanced"])
+def test_the_largest_item_is_that_of_the_largest_view(configure: Configure, preset: str) -> None:
+    cfg = load_config(str(configure(preset)))
+    register_data(cfg)
+    reader = open_cache(cfg)
+    sizes = []
+    for batch, _ in zip(build_data(cfg, reader).loader, range(16), strict=False):
+        for item in batch:
+            height, width = (-(-side // 32) * 32 for side in item["image"].shape[1:])
+            codes = sum(x.numel() * x.element_size() for x in item["codes"].values())
+            # The checksum of the pixels is checked and not passed on.
+            sizes.append(3 * height * width + codes + 4)
+    assert largest_item_bytes(cfg, reader) == max(sizes)
+
+
+def test_the_loader_takes_the_lead_of_the_config(configure: Configure) -> None:
+    nodes: dict[str, Any] = {"DATALOADER": {"NUM_WORKERS": 3}, "CACHE": {"PREFETCH_BYTES": 1}}
+    cfg = load_config(str(configure(**nodes)))
+    register_data(cfg)
+    loader = build_data(cfg, open_cache(cfg)).loader._loader
+    assert (loader.num_workers, loader.prefetch_factor) == (1, 1)
+
+
+def test_a_batch_is_read_at_once(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config(str(configure()))
+    register_data(cfg)
+    reader = open_cache(cfg)
+    calls = []
+    read_many = reader.read_many
+    monkeypatch.setattr(reader, "read_many", lambda r: calls.append(list(r)) or read_many(r))
+    next(iter(build_data(cfg, reader).loader))
+    assert [len(records) for records in calls] == [cfg.SOLVER.IMS_PER_BATCH]
+
+
+def test_images_and_codes_go_to_the_device() -> None:
+    item = {"image": torch.ones(3, 4, 4), "codes": {"a": torch.ones(2)}, "file_name": "x.png"}
+    moved = {key: to_device(value, torch.device("meta")) for key, value in item.items()}
+    assert moved["image"].device.type == moved["codes"]["a"].device.type == "meta"
+    assert moved["file_name"] == "x.png"
+
+
+@pytest.mark.gpu
+def test_batches_are_copied_in_order_while_the_gpu_computes() -> None:
+    host = [[{"image": torch.full((1 << 20,), float(i)).pin_memory()}] for i in range(20)]
+    busy = torch.ones(2000, 2000, device="cuda")
+    sums = []
+    for batch in DeviceLoader(host, torch.device("cuda")):
+        busy = busy @ busy / 2000
+        sums.append(batch[0]["image"].sum())
+        del batch
+    assert [int(total) for total in sums] == [i << 20 for i in range(20)]
