@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from storage.presets.base import Preset
 
+_SHARED = ("base", "codes")
+
 
 def preset_names() -> tuple[str, ...]:
     """Return the names of all presets, sorted."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if name != "base"))
+    return tuple(sorted(name for name in names if name not in _SHARED))
 
 
 def get_preset(name: str, **parameters: Any) -> Preset:

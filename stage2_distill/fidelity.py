@@ -1,0 +1,301 @@
+"""Fidelity: does a cache teach a student the same as the teacher itself, live and in float32?
+
+Both give their outputs for the same views and the same student; then three things are compared:
+the general instances that each would select, every distillation loss at the live teacher's
+instances, and the gradient of the losses in every weight of the student and its adaptation. It
+matters on a trained teacher, and for a student at any stage: one at its beginning disagrees with
+the teacher everywhere, a trained one in places that a coarse code could blur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor
+
+from configs.loader import settings
+from detectors import SafeCheckpointer, family_of, weights_path
+
+from .adaptation import Adaptation
+from .data import ViewDataset, training_images
+from .distiller import Distiller
+from .gism import GeneralInstances
+from .pooling import GiPooler
+from .sampler import Draw
+from .teacher import Teacher, TeacherSource, open_teacher
+
+INITIAL = "initial"
+MATCHING_IOU = 0.9
+# Losses that sum up to less are compared with this instead: their ratio would be noise.
+LOSS_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a preset must reach.
+
+    Attributes:
+        matched: least share of the live teacher's GIs that the cache's GIs match.
+        error: largest relative error of a loss.
+        cosine: least cosine of the two gradients.
+    """
+
+    matched: float
+    error: float
+    cosine: float
+
+
+LIMITS = {
+    ("exact", "float32"): Limits(matched=1.0, error=1e-5, cosine=0.999999),
+    ("balanced", ""): Limits(matched=0.97, error=0.01, cosine=0.999),
+    ("compact", ""): Limits(matched=0.90, error=0.03, cosine=0.99),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFidelity:
+    """How far the cache is from the live teacher, for one student.
+
+    Attributes:
+        student: its checkpoint, or `initial`.
+        instances: GIs of the live teacher, over all views.
+        matched: share of them that some GI of the cache has an IoU of 0.9 or more with.
+        errors: loss name to |sum of differences| / |sum of the live ones|, over all batches.
+        cosine: of the two gradients, those of all batches laid side by side.
+    """
+
+    student: str
+    instances: int
+    matched: float
+    errors: dict[str, float]
+    cosine: float
+
+    def reaches(self, limits: Limits) -> bool:
+        """Whether every figure is within the limits."""
+        return (
+            self.matched >= limits.matched
+            and max(self.errors.values()) <= limits.error
+            and self.cosine >= limits.cosine
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """Result of `measure`: one entry a student.
+
+    Attributes:
+        cache: its location.
+        codec: preset and its parameters.
+        views: how many were compared.
+        limits: of the preset; None where none are set (`exact` in float16).
+    """
+
+    cache: str
+    codec: dict[str, Any]
+    views: int
+    limits: Limits | None
+    students: tuple[StudentFidelity, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether every student is within the limits of the preset."""
+        return self.limits is None or all(one.reaches(self.limits) for one in self.students)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON."""
+        return {**asdict(self), "reached": self.reached}
+
+    def lines(self) -> list[str]:
+        """Return the table as text, the verdict last."""
+        names = list(self.students[0].errors)
+        heads = ["GIs matched", *(name.removeprefix("loss_gid_") for name in names), "cosine"]
+        lines = [f"{'student':<28}" + "".join(f"{head:>14}" for head in heads)]
+        for one in self.students:
+            cells = [f"{one.matched:14.4f}", *(f"{one.errors[name]:14.2e}" for name in names)]
+            lines.append(f"{one.student[-28:]:<28}{''.join(cells)}{one.cosine:14.7f}")
+        verdict = "no limits are set for it"
+        if self.limits is not None:
+            asked = (self.limits.matched, self.limits.error, self.limits.cosine)
+            lines.append(f"{'limits':<28}{asked[0]:14.4f}{asked[1]:14.2e}"
+                         f"{' ' * 14 * (len(names) - 1)}{asked[2]:14.7f}")  # fmt: skip
+            verdict = "within the limits" if self.reached else "NOT within the limits"
+        return [*lines, f"{self.cache}: {self.codec['preset']}, {self.views} views: {verdict}"]
+
+
+def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
+    """Compare the cache of a config with its live teacher.
+
+    Args:
+        cfg: a distillation config, its data registered; the random state is that of training.
+        students: checkpoints that training wrote (with the adaptation layer in them); `initial`
+            is the student as training begins with it.
+        num_views: spread evenly over the images and their views; all if there are fewer.
+
+    Raises:
+        FileNotFoundError: no such cache, weights or checkpoint.
+        ValueError: the cache or a checkpoint does not fit the config.
+    """
+    live, cached = _teachers(cfg)
+    assert cached.reader is not None
+    sources = [one.source(student_format=cfg.INPUT.FORMAT) for one in (live, cached)]
+    images = training_images(cfg)
+    draws = _spread(len(images), settings(cfg).views.num, num_views)
+    dataset = ViewDataset(images, cfg, cached.reader)
+    size = cfg.SOLVER.IMS_PER_BATCH
+    batches = [draws[start : start + size] for start in range(0, len(draws), size)]
+    found = []
+    for student in students:
+        distiller = _load_student(cfg, student, live)
+        comparison = _Comparison(distiller)
+        for batch in batches:
+            comparison.add([dataset[draw] for draw in batch], *sources)
+        found.append(comparison.result(student))
+    manifest = cached.reader.manifest
+    variant = manifest.parameters.get("dtype", "")
+    return Fidelity(
+        cache=str(cached.reader.location),
+        codec=manifest.codec,
+        views=len(draws),
+        limits=LIMITS.get((manifest.preset, variant)),
+        students=tuple(found),
+    )
+
+
+def checkpoints_of(folder: Path) -> list[str]:
+    """Return the student's stages: its beginning, then the checkpoints half way and at the end.
+
+    Raises:
+        FileNotFoundError: training has left no checkpoints in the folder.
+    """
+    saved = sorted(folder.glob("model_*[0-9].pth"))
+    if not saved:
+        raise FileNotFoundError(
+            f"{folder}: no checkpoint of a student (model_*.pth); train one first, with"
+            " SOLVER.CHECKPOINT_PERIOD at half of its steps, or name checkpoints with --students"
+        )
+    half = saved[(len(saved) - 1) // 2]
+    return [INITIAL, *dict.fromkeys(map(str, (half, saved[-1])))]
+
+
+def _teachers(cfg: CfgNode) -> tuple[Teacher, Teacher]:
+    """The live and the cached teacher of one config."""
+    found = []
+    for source in ("live", "cache"):
+        one = cfg.clone()
+        one.defrost()
+        one.TEACHER.SOURCE = source
+        teacher = open_teacher(one)
+        assert teacher is not None
+        found.append(teacher)
+    return found[0], found[1]
+
+
+def _spread(num_images: int, num_views: int, count: int) -> list[Draw]:
+    """Choose records evenly over (image, view), all if there are fewer than `count`."""
+    total = num_images * num_views
+    chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+    return [Draw(position=one // num_views, view=one % num_views) for one in chosen.tolist()]
+
+
+def _load_student(cfg: CfgNode, student: str, teacher: Teacher) -> Distiller:
+    """Build a student with its adaptation, in training mode, as training would have it."""
+    torch.manual_seed(max(cfg.SEED, 0))
+    family, gid = family_of(cfg), settings(cfg).gid
+    detector = build_model(cfg)
+    adaptation = Adaptation(
+        gid.adaptation,
+        student_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        teacher_channels=teacher.cfg.MODEL.FPN.OUT_CHANNELS,
+    ).to(cfg.MODEL.DEVICE)
+    if student != INITIAL:
+        SafeCheckpointer(detector, strict=True).load(weights_path(student), checkpointables=[])
+        saved = torch.load(student, map_location="cpu", weights_only=True)
+        if "adaptation" not in saved:
+            raise ValueError(
+                f"{student}: holds no adaptation layer; expected a checkpoint of stage2_distill"
+                " train (model_*.pth), not an exported student"
+            )
+        adaptation.load_state_dict(saved["adaptation"])
+    elif cfg.MODEL.WEIGHTS:
+        SafeCheckpointer(detector).load(weights_path(cfg.MODEL.WEIGHTS), checkpointables=[])
+    return Distiller(
+        detector,
+        adaptation,
+        family=family,
+        source=None,
+        pooler=GiPooler(family.strides(cfg), gid),
+        gid=gid,
+    ).train()
+
+
+class _Comparison:
+    """Sums over batches of what one student sees of two teachers."""
+
+    def __init__(self, distiller: Distiller) -> None:
+        self._distiller = distiller
+        self._weights = [one for one in distiller.parameters() if one.requires_grad]
+        self._instances = self._matched = 0
+        self._live: dict[str, float] = {}
+        self._difference: dict[str, float] = {}
+        # Dot products of the gradients: live with cached, live with itself, cached with itself.
+        self._dots = torch.zeros(3, dtype=torch.float64)
+
+    def add(self, batch: list[dict[str, Any]], live: TeacherSource, cached: TeacherSource) -> None:
+        """Compare on one batch of the loader's items."""
+        distiller = self._distiller
+        outputs = distiller.run_student(batch)
+        device = outputs.logits.device
+        both = [source.outputs(batch, outputs.level_sizes, device) for source in (live, cached)]
+        instances, others = (distiller.general_instances(one, outputs) for one in both)
+        self._instances += sum(map(len, instances))
+        self._matched += sum(map(_count_matched, instances, others))
+        losses = [distiller.losses_at(instances, one, outputs) for one in both]
+        for name, of_live in losses[0].items():
+            of_cache = losses[1][name]
+            self._live[name] = self._live.get(name, 0.0) + float(of_live)
+            difference = float(of_cache.double() - of_live.double())
+            self._difference[name] = self._difference.get(name, 0.0) + difference
+        ours, theirs = (self._gradient(one) for one in losses)
+        self._dots += torch.stack([ours @ theirs, ours @ ours, theirs @ theirs]).cpu()
+
+    def result(self, student: str) -> StudentFidelity:
+        """What the batches add up to."""
+        product, live, cached = self._dots.tolist()
+        return StudentFidelity(
+            student=student,
+            instances=self._instances,
+            matched=self._matched / max(1, self._instances),
+            errors={
+                name: abs(difference) / max(abs(self._live[name]), LOSS_FLOOR)
+                for name, difference in self._difference.items()
+            },
+            # Two gradients of zero agree; one of zero agrees with no other.
+            cosine=1.0 if live == cached == 0 else product / max((live * cached) ** 0.5, 1e-300),
+        )
+
+    def _gradient(self, losses: dict[str, Tensor]) -> Tensor:
+        """Gradient of the sum in every weight, one float64 vector."""
+        total = torch.stack(list(losses.values())).sum()
+        found = torch.autograd.grad(total, self._weights, retain_graph=True, allow_unused=True)
+        return torch.cat([one.flatten().double() for one in _filled(found, self._weights)])
+
+
+def _filled(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    for gradient, weight in zip(gradients, weights, strict=True):
+        yield torch.zeros_like(weight) if gradient is None else gradient
+
+
+def _count_matched(ours: GeneralInstances, theirs: GeneralInstances) -> int:
+    """Count the GIs of an image that some GI of the other side matches."""
+    if not len(ours) or not len(theirs):
+        return 0
+    overlap = pairwise_iou(Boxes(ours.boxes), Boxes(theirs.boxes))
+    return int((overlap.amax(dim=1) >= MATCHING_IOU).sum())
