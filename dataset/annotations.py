@@ -41,12 +41,15 @@ class ImageTable:
         """Return the table of the `count` images with the lowest ids; 0 keeps all."""
         if count < 0:
             raise ValueError(f"the number of images to keep must not be negative, got {count}")
-        end = count or len(self)
+        return self.rows(np.arange(min(count or len(self), len(self))))
+
+    def rows(self, numbers: NDArray[np.intp]) -> ImageTable:
+        """Return the table of these rows; the numbers ascend."""
         return ImageTable(
-            ids=self.ids[:end],
-            file_names=self.file_names[:end],
-            heights=self.heights[:end],
-            widths=self.widths[:end],
+            ids=self.ids[numbers],
+            file_names=[self.file_names[number] for number in numbers.tolist()],
+            heights=self.heights[numbers],
+            widths=self.widths[numbers],
         )
 
 

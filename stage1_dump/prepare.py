@@ -13,8 +13,9 @@ from detectron2.config import CfgNode
 
 from configs.loader import settings, teacher_config
 from configs.schema import Settings
-from dataset.annotations import ImageTable, dataset_fingerprint, load_images
+from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.registry import locate
+from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
 from detectors import family_of
 from detectors.command import register_data
@@ -94,7 +95,7 @@ def prepare(cfg: CfgNode) -> Prepared:
     teacher_cfg = teacher_config(cfg)
     family = family_of(teacher_cfg)
     annotations, image_root = _locate(cfg)
-    images = load_images(annotations).first(ours.dataset.max_images)
+    images = planned_images(annotations, ours.dataset)
     preset = get_preset(ours.cache.preset, **ours.cache.preset_parameters)
     config = PlanConfig(
         views=ours.views,

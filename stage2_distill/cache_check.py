@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from configs.loader import settings, teacher_config
-from dataset.annotations import dataset_fingerprint, load_images
+from dataset.annotations import ImageTable, dataset_fingerprint
+from dataset.changes import changed_images
 from dataset.registry import locate
+from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
 from detectors import config_fingerprint, family_of, load_model
 from detectors.fingerprint import tensors_sha256
@@ -80,13 +83,23 @@ def _differences(cfg: CfgNode, reader: CacheReader) -> Iterator[str]:
         "teacher.config", manifest.teacher["config"], config_fingerprint(teacher)
     )
     yield from _weights_difference(teacher, manifest.teacher["tensors"])
-    yield from differing_fields(
-        "dataset", manifest.dataset, dataset_fingerprint(_planned_images(cfg))
-    )
+    images = _planned_images(cfg)
+    dataset = list(differing_fields("dataset", manifest.dataset, dataset_fingerprint(images)))
+    yield from dataset
     views = settings(cfg).views
-    yield from differing_fields(
-        "augmentation", manifest.augmentation, augmentation_fingerprint(views)
+    augmentation = list(
+        differing_fields("augmentation", manifest.augmentation, augmentation_fingerprint(views))
     )
+    yield from augmentation
+    if dataset and not augmentation:
+        first = np.flatnonzero(reader.index.view == 0)
+        yield from changed_images(
+            images,
+            views,
+            ids=reader.index.image_id[first],
+            heights=reader.index.height[first],
+            widths=reader.index.width[first],
+        )
     cached_views = reader.index.num_views
     if cached_views < views.num:
         yield (
@@ -118,6 +131,6 @@ def _weights_difference(teacher: CfgNode, cached: str) -> Iterator[str]:
     yield from differing_fields("teacher.tensors", cached, ours)
 
 
-def _planned_images(cfg: CfgNode) -> Any:
+def _planned_images(cfg: CfgNode) -> ImageTable:
     (name,) = cfg.DATASETS.TRAIN
-    return load_images(locate(name)[0]).first(settings(cfg).dataset.max_images)
+    return planned_images(locate(name)[0], settings(cfg).dataset)

@@ -181,6 +181,11 @@ def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
         planned = [planned_images(locate(name)[0], dataset) for name in cfg.DATASETS.TRAIN]
         kept = {image_id for table in planned for image_id in table.ids.tolist()}
         images = [x for x in images if x["image_id"] in kept]
+    if not images:
+        raise ValueError(
+            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: no image to train on is among those of "
+            "DATASET.IMAGE_LIST and DATASET.MAX_IMAGES"
+        )
     return images
 
 
