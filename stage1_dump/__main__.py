@@ -18,8 +18,13 @@ def plan(args: argparse.Namespace) -> int:
     from .estimate import Rate, estimate, plan_text
     from .prepare import prepare
 
-    prepared = prepare(load_config(args.config_file, args.opts))
+    cfg = load_config(args.config_file, args.opts)
+    prepared = prepare(cfg)
     rate = Rate(records_per_sec=args.rate, source="as given") if args.rate else None
+    if args.measure:
+        from .measure import measure_rate
+
+        rate = measure_rate(prepared, cfg, args.measure)
     result = estimate(prepared, rate=rate)
     print(result.to_json() if args.json else result)
     if args.output:
@@ -74,7 +79,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     planning = commands.add_parser("plan", help="what would be written; writes nothing")
     planning.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    planning.add_argument("--rate", type=_positive, help="records a second, for the time it takes")
+    speed = planning.add_mutually_exclusive_group()
+    speed.add_argument("--rate", type=_positive, help="records a second, for the time it takes")
+    speed.add_argument(
+        "--measure", type=_count, metavar="N", help="time N batches of the teacher, on this machine"
+    )
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
     planning.set_defaults(function=plan)
     running = commands.add_parser("run", help="start or resume a dump; also under torchrun or srun")

@@ -104,6 +104,31 @@ def test_a_given_rate_wins_over_that_of_the_log(
     assert (result["rate"], result["seconds"]) == (5.0, len(IMAGES) / 5)
 
 
+def test_the_rate_can_be_measured_without_writing_anything(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["plan", "--measure", "3", "--json", "--config-file", str(config)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rate_source"] == "3 batches measured here on one cpu, without writing"
+    assert result["seconds"] == pytest.approx(len(IMAGES) / result["rate"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_rate_cannot_be_measured_without_weights_or_images(
+    configure: Configure, images_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(TEACHER={"WEIGHTS": "nowhere.pth"})
+    assert main(["plan", "--measure", "1", "--config-file", str(config)]) == 1
+    assert "weights not found: nowhere.pth" in capsys.readouterr().err
+    folder = Path(shutil.copytree(images_folder, tmp_path / "data"))
+    (folder / "images/0002.png").write_bytes(b"")
+    config = configure(DATASET={"FOLDER": str(folder)})
+    assert main(["plan", "--measure", "9", "--config-file", str(config)]) == 1
+    assert "0002.png" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
