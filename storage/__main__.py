@@ -35,6 +35,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             help="processes (default: one a core)",
         )  # fmt: skip
     parsers["verify"].add_argument("--level", choices=LEVELS, default="full")
+    # What "quick" finds is damaged too, but what it does not find would be left.
+    parsers["repair"].add_argument("--level", choices=LEVELS[1:], default="full")
     parsers["verify"].add_argument("--expect", metavar="PLAN.json", help="what it must hold")
     parsers["drop-views"].add_argument(
         "--keep", type=_count, required=True, metavar="N", help="views that stay: 0 to N - 1"
@@ -53,26 +55,15 @@ def _count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 success, 1 failure, 2 wrong use."""
-    args = parse(arguments)
+    args = vars(parse(arguments))
+    run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
     try:
-        if args.command == "info":
-            return commands.run_info(args.cache, as_json=args.json)
-        if args.command == "verify":
-            return commands.run_verify(
-                args.cache, level=args.level, expect=args.expect,
-                workers=args.workers, as_json=args.json,
-            )  # fmt: skip
-        if args.command == "repair":
-            return commands.run_repair(
-                args.cache, dry_run=args.dry_run, workers=args.workers, as_json=args.json
-            )
-        if args.command == "drop-views":
-            return commands.run_drop_views(
-                args.cache, keep=args.keep, dry_run=args.dry_run, as_json=args.json
-            )
-        return commands.run_compare(args.cache, args.other, as_json=args.json)
+        return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
     except (CacheError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return commands.FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return commands.FAILED
 
 

@@ -58,23 +58,22 @@ def run_verify(cache: str, *, level: str, expect: str | None, workers: int, as_j
     return OK if report.ok else FAILED
 
 
-def run_repair(cache: str, *, dry_run: bool, workers: int, as_json: bool) -> int:
+def run_repair(cache: str, *, level: str, dry_run: bool, workers: int, as_json: bool) -> int:
     """Drop the damaged shards of a store, named first."""
     location = Location(cache)
-    plan = plan_repair(location, verify(location, "full", None, workers, progress=not as_json))
+    plan = plan_repair(location, verify(location, level, None, workers, progress=not as_json))
     if as_json:
         summary = {
             "store": plan.store,
             "dropped": [str(shard) for shard in plan.shards],
             "rewritten": list(plan.rewritten),
+            "removed": list(plan.removed),
             "left": [str(problem) for problem in plan.left],
             "dry_run": dry_run,
         }
         _print([json.dumps(summary, indent=1)])
     else:
-        _print(f"drop: {shard}" for shard in plan.shards)
-        _print(f"rewrite: {key}" for key in plan.rewritten)
-        _print(f"left: {problem}" for problem in plan.left)
+        _print(plan.lines())
     if not dry_run:
         apply_repair(location, plan)
     if not as_json:
@@ -101,9 +100,9 @@ def run_drop_views(cache: str, *, keep: int, dry_run: bool, as_json: bool) -> in
     return OK
 
 
-def run_compare(first: str, second: str, *, as_json: bool) -> int:
+def run_compare(cache: str, *, other: str, as_json: bool) -> int:
     """Compare two stores; fails if a byte differs."""
-    result = compare(first, second)
+    result = compare(cache, other)
     _print([json.dumps(result.to_json(), indent=1)] if as_json else result.lines())
     return OK if result.same_bytes else FAILED
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage import checksums
 from storage.errors import FormatError
@@ -23,9 +24,12 @@ from storage.index import COLUMNS, Index
 from storage.layout import (
     CLAIMS,
     COMMITS,
+    CRC_BYTES,
     DIGEST_KEY,
     INDEX,
+    INDEX_CHUNK,
     LOG,
+    MAX_METADATA_BYTES,
     ROOT_KEY,
     index_chunk_keys,
     parse_index_chunk,
@@ -37,6 +41,7 @@ from storage.location import Location
 from storage.manifest import Manifest
 
 _DIGESTS = re.compile(rb"([0-9a-f]{64}\n){1,2}")
+_MAX_DIGEST_BYTES = 1 << 10
 _PATIENCE_SEC = (0.05, 0.2, 0.0)
 
 
@@ -66,9 +71,17 @@ def read_root(location: Location) -> Root:
     raw, digests = b"", None
     for pause in _PATIENCE_SEC:
         # The two are read one after the other, so a writer can replace both in between.
-        root, digests = location.get_many([ROOT_KEY, DIGEST_KEY])
+        root, digests = (
+            None if view is None else bytes(view)
+            for view in location.get_ranges(
+                [(ROOT_KEY, 0, MAX_METADATA_BYTES), (DIGEST_KEY, 0, _MAX_DIGEST_BYTES)]
+            )
+        )
         if root is None:
-            raise FileNotFoundError(f"{location}: no teacher cache here ({ROOT_KEY} is absent)")
+            raise FileNotFoundError(
+                f"{location}: no teacher cache here ({ROOT_KEY} is absent); check the path, or run"
+                " the dump, which makes one"
+            )
         raw = root
         found = checksums.sha256(raw)
         if digests and _DIGESTS.fullmatch(digests) and found.encode() in digests.split():
@@ -79,8 +92,8 @@ def read_root(location: Location) -> Root:
     if digests is None:
         parse_root(raw, str(location))  # another kind of zarr group says so itself
     raise FormatError(
-        f"{location}: {ROOT_KEY} does not match {DIGEST_KEY}; the next run of the dump with the"
-        " same config rewrites both, and keeps the shards"
+        f"{location}: {ROOT_KEY} does not match {DIGEST_KEY}; run the dump again with the same"
+        " config: it rewrites both, and keeps the shards"
     )
 
 
@@ -90,24 +103,38 @@ def read_index(location: Location, manifest: Manifest) -> Index:
     Raises:
         FormatError: damaged or absent.
     """
-    columns: dict[str, Any] = {}
-    for column, dtype in COLUMNS.items():
-        keys = index_chunk_keys(column, manifest.records)
-        chunks = zip(keys, location.get_many(keys), strict=True)
-        parts = [parse_index_chunk(raw, dtype, f"{location}/{key}") for key, raw in chunks]
-        columns[column] = np.concatenate(parts)[: manifest.records]
+    remedy = "run the dump again with the same config: it rewrites the index, and keeps the shards"
     try:
+        columns = {
+            column: _read_column(location, column, dtype, manifest.records)
+            for column, dtype in COLUMNS.items()
+        }
         index = Index(**columns, bucket_names=manifest.bucket_names)
+    except FormatError as error:
+        raise FormatError(f"{error}; {remedy}") from error
     except ValueError as error:
-        raise FormatError(f"{location}/{INDEX}: malformed ({error})") from error
+        raise FormatError(f"{location}/{INDEX}: malformed ({error}); {remedy}") from error
     if (manifest.views, manifest.slots) != (index.num_views, index.num_slots()):
-        raise FormatError(f"{location}: the manifest's views or slots are not those of the index")
+        raise FormatError(
+            f"{location}: the manifest's views or slots are not those of the index; {remedy}"
+        )
     if index.digest() != manifest.index_sha256:
         raise FormatError(
-            f"{location}/{INDEX}: damaged (its SHA-256 does not match the manifest); the next run"
-            " of the dump with the same config rewrites it"
+            f"{location}/{INDEX}: damaged (its SHA-256 does not match the manifest); {remedy}"
         )
     return index
+
+
+def _read_column(location: Location, column: str, dtype: str, records: int) -> NDArray[Any]:
+    keys = index_chunk_keys(column, records)
+    # Never more than a chunk and the byte that gives away a longer one.
+    limit = INDEX_CHUNK * np.dtype(dtype).itemsize + CRC_BYTES + 1
+    chunks = zip(keys, location.get_ranges([(key, 0, limit) for key in keys]), strict=True)
+    parts = [
+        parse_index_chunk(None if raw is None else bytes(raw), dtype, f"{location}/{key}")
+        for key, raw in chunks
+    ]
+    return np.concatenate(parts)[:records]
 
 
 def publish(location: Location, manifest: Manifest, index: Index, old_sha256: str | None) -> Root:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage import checksums
 from storage.errors import FormatError, VersionError
 from storage.layout import commit_key, object_key, zarr_json_objects
-from storage.location import Location
+from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
 from storage.metadata import read_root
 from storage.report import Problem, Report
@@ -24,13 +25,24 @@ class Repair:
         store: location.
         shards: shards to drop: committed, but damaged.
         rewritten: zarr.json files that follow from the manifest and are written again.
+        removed: unfinished files that an interrupted dump has left.
         left: problems that a repair cannot solve; their messages say what can.
     """
 
     store: str
     shards: tuple[ShardId, ...]
     rewritten: tuple[str, ...]
+    removed: tuple[str, ...]
     left: tuple[Problem, ...]
+
+    def lines(self) -> list[str]:
+        """Return what is done as text."""
+        return [
+            *(f"drop: {shard}" for shard in self.shards),
+            *(f"rewrite: {key}" for key in self.rewritten),
+            *(f"remove: {key}" for key in self.removed),
+            *(f"left: {problem}" for problem in self.left),
+        ]
 
 
 def plan_repair(location: Location, report: Report) -> Repair:
@@ -38,44 +50,52 @@ def plan_repair(location: Location, report: Report) -> Repair:
     spoilt = {problem.shard for problem in report.problems if problem.spoils}
     rewritable = _rewritable(location) if report.problems else {}
     rewritten = {one.where for one in report.problems if one.where in rewritable}
-    left = (
-        one for one in report.problems if one.shard not in spoilt and one.where not in rewritten
-    )
+    removed = {one.where for one in report.problems if one.where.endswith(PARTIAL_SUFFIX)}
+    solved = rewritten | removed
+    left = (one for one in report.problems if one.shard not in spoilt and one.where not in solved)
     return Repair(
         store=report.store,
         shards=tuple(sorted(_shard(name) for name in spoilt)),
         rewritten=tuple(sorted(rewritten)),
+        removed=tuple(sorted(removed)),
         left=tuple(left),
     )
 
 
 def apply_repair(location: Location, repair: Repair) -> None:
-    """Drop the shards and write the files that `plan_repair` named."""
+    """Drop the shards, and write and remove the files, that `plan_repair` named."""
     rewritable = _rewritable(location) if repair.rewritten else {}
     for key in repair.rewritten:
         location.put(key, rewritable[key])
     location.sync(repair.rewritten)
+    # A dump at work that loses its unfinished file writes it once more.
+    location.delete_many(repair.removed)
     if repair.shards:
-        manifest = read_root(location).manifest
-        for shard in repair.shards:
-            drop_shard(location, manifest, shard)
+        drop_shards(location, read_root(location).manifest, repair.shards)
 
 
-def drop_shard(location: Location, manifest: Manifest, shard: ShardId) -> None:
-    """Remove a shard. The commit goes first: what remains after a crash is plain garbage."""
-    location.delete(commit_key(shard))
-    for field in manifest.fields[shard.bucket]:
-        location.delete(object_key(shard, field))
+def drop_shards(location: Location, manifest: Manifest, shards: Sequence[ShardId]) -> None:
+    """Remove shards. The commits go first: what remains after a crash is plain garbage."""
+    location.delete_many([commit_key(shard) for shard in shards])
+    if location.is_local:
+        # No commit may outlive its objects, not even where the power fails: a dump would take the
+        # shard for done.
+        os.sync()
+    location.delete_many(
+        [object_key(shard, field) for shard in shards for field in manifest.fields[shard.bucket]]
+    )
 
 
-def repair(location: str | os.PathLike[str] | Location, workers: int = 1) -> Repair:
-    """Check a store in full, then drop exactly its damaged shards.
+def repair(
+    location: str | os.PathLike[str] | Location, workers: int = 1, level: str = "full"
+) -> Repair:
+    """Check a store at level "full" or "deep", then drop exactly its damaged shards.
 
     Raises:
         FileNotFoundError: there is no store.
     """
     location = Location(location)
-    plan = plan_repair(location, verify(location, "full", workers=workers))
+    plan = plan_repair(location, verify(location, level, workers=workers))
     apply_repair(location, plan)
     return plan
 

@@ -88,12 +88,13 @@ def shard_problem(
 ) -> Problem:
     """Describe what is wrong with a committed shard that only `repair` and a dump can replace."""
     place = f"{store}: shard {shard}" + (f", field {field}" if field else "")
-    message = f"{place}: {what}; {remedy(store)}"
+    message = f"{place}: {what}; {remedy(store, deep=kind == 'invalid')}"
     return Problem(
         kind=kind, where=where, message=message, shard=str(shard), field=field, spoils=True
     )
 
 
-def remedy(store: str) -> str:
-    """Say how a shard that is damaged gets replaced."""
-    return f"run `python -m storage repair {store}`, then the dump again"
+def remedy(store: str, *, deep: bool = False) -> str:
+    """Say how a damaged shard gets replaced; `deep` if only that level of the check finds it."""
+    level = " --level deep" if deep else ""
+    return f"run `python -m storage repair{level} {store}`, then the dump again"

@@ -19,6 +19,9 @@ Result = TypeVar("Result")
 
 _state: Any = None
 
+# Event loops without work, ours and zarr's: they hold no lock, and ours starts anew after a fork.
+_IDLE_THREADS = ("storage-io", "zarr_")
+
 
 @contextmanager
 def mapped(
@@ -62,8 +65,9 @@ def _may_fork() -> bool:
     It has none of the parent's threads: locks that these hold stay locked, and the client of an
     object store waits for its own for ever.
     """
-    alone = threading.active_count() == 1
-    return sys.platform == "linux" and alone and "obstore" not in sys.modules
+    names = [one.name for one in threading.enumerate() if one is not threading.current_thread()]
+    idle = all(name.startswith(_IDLE_THREADS) for name in names)
+    return sys.platform == "linux" and idle and "obstore" not in sys.modules
 
 
 class _Call:

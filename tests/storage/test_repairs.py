@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage import CacheReader, CacheWriter, Problem, ShardId, compare, repair
+import numpy as np
+
+from storage import CacheReader, CacheWriter, Problem, ShardId, compare, repair, verify
 from storage.layout import commit_key
 from tests.storage.cases import (
     SHARD_RECORDS,
@@ -48,6 +50,26 @@ class TestRepair:
         done = repair(cache)
         assert (done.shards, done.rewritten, done.left) == ((), (), ())
         assert contents(cache) == before
+
+    def test_removes_unfinished_files(self, cache: Path) -> None:
+        before = contents(cache)
+        partial = features_path(cache).with_name("0.0123.partial")
+        partial.write_bytes(b"half")
+        done = repair(cache)
+        assert done.removed == (partial.relative_to(cache).as_posix(),) and done.left == ()
+        assert contents(cache) == before
+
+    def test_of_values_that_make_no_sense_takes_the_deep_level(self, tmp_path: Path) -> None:
+        index = make_index()
+        writer = CacheWriter(tmp_path / "cache", make_manifest(index), index)
+        fill(writer, writer.missing()[1:])
+        arrays = make_arrays(writer, FIRST)
+        arrays["bound"][0] = np.nan
+        writer.write(FIRST, arrays)
+        (problem,) = verify(tmp_path / "cache", "deep").problems
+        assert f"`python -m storage repair --level deep {tmp_path / 'cache'}`" in str(problem)
+        assert repair(tmp_path / "cache").shards == ()
+        assert repair(tmp_path / "cache", level="deep").shards == (FIRST,)
 
     def test_leaves_a_shard_that_is_being_written(self, cache: Path) -> None:
         (cache / commit_key(FIRST)).unlink()
