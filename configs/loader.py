@@ -93,8 +93,11 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     if not stated.weights:
         # Without this, ImageNet weights of the teacher's own config would pass for a teacher.
         raise ValueError("TEACHER.WEIGHTS: expected the trained teacher's weights, got ''")
+    path = stated.config
+    if path.startswith(MODEL_ZOO):
+        path = _model_zoo_path(path.removeprefix(MODEL_ZOO), "TEACHER.CONFIG")
     try:
-        teacher = load_config(stated.config)
+        teacher = load_config(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"TEACHER.CONFIG: {error}") from None
     teacher.MODEL.WEIGHTS = stated.weights
@@ -129,7 +132,7 @@ def _base_path(base: Any, place: str, folder: str) -> str:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{place}: {BASE_KEY}: expected the path of one YAML file, got {base!r}")
     if base.startswith(MODEL_ZOO):
-        return _model_zoo_path(base.removeprefix(MODEL_ZOO), place)
+        return _model_zoo_path(base.removeprefix(MODEL_ZOO), f"{place}: {BASE_KEY}")
     if "://" in base:
         raise ValueError(f"{place}: {BASE_KEY}: expected a local file or {MODEL_ZOO}NAME: {base}")
     path = os.path.normpath(os.path.join(folder, os.path.expanduser(base)))
@@ -142,7 +145,7 @@ def _model_zoo_path(name: str, place: str) -> str:
     # Not detectron2.model_zoo.get_config_file: that module imports the deprecated pkg_resources.
     path = os.path.join(os.path.dirname(detectron2.__file__), "model_zoo", "configs", name)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{place}: {BASE_KEY}: detectron2 ships no {name}")
+        raise FileNotFoundError(f"{place}: detectron2 ships no {name}")
     return path
 
 

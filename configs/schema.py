@@ -129,7 +129,8 @@ class TeacherConfig:
     SOURCES: ClassVar[tuple[str, ...]] = ("cache", "live", "none")
     PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
 
-    # The teacher's own YAML; relative to the file that states it.
+    # The teacher's own YAML, relative to the file that states it; or model_zoo://NAME, one of
+    # those that detectron2 ships.
     config: str = ""
     # The teacher's weights; path relative to the working directory, or a detectron2 URL.
     weights: str = ""

@@ -47,12 +47,13 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
+            data = torch.load(f, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
                 f"{f}: not a checkpoint of plain tensors ({_first_line(error)}); "
                 "expected a .pth file that torch.load(weights_only=True) can read"
             ) from error
+        return _require_dict(data, f)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
@@ -86,6 +87,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it cannot be fetched from its URL.
         ValueError: no weights are named, the file is not a checkpoint, or it does not fit.
     """
     if not cfg.MODEL.WEIGHTS:
@@ -99,6 +101,13 @@ def load_model(cfg: CfgNode) -> nn.Module:
         SafeCheckpointer(model, strict=True).load(path)
     except ValueError as error:
         raise ValueError(f"{cfg.MODEL.WEIGHTS}: {error}") from error
+    except OSError as error:
+        if "://" not in path:
+            raise
+        raise OSError(
+            f"{path}: the weights could not be fetched ({_first_line(error)}); check the URL, or "
+            "fetch the file by other means and name its path"
+        ) from error
     return model.eval()
 
 
@@ -135,6 +144,10 @@ def _load_arrays(filename: str) -> dict[str, Any]:
                 f"{filename}: not a pickle of numpy arrays ({_first_line(error)}); it was not "
                 "loaded, because unpickling anything else can run code"
             ) from error
+    return _require_dict(data, filename)
+
+
+def _require_dict(data: Any, filename: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{filename}: expected a dict of weights, found {type(data).__name__}")
     return data

@@ -248,6 +248,18 @@ def test_a_teacher_without_config_or_weights_is_refused(tmp_path: Path, key: str
         teacher_config(cfg)
 
 
+def test_the_teacher_s_config_may_be_one_of_the_model_zoo(tmp_path: Path) -> None:
+    name = "model_zoo://COCO-Detection/retinanet_R_101_FPN_3x.yaml"
+    teacher = teacher_config(load_config(make_pair(tmp_path, CONFIG=name)))
+
+    assert teacher.MODEL.RESNETS.DEPTH == 101
+    assert teacher.MODEL.WEIGHTS == "teacher.pth"
+
+    cfg = load_config(make_pair(tmp_path, CONFIG="model_zoo://none.yaml"))
+    with pytest.raises(FileNotFoundError, match=r"^TEACHER\.CONFIG: detectron2 ships no none"):
+        teacher_config(cfg)
+
+
 def test_a_missing_teacher_config_is_refused_by_name(tmp_path: Path) -> None:
     cfg = load_config(make_pair(tmp_path, CONFIG="none.yaml"))
 

@@ -78,11 +78,12 @@ def test_a_cache_of_another_teacher_config_is_refused(
         check(configure(TEACHER={"CONFIG": str(tmp_path / "other.yaml")}))
 
 
+@pytest.mark.parametrize("weights", ["not/here.pth", "http://127.0.0.1:9/not/reached.pkl"])
 def test_without_the_weights_at_hand_the_teacher_is_checked_by_its_config(
-    configure: Configure, caplog: pytest.LogCaptureFixture
+    configure: Configure, caplog: pytest.LogCaptureFixture, weights: str
 ) -> None:
     with caplog.at_level(logging.INFO):
-        check(configure(TEACHER={"WEIGHTS": "not/here.pth"}))
+        check(configure(TEACHER={"WEIGHTS": weights}))
     assert "checked by its config alone" in caplog.text
 
 
