@@ -18,6 +18,7 @@ from storage.layout import COMMITS, CRC_BYTES, commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.metadata import read_index, read_root
+from storage.report import remedy
 from storage.schema import Field, Geometry, ShardId
 from storage.shards import decode_chunk
 
@@ -136,8 +137,7 @@ class CacheReader:
         """
         chunks = self._fetch(records)
         return [
-            {chunk.field.name: decode_chunk(raw, chunk.field) for chunk, raw in one}
-            for one in chunks
+            {chunk.field.name: self._decode(chunk, raw) for chunk, raw in one} for one in chunks
         ]
 
     def read_encoded(self, records: Sequence[int]) -> list[dict[str, memoryview]]:
@@ -211,11 +211,12 @@ class CacheReader:
         for shard, raw in zip(shards, self.location.get_many(keys), strict=True):
             if raw is None:
                 raise MissingShardError(
-                    f"{self.location}: shard {shard} is not committed; let the dump finish it"
+                    f"{self.location}: shard {shard} is not committed; run the dump again, which"
+                    " writes it"
                 )
             commit = commits.parse(raw, shard, self.manifest, str(self.location))
-            what = f"{self.location}/{commit_key(shard)}"
-            commits.check_records(commit, self.index, self._table.records_of(shard), what)
+            records = self._table.records_of(shard)
+            commits.check_records(commit, self.index, records, str(self.location))
             fields = self._fields[shard.bucket]
             self._chunks[shard] = np.stack([commit.objects[one.name].chunks for one in fields])
 
@@ -227,14 +228,20 @@ class CacheReader:
     def _checked(self, chunk: _Chunk, raw: memoryview | None) -> memoryview:
         if raw is None:
             raise MissingShardError(
-                f"{self.location}: {object_key(chunk.shard, chunk.field)} is absent although its"
-                f" shard is committed; {self._remedy}"
+                f"{self.location}: shard {chunk.shard}, field {chunk.field.name}: is absent"
+                f" although its shard is committed; {self._remedy}"
             )
         if len(raw) != chunk.stop - chunk.start:
             raise self._corrupt(chunk, "is cut short")
         if checksums.crc32c(raw[:-CRC_BYTES]) != chunk.crc32c:
             raise self._corrupt(chunk, "is damaged (its CRC32C does not match the commit)")
         return raw
+
+    def _decode(self, chunk: _Chunk, raw: memoryview) -> NDArray[Any]:
+        try:
+            return decode_chunk(raw, chunk.field)
+        except FormatError as error:
+            raise self._corrupt(chunk, f"does not hold a record ({error})") from error
 
     def _corrupt(self, chunk: _Chunk, what: str) -> CorruptChunkError:
         return CorruptChunkError(
@@ -245,4 +252,4 @@ class CacheReader:
 
     @property
     def _remedy(self) -> str:
-        return f"run `python -m storage repair {self.location}`, then the dump again"
+        return remedy(str(self.location))
