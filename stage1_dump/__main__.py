@@ -40,14 +40,18 @@ def run(args: argparse.Namespace) -> int:
     from .launch import run_ranks
 
     if args.num_gpus > 1:
-        return run_ranks(args.num_gpus, ["--config-file", args.config_file, *args.opts])
+        profile = ["--profile"] if args.profile else []
+        options = [*profile, "--config-file", args.config_file, *args.opts]
+        return run_ranks(args.num_gpus, options)
     # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        report = run_dump(load_config(args.config_file, args.opts))
+        report = run_dump(load_config(args.config_file, args.opts), profiled=args.profile)
     finally:
         signal.signal(signal.SIGTERM, before)
     print(report)
+    if args.profile:
+        print(report.shares)
     return 1 if report.failures else 0
 
 
@@ -92,6 +96,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=1,
         help="ranks on this machine, one for each GPU or CPU core",
+    )
+    running.add_argument(
+        "--profile", action="store_true", help="say where the time went, and the bottleneck"
     )
     running.set_defaults(function=run)
     checking = commands.add_parser("check", help="run the teacher again on a sample, and compare")

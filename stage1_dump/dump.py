@@ -1,7 +1,8 @@
 """The dump job: the teacher over every planned view, shard by shard, into the cache.
 
-    plan -> claim a shard -> workers render its views -> teacher -> encode on the device -> host
-         -> a background thread writes and commits, while the next shard is computed
+    plan -> a thread claims shards ahead -> worker processes render their views
+         -> teacher -> encode on the device -> copy to the host on a side stream
+         -> threads compress, write and commit, while the next shards are computed
 
 It starts and resumes in the same way: what is committed is skipped. It may be killed at any
 moment, and any number of ranks may work on one cache.
@@ -12,29 +13,32 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 
+import torch
 from detectron2.config import CfgNode
 
 from dataset.annotations import require_images
+from dataset.progress import format_bytes
 from detectors import teacher_fingerprint
-from storage import CacheWriter, ClaimLostError, ShardId
+from storage import CacheWriter, ClaimLostError, Geometry, ShardId
 
 from .arrays import ShardArrays
 from .errors import DumpError
 from .existing import require_same_cache
+from .feed import ShardFeed
 from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
+from .profile import CLAIM, COPY, ENCODE, FORWARD, IMAGES, WRITE, Profile, Shares
 from .progress import DumpProgress
-from .ranks import Claims, Rank, current_rank, pick_device, rotated
+from .ranks import Claims, Rank, current_rank, pick_device
 from .runlog import RunLog
 from .teacher import Teacher, load_teacher, naming_the_batch
+from .writing import NUM_WRITERS, ShardWriters
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +54,14 @@ class DumpReport:
         shards, records: what it wrote.
         elapsed_sec: time from the first claim to the last commit.
         failures: views that could not be rendered; their shards are not in the cache.
+        shares: where the time went.
     """
 
     shards: int
     records: int
     elapsed_sec: float
     failures: tuple[Failure, ...]
+    shares: Shares
 
     def __str__(self) -> str:
         rate = self.records / max(self.elapsed_sec, 1e-9)
@@ -70,8 +76,12 @@ class DumpReport:
         return "\n".join(lines)
 
 
-def run(cfg: CfgNode) -> DumpReport:
+def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
     """Dump, on this rank, until the cache is complete or nothing more can be done.
+
+    Args:
+        cfg: the config.
+        profiled: on a GPU, wait at the end of each step, so that the report's shares are right.
 
     Raises:
         ValueError, FileNotFoundError: wrong config, annotations or weights; before any work.
@@ -93,42 +103,22 @@ def run(cfg: CfgNode) -> DumpReport:
         fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
         manifest = prepared.manifest(teacher=fingerprint, numerics=numerics)
         writer = CacheWriter(prepared.settings.cache.location, manifest, prepared.index)
-        log = RunLog(writer, rank)
-        log.note_config(cfg.dump())
-        with Claims(writer, rank.owner) as claims:
-            job = DumpJob(prepared, teacher, writer, claims, rank, log, cfg.DATALOADER.NUM_WORKERS)
+        profile = Profile(device if profiled else None)
+        with RunLog(writer, rank) as log, Claims(writer, rank.owner) as claims:
+            log.note_config(cfg.dump())
+            job = DumpJob(
+                prepared, teacher, writer, claims, rank, log, profile, cfg.DATALOADER.NUM_WORKERS
+            )
             return job.run()
 
 
-class ClaimedBatches:
-    """Batches of record numbers of the shards that this rank gets, claimed as the loader asks.
-
-    The loader asks a few batches ahead, so the workers do not idle between two shards.
-    """
-
-    def __init__(self, writer: CacheWriter, claims: Claims, batch: int) -> None:
-        """Args: the cache, this rank's claims, and records in a teacher forward."""
-        self._writer = writer
-        self._claims = claims
-        self._batch = batch
-        self.wanted: list[ShardId] = []
-        self.claimed: deque[ShardId] = deque()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for shard in self.wanted:
-            if self._claims.take(shard):
-                self.claimed.append(shard)
-                records = self._writer.records_of(shard).tolist()
-                for start in range(0, len(records), self._batch):
-                    yield records[start : start + self._batch]
-
-    def num_batches(self, shard: ShardId) -> int:
-        """Teacher forwards of a shard."""
-        return -(-len(self._writer.records_of(shard)) // self._batch)
-
-
 class DumpJob:
-    """One rank's share of a dump."""
+    """One rank's share of a dump.
+
+    What is in memory at once: `writing.NUM_WRITERS` + 1 shards of codes (page-locked beside a GPU),
+    for each writer its largest field twice more while zarr encodes it, and the views of
+    2 * `DATALOADER.NUM_WORKERS` batches.
+    """
 
     def __init__(
         self,
@@ -138,6 +128,7 @@ class DumpJob:
         claims: Claims,
         rank: Rank,
         log: RunLog,
+        profile: Profile,
         num_workers: int,
     ) -> None:
         """Args: what to dump, with what, to where, as which rank, with how many image workers."""
@@ -145,20 +136,28 @@ class DumpJob:
         self._writer = writer
         self._claims = claims
         self._rank = rank
+        self._log = log
+        self._profile = profile
         self._geometries = {one.name: one for one in prepared.geometries}
-        self._batches = ClaimedBatches(writer, claims, prepared.settings.teacher.batch)
+        self._feed = ShardFeed(
+            writer,
+            claims,
+            rank,
+            prepared.geometries,
+            batch=prepared.settings.teacher.batch,
+            profile=profile,
+        )
         self._loader = make_loader(
             RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg),
-            self._batches,
+            self._feed,
             num_workers=num_workers,
             device=teacher.device,
             forked="://" not in prepared.settings.cache.location,
         )
+        on_gpu = teacher.device.type == "cuda"
+        self._copies = torch.cuda.Stream(teacher.device) if on_gpu else None
         self._failures: list[Failure] = []
         self._failed: set[ShardId] = set()
-        self._shards = self._records = 0
-        self._writing: Future[None] | None = None
-        self._log = log
 
     def run(self) -> DumpReport:
         """Take free shards until every shard is committed or has failed here."""
@@ -172,7 +171,7 @@ class DumpJob:
         )
         start = time.monotonic()
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="write") as self._executor:
+            with ShardWriters(self._write, self._profile) as self._writers:
                 while missing:
                     if not self._pass(missing):
                         logger.info("waiting for %d shards of other ranks", len(missing))
@@ -180,19 +179,30 @@ class DumpJob:
                     missing = [s for s in self._writer.missing() if s not in self._failed]
         finally:
             self._progress.close()
-            self._log.update(self._shards, self._records, ended=True)
+        elapsed = time.monotonic() - start
         return DumpReport(
-            shards=self._shards,
-            records=self._records,
-            elapsed_sec=time.monotonic() - start,
+            shards=self._log.shards,
+            records=self._log.records,
+            elapsed_sec=elapsed,
             failures=tuple(self._failures),
+            shares=self._profile.shares(elapsed),
         )
 
     def _announce(self, missing: list[ShardId], total: int) -> None:
         logger.info(
-            "rank %d of %d on %s: %d shards with %d records to write",
+            "rank %d of %d on %s: %d shards with %d records to write, up to %s of them in memory",
             self._rank.number, self._rank.world_size, self._teacher.device, len(missing), total,
+            format_bytes(self._bytes_in_memory(missing)),
         )  # fmt: skip
+
+    def _bytes_in_memory(self, missing: list[ShardId]) -> int:
+        """Codes of the largest shards that may be in memory together."""
+        sizes = {
+            bucket: sum(field.num_bytes for field in fields)
+            for bucket, fields in self._writer.manifest.fields.items()
+        }
+        shards = [sizes[shard.bucket] * len(self._writer.records_of(shard)) for shard in missing]
+        return sum(sorted(shards, reverse=True)[: NUM_WRITERS + 1])
 
     def _count_missing(self) -> int:
         """Records that no rank has committed."""
@@ -200,20 +210,21 @@ class DumpJob:
 
     def _pass(self, missing: list[ShardId]) -> int:
         """Work through the shards that nobody else holds; return how many there were."""
-        self._batches.wanted = rotated(missing, self._rank)
+        self._feed.offer(missing)
         taken = 0
         loaded = iter(self._loader)
         while (first := self._next(loaded)) is not None:
-            shard = self._batches.claimed.popleft()
-            rest = (self._next(loaded) for _ in range(self._batches.num_batches(shard) - 1))
+            shard = self._feed.claimed.popleft()
+            rest = (self._next(loaded) for _ in range(self._feed.num_batches(shard) - 1))
             self._compute(shard, first, rest)
             taken += 1
-        self._finish_write()
+        self._writers.finish()
         return taken
 
     def _next(self, loaded: Iterator[ImageBatch]) -> ImageBatch | None:
         try:
-            return next(loaded, None)
+            with self._profile.step(IMAGES):
+                return next(loaded, None)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -226,24 +237,27 @@ class DumpJob:
         self, shard: ShardId, first: ImageBatch, rest: Iterator[ImageBatch | None]
     ) -> None:
         """Run the teacher over the batches of one claimed shard, and have the result written."""
-        records = len(self._writer.records_of(shard))
-        arrays = ShardArrays(records, self._teacher.device)
+        arrays = ShardArrays(len(self._writer.records_of(shard)), self._copies)
         failures: list[Failure] = []
         for batch in chain([first], rest):
             assert batch is not None, "the loader ended within a shard"
             failures += batch.failures
             # Once a view has failed, the shard's other batches are only looked through for more.
             if not failures:
-                geometry = self._geometries[shard.bucket]
-                with naming_the_batch(len(batch.images), geometry):
-                    codes = self._teacher.encode(self._teacher.run(batch.images), geometry)
-                arrays.append(codes, batch.crc32c)
+                self._compute_batch(batch, self._geometries[shard.bucket], arrays)
         if failures:
             self._give_up(shard, failures)
-            return
-        # One shard at a time is written: two are in memory, and no third begins before this.
-        self._finish_write()
-        self._writing = self._executor.submit(self._write, shard, arrays, records)
+        else:
+            self._writers.submit(shard, arrays)
+
+    def _compute_batch(self, batch: ImageBatch, geometry: Geometry, arrays: ShardArrays) -> None:
+        with naming_the_batch(len(batch.images), geometry):
+            with self._profile.step(FORWARD):
+                outputs = self._teacher.run(batch.images)
+            with self._profile.step(ENCODE):
+                codes = self._teacher.encode(outputs, geometry)
+        with self._profile.step(COPY):
+            arrays.append(codes, batch.crc32c)
 
     def _give_up(self, shard: ShardId, failures: list[Failure]) -> None:
         for failure in failures:
@@ -252,23 +266,18 @@ class DumpJob:
         self._failed.add(shard)
         self._claims.drop(shard)
 
-    def _write(self, shard: ShardId, arrays: ShardArrays, records: int) -> None:
-        """Write and commit, in the background."""
+    def _write(self, shard: ShardId, arrays: ShardArrays) -> None:
+        """Write and commit, in a thread of its own."""
         try:
-            self._writer.write(shard, arrays.finish())
+            with self._profile.step(WRITE):
+                self._writer.write(shard, arrays.finish())
         except ClaimLostError as error:
             # This rank was taken for dead. The other one's result is the same, byte for byte.
             logger.warning("%s", error)
         else:
-            self._shards += 1
-            self._records += records
+            records = len(self._writer.records_of(shard))
+            self._log.count(records)
             self._progress.update(records)
-            self._log.update(self._shards, self._records)
         finally:
-            self._claims.drop(shard)
-
-    def _finish_write(self) -> None:
-        """Wait for the shard that is being written; raises what its writing raised."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+            with self._profile.step(CLAIM):
+                self._claims.drop(shard)

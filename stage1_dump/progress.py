@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -30,18 +31,20 @@ class DumpProgress:
         self._total = total
         self._count_missing = count_missing
         self._shown_done = 0
+        self._lock = threading.Lock()
         self._last_count = time.monotonic()
         self._progress = Progress("dump", total=total, unit="records") if shown else None
 
     def update(self, count: int) -> None:
-        """Count records that this rank has written."""
+        """Count records that this rank has written. Threads may call this."""
         if self._progress is None:
             return
-        if self._count_missing is None:
-            self._show(self._shown_done + count)
-        elif time.monotonic() - self._last_count >= _COUNT_EVERY_SEC:
-            self._last_count = time.monotonic()
-            self._show(self._total - self._count_missing())
+        with self._lock:
+            if self._count_missing is None:
+                self._show(self._shown_done + count)
+            elif time.monotonic() - self._last_count >= _COUNT_EVERY_SEC:
+                self._last_count = time.monotonic()
+                self._show(self._total - self._count_missing())
 
     def close(self) -> None:
         """Finish the bar."""

@@ -93,6 +93,11 @@ def pick_device(name: str, rank: Rank) -> torch.device:
     return device
 
 
+def share_of(shards: Sequence[ShardId], rank: Rank) -> list[ShardId]:
+    """Deal shards out like cards: every rank gets its share of the first, and of the last."""
+    return list(shards[rank.number :: rank.world_size])
+
+
 def rotated(shards: Sequence[ShardId], rank: Rank) -> list[ShardId]:
     """Start each rank at its own place, so that they seldom contend for a shard."""
     start = len(shards) * rank.number // rank.world_size
@@ -127,7 +132,9 @@ class Claims:
     ) -> None:
         self._stop.set()
         self._keeper.join()
-        for shard in list(self._held):
+        with self._lock:  # a shard that is being claimed ahead is held now, or never
+            held = list(self._held)
+        for shard in held:
             try:
                 self.drop(shard)
             except (CacheError, OSError) as problem:
@@ -137,7 +144,7 @@ class Claims:
     def take(self, shard: ShardId) -> bool:
         """Claim a shard that is still to be done; False if another rank holds or finished it."""
         with self._lock:
-            if not self._writer.claim(shard, self._owner, LEASE_SEC):
+            if self._stop.is_set() or not self._writer.claim(shard, self._owner, LEASE_SEC):
                 return False
             self._held.add(shard)
         # Looked up only now: before the claim, its holder could have finished after the look.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from dataclasses import asdict, dataclass
+from types import TracebackType
 from typing import Any
 
 from storage import CacheError, CacheWriter, read_logs
@@ -49,7 +51,11 @@ class RankNote:
 
 
 class RunLog:
-    """Keeps this rank's note up to date. A note that cannot be written stops no dump."""
+    """Counts what this rank has committed, and keeps its note up to date in a thread.
+
+    A context manager: leaving it notes that the rank has ended. A note that cannot be written
+    stops no dump.
+    """
 
     def __init__(self, writer: CacheWriter, rank: Rank) -> None:
         """Args: the cache, and who is writing."""
@@ -57,27 +63,51 @@ class RunLog:
         self._rank = rank
         self._host = socket.gethostname()
         self._started = time.time()
-        self._last_write = 0.0
         self._name = f"{_PREFIX}{int(self._started * 1000)}-rank{rank.number}"
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_noting, name="log", daemon=True)
+        self.shards = self.records = 0
+
+    def __enter__(self) -> RunLog:
+        self._keeper.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._keeper.join()
+        self._note(ended=True)
 
     def note_config(self, text: str) -> None:
         """Leave the resolved config beside the cache that it describes."""
         self._write(_CONFIG, {"yaml": text})
 
-    def update(self, shards: int, records: int, *, ended: bool = False) -> None:
-        """Note what is committed, unless the last note is recent."""
-        now = time.time()
-        if now - self._last_write < _WRITE_EVERY_SEC and not ended:
-            return
-        self._last_write = now
+    def count(self, records: int) -> None:
+        """Count a shard that was committed. Threads may call this."""
+        with self._lock:
+            self.shards += 1
+            self.records += records
+
+    def _keep_noting(self) -> None:
+        # At once as well: a rank is alive before its first shard is done.
+        self._note()
+        while not self._stop.wait(_WRITE_EVERY_SEC):
+            self._note()
+
+    def _note(self, *, ended: bool = False) -> None:
         note = RankNote(
             rank=self._rank.number,
             world_size=self._rank.world_size,
             host=self._host,
             started=self._started,
-            updated=now,
-            shards=shards,
-            records=records,
+            updated=time.time(),
+            shards=self.shards,
+            records=self.records,
             ended=ended,
         )
         self._write(self._name, asdict(note))

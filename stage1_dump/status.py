@@ -76,9 +76,10 @@ def read_status(location: str) -> Status:
     table = ShardTable(reader.index, reader.manifest.shard_records)
     missing = reader.missing()
     missing_records = sum(len(table.records_of(shard)) for shard in missing)
-    notes = [note for note in read_notes(location) if note.records]
+    notes = read_notes(location)
     active = [note for note in notes if _is_active(note)]
-    rate = sum(note.rate for note in active or notes[-1:]) or None
+    wrote = [note for note in notes if note.records]
+    rate = sum(note.rate for note in active or wrote[-1:]) or None
     return Status(
         location=location,
         preset=reader.manifest.preset,

@@ -1,0 +1,58 @@
+"""Shards written in threads while the next ones are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import TracebackType
+
+from storage import ShardId
+
+from .arrays import ShardArrays
+from .profile import WRITERS as WAITING
+from .profile import Profile
+
+# One compresses while another waits for its disk or object store.
+NUM_WRITERS = 2
+
+
+class ShardWriters:
+    """Hands finished shards to threads, and waits when all of them are busy.
+
+    So at most `NUM_WRITERS` + 1 shards are in memory: those being written and the one being
+    computed. A context manager: leaving it waits for what is being written.
+    """
+
+    def __init__(self, write: Callable[[ShardId, ShardArrays], None], profile: Profile) -> None:
+        """Args: what a thread does with a shard, and where the waiting is counted."""
+        self._write = write
+        self._profile = profile
+        self._executor = ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="write")
+        self._pending: set[Future[None]] = set()
+
+    def __enter__(self) -> ShardWriters:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._executor.shutdown()
+
+    def submit(self, shard: ShardId, arrays: ShardArrays) -> None:
+        """Have a shard written; raises what the writing of an earlier one raised."""
+        self._wait_until(NUM_WRITERS - 1)
+        self._pending.add(self._executor.submit(self._write, shard, arrays))
+
+    def finish(self) -> None:
+        """Wait for all shards; raises what their writing raised."""
+        self._wait_until(0)
+
+    def _wait_until(self, num_left: int) -> None:
+        with self._profile.step(WAITING):
+            while len(self._pending) > num_left:
+                done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+                for one in done:
+                    one.result()

@@ -1,0 +1,198 @@
+"""The parts that overlap in a dump: what is taken when, how much at once, and where time goes."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stage1_dump.__main__ import main
+from stage1_dump.feed import ShardFeed
+from stage1_dump.profile import FORWARD, IMAGES, WRITE, Profile
+from stage1_dump.ranks import Rank
+from stage1_dump.runlog import RunLog, read_notes
+from stage1_dump.status import read_status
+from stage1_dump.writing import NUM_WRITERS, ShardWriters
+from storage import CacheReader, CacheWriter, Geometry, ShardId
+from tests.stage1_dump.conftest import Configure
+
+SMALL, LARGE = "0064x0096", "0800x1344"
+GEOMETRIES = [Geometry(*map(int, name.split("x")), ((1, 1),), 1, 1, 1) for name in (SMALL, LARGE)]
+# Two full shards and a last one of either size; the plan begins with the small bucket.
+RECORDS = {ShardId(bucket, number): count for bucket in (SMALL, LARGE)
+           for number, count in enumerate((4, 4, 1))}  # fmt: skip
+
+
+@dataclass
+class FakeWriter:
+    """Knows how many records each shard has, and which are committed."""
+
+    committed: set[ShardId] = field(default_factory=set)
+
+    def records_of(self, shard: ShardId) -> np.ndarray:
+        return np.arange(RECORDS[shard])
+
+    def missing(self) -> list[ShardId]:
+        return [shard for shard in RECORDS if shard not in self.committed]
+
+
+@dataclass
+class FakeClaims:
+    """Gives every shard but those of other ranks, and remembers what was asked for."""
+
+    others: set[ShardId] = field(default_factory=set)
+    asked: list[ShardId] = field(default_factory=list)
+
+    def take(self, shard: ShardId) -> bool:
+        self.asked.append(shard)
+        return shard not in self.others
+
+
+def feed_of(writer: FakeWriter, claims: FakeClaims, rank: Rank) -> ShardFeed:
+    arguments: Any = (writer, claims, rank, GEOMETRIES)
+    feed = ShardFeed(*arguments, batch=3, profile=Profile())
+    feed.offer(writer.missing())
+    return feed
+
+
+def taken(feed: ShardFeed) -> list[ShardId]:
+    batches = list(feed)
+    shards = list(feed.claimed)
+    assert [len(batch) for batch in batches] == [
+        size for shard in shards for size in ([3, 1] if RECORDS[shard] == 4 else [1])
+    ]
+    return shards
+
+
+def test_costly_shards_come_first_and_rests_last() -> None:
+    shards = taken(feed_of(FakeWriter(), FakeClaims(), Rank()))
+    assert shards == [
+        ShardId(LARGE, 0), ShardId(LARGE, 1), ShardId(LARGE, 2),
+        ShardId(SMALL, 0), ShardId(SMALL, 1), ShardId(SMALL, 2),
+    ]  # fmt: skip
+
+
+def test_every_rank_gets_large_and_small_shards_and_then_helps() -> None:
+    orders = [
+        taken(feed_of(FakeWriter(), FakeClaims(), Rank(number=n, world_size=2))) for n in range(2)
+    ]
+    assert [set(order) for order in orders] == [set(RECORDS)] * 2
+    shares = [{(s.bucket, RECORDS[s]) for s in order[:3]} for order in orders]
+    assert all({bucket for bucket, _ in share} == {LARGE, SMALL} for share in shares)
+    assert not set(orders[0][:3]) & set(orders[1][:3])
+
+
+def test_shards_of_others_that_were_done_meanwhile_are_not_asked_for() -> None:
+    writer, claims = FakeWriter(), FakeClaims()
+    feed = feed_of(writer, claims, Rank(number=0, world_size=2))
+    writer.committed = set(RECORDS) - {ShardId(SMALL, 2)}
+    taken(feed)
+    assert len(claims.asked) == 3 + 1 and claims.asked[-1] == ShardId(SMALL, 2)
+
+
+def test_a_shard_that_another_rank_holds_is_passed_over() -> None:
+    claims = FakeClaims(others={ShardId(LARGE, 0), ShardId(SMALL, 1)})
+    shards = taken(feed_of(FakeWriter(), claims, Rank()))
+    assert set(shards) == set(RECORDS) - claims.others
+
+
+def test_one_shard_is_claimed_ahead_and_no_more() -> None:
+    claims = FakeClaims()
+    batches = iter(feed_of(FakeWriter(), claims, Rank()))
+    next(batches)
+    deadline = time.monotonic() + 10
+    while len(claims.asked) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert len(claims.asked) == 2
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_no_more_shards_are_in_memory_than_writers_and_one() -> None:
+    may_end = threading.Event()
+    begun: list[ShardId] = []
+
+    def write(shard: ShardId, arrays: object) -> None:
+        begun.append(shard)
+        assert may_end.wait(10)
+
+    arrays: Any = None
+    shards = list(RECORDS)[: NUM_WRITERS + 1]
+    with ShardWriters(write, Profile()) as writers:
+        for shard in shards[:-1]:
+            writers.submit(shard, arrays)
+        last = threading.Thread(target=writers.submit, args=(shards[-1], arrays))
+        last.start()
+        last.join(timeout=0.1)
+        assert last.is_alive() and len(begun) == NUM_WRITERS
+        may_end.set()
+        last.join(timeout=10)
+        writers.finish()
+    assert set(begun) == set(shards)
+
+
+def test_what_a_writer_raises_reaches_the_dump() -> None:
+    def write(shard: ShardId, arrays: object) -> None:
+        raise OSError("the disk is gone")
+
+    arrays: Any = None
+    with ShardWriters(write, Profile()) as writers:
+        writers.submit(ShardId(SMALL, 0), arrays)
+        with pytest.raises(OSError, match="the disk is gone"):
+            writers.finish()
+
+
+def test_seconds_count_for_their_step_in_every_thread() -> None:
+    profile = Profile()
+
+    def work() -> None:
+        with profile.step(WRITE):
+            time.sleep(0.02)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    with profile.step(IMAGES):
+        time.sleep(0.03)
+    for thread in threads:
+        thread.join()
+    shares = profile.shares(elapsed_sec=0.06)
+    assert shares.background[WRITE] >= 0.04 and shares.main[IMAGES] >= 0.03
+    assert shares.main[FORWARD] == 0
+    assert shares.bottleneck == IMAGES
+    assert "bottleneck: waiting for images (raise DATALOADER.NUM_WORKERS" in str(shares)
+
+
+def test_the_profile_of_a_dump_covers_its_time(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--profile", "--config-file", str(configure())]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    share = {
+        line.partition("  ")[2]: float(line.partition("%")[0]) for line in lines if "%" in line
+    }
+    main_thread = {name: value for name, value in share.items() if "beside" not in name}
+    assert sum(main_thread.values()) == pytest.approx(100, abs=1)
+    assert share["teacher forward"] > 0 and share["beside it: compressing, writing, committing"] > 0
+    assert lines[-1].startswith("bottleneck: ")
+
+
+def test_a_rank_is_alive_before_its_first_shard_and_until_it_ends(
+    reference: Path, tmp_path: Path
+) -> None:
+    reader = CacheReader(reference)
+    store = tmp_path / "store"
+    writer = CacheWriter(store, reader.manifest, reader.index)
+    with RunLog(writer, Rank(number=1, world_size=2)) as log:
+        deadline = time.monotonic() + 10
+        while not read_notes(str(store)) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        status = read_status(str(store))
+        assert (status.active_ranks, status.rate) == (1, None)
+        log.count(3)
+    (note,) = read_notes(str(store))
+    assert (note.ended, note.shards, note.records) == (True, 1, 3)
+    assert read_status(str(store)).active_ranks == 0
