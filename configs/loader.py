@@ -30,6 +30,10 @@ def default_config() -> CfgNode:
     cfg = get_cfg()
     # detectron2 builds SGD alone; training small models from scratch wants ADAMW too.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Parts in which a step runs its images, one after the other; their gradients are averaged.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Moving average of the weights, evaluated and kept in place of them, such as 0.9998; 0: none.
+    cfg.SOLVER.EMA_DECAY = 0.0
     for schema in NODES:
         cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
     return cfg

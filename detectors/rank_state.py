@@ -43,11 +43,15 @@ class RankState(HookBase):
         """Gather where the checkpointer is about to write."""
         step = self.trainer.iter + 1
         if step % self._period == 0 or step == self.trainer.max_iter:
-            mine = {
-                "loss_normalizer": getattr(self._model, "loss_normalizer", None),
-                "generators": _get_generators(),
-            }
-            self._ranks = comm.gather(mine)
+            self.gather()
+
+    def gather(self) -> None:
+        """Collect the ranks' states for the checkpoint that is about to be written."""
+        mine = {
+            "loss_normalizer": getattr(self._model, "loss_normalizer", None),
+            "generators": _get_generators(),
+        }
+        self._ranks = comm.gather(mine)
 
     def state_dict(self) -> dict[str, Any]:
         """The gathered states; empty on ranks that do not write."""

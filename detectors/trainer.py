@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling.meta_arch import fcos, retinanet
 from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .checkpoint import SafeCheckpointer, weights_path
+from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
+from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
+from .loop import Loop
 from .rank_state import RankState
+
+AVERAGED_NAME = "model_ema.pth"
 
 
 class Trainer(DefaultTrainer):
@@ -41,12 +48,14 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         _use_eager_focal_loss()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        _check_solver(cfg)
         self.cfg = cfg
         self.detector = self.build_model(cfg)
+        self.average = _averaged(self.detector, cfg.SOLVER.EMA_DECAY)
         model = self.wrap_detector(self.detector)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        self._trainer = self.build_loop(model, loader, optimizer)
+        self._trainer = self._build_loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.rank_state = RankState(self.detector, cfg.SOLVER.CHECKPOINT_PERIOD)
         self.checkpointer = SafeCheckpointer(
@@ -54,6 +63,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
             rank_state=self.rank_state,
+            **({"ema": self.average} if self.average else {}),
             **self.extra_checkpointables(),
         )
         self.start_iter = 0
@@ -68,14 +78,35 @@ class Trainer(DefaultTrainer):
         """What a checkpoint carries beside the detector and the trainer's own state."""
         return {}
 
-    def build_loop(self, model: nn.Module, loader: Iterable[Any], optimizer: Any) -> SimpleTrainer:
-        """detectron2's loop for one step, with or without mixed precision."""
+    @property
+    def trained(self) -> nn.Module:
+        """The detector that is evaluated and kept: with averaged weights, if they are asked for."""
+        return self.average.module if self.average else self.detector
+
+    def _build_loop(self, model: nn.Module, loader: Iterable[Any], optimizer: Any) -> Loop:
         on_gpu = self.cfg.MODEL.DEVICE.startswith("cuda")
         ddp = create_ddp_model(
             model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
         )
-        loop = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        return loop(ddp, loader, optimizer)
+        this = weakref.proxy(self)
+        return Loop(
+            ddp,
+            loader,
+            optimizer,
+            device=torch.device(self.cfg.MODEL.DEVICE),
+            accumulate=self.cfg.SOLVER.ACCUMULATE,
+            mixed_precision=self.cfg.SOLVER.AMP.ENABLED,
+            on_data_failure=lambda: this._save_last_whole_step(),
+        )
+
+    def _save_last_whole_step(self) -> None:
+        """Write the checkpoint of the step before this one, so that nothing trained is lost."""
+        self.iter -= 1
+        if self.iter < self.start_iter:
+            return
+        self.rank_state.gather()
+        if comm.is_main_process():
+            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -108,17 +139,65 @@ class Trainer(DefaultTrainer):
         """COCO's average precision."""
         return coco_evaluator(cfg, dataset_name)
 
+    def before_train(self) -> None:
+        """Start the loader first: that draws from the generators that a resumed run restores."""
+        _ = self._trainer._data_loader_iter
+        super().before_train()
+
     def build_hooks(self) -> list[Any]:
-        """detectron2's hooks, except that evaluation looks at the plain detector."""
-        stock = super().build_hooks()
+        """detectron2's hooks, except that evaluation looks at the plain detector, and ours."""
         period = self.cfg.TEST.EVAL_PERIOD
-        return [
-            hooks.EvalHook(period, lambda: evaluate(self.cfg, self.detector))
-            if isinstance(hook, hooks.EvalHook)
-            else hook
-            for hook in stock
-            if hook is not None
-        ]
+        found: list[Any] = [UpdateAverage(self.average, self.detector)] if self.average else []
+        for hook in super().build_hooks():
+            if isinstance(hook, hooks.EvalHook):
+                found.append(hooks.EvalHook(period, lambda: evaluate(self.cfg, self.trained)))
+                found.extend(self._best_hook())
+            elif hook is not None:
+                found.append(hook)
+            if isinstance(hook, hooks.IterationTimer):
+                found.append(WaitingShare())
+        return found
+
+    def _best_hook(self) -> list[KeepBest]:
+        """Where evaluation is periodic; only the main rank has its results."""
+        period, names = self.cfg.TEST.EVAL_PERIOD, self.cfg.DATASETS.TEST
+        if not (period and names and comm.is_main_process()):
+            return []
+        return [KeepBest(period, self.trained, Path(self.cfg.OUTPUT_DIR), f"{names[0]}/AP")]
+
+    def build_writers(self) -> list[EventWriter]:
+        """detectron2's, and a console line of ours."""
+        return [*super().build_writers(), StepPrinter(self.max_iter)]
+
+    def after_train(self) -> None:
+        """Write the averaged weights as a plain checkpoint."""
+        super().after_train()
+        if self.average and comm.is_main_process() and self.iter >= self.max_iter:
+            export_model(self.average.module, Path(self.cfg.OUTPUT_DIR) / AVERAGED_NAME)
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    """Raises:
+
+    ValueError: a key of ours has a value outside its limits, or the batch cannot be split.
+    """
+    parts, ranks, decay = cfg.SOLVER.ACCUMULATE, comm.get_world_size(), cfg.SOLVER.EMA_DECAY
+    if parts < 1:
+        raise ValueError(f"SOLVER.ACCUMULATE: expected an integer of at least 1, got {parts}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"SOLVER.EMA_DECAY: expected 0 (off) or more, and below 1, got {decay}")
+    if cfg.SOLVER.IMS_PER_BATCH % (ranks * parts):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
+            f"{ranks} ranks" + (f" times SOLVER.ACCUMULATE {parts}" if parts > 1 else "")
+        )
+
+
+def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """A copy that will follow the model's weights and buffers; None with a decay of 0."""
+    if decay == 0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _use_eager_focal_loss() -> None:

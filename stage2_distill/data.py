@@ -112,14 +112,9 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
     """Build this rank's loader.
 
     Raises:
-        ValueError: the batch cannot be split among the ranks, or no image is left to train on.
+        ValueError: no image is left to train on.
     """
     world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
-            f"{world_size} ranks"
-        )
     images = training_images(cfg)
     sampler = ViewBatchSampler(
         is_wide=np.array([x["width"] > x["height"] for x in images], dtype=bool),

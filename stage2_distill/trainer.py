@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
-from torch.utils.data import DataLoader
 
 from configs.loader import settings
 from detectors import export_model, family_of
+from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.trainer import Trainer
 
 from .adaptation import Adaptation
@@ -21,34 +20,25 @@ from .data import build_data
 from .distiller import Distiller
 from .gism import KINDS
 from .pooling import GiPooler
+from .prefetch import DeviceLoader
 from .teacher import open_teacher
 
-logger = logging.getLogger(__name__)
-
 EXPORTED_NAME = "student_final.pth"
-_PRINTED_ITERS = 20
 
 
-class GiPrinter(EventWriter):
-    """Adds to the console what detectron2's printer leaves out: the GIs selected, by kind."""
+class DistillPrinter(StepPrinter):
+    """Prints the GIs selected too, by kind, as means an image."""
 
-    def __init__(self, max_iter: int) -> None:
-        self._max_iter = max_iter
-
-    def write(self) -> None:
-        """Print means an image, over the same window as the losses."""
-        storage = get_event_storage()
-        if storage.iter == self._max_iter:
-            # Writers are called once more after the last step, which was printed already.
-            return
+    def parts(self, storage: EventStorage) -> list[str]:
+        """See `StepPrinter`."""
         histories = storage.histories()
         counts = [
-            f"{kind}: {histories[name].avg(_PRINTED_ITERS):.3g}"
+            f"{kind}: {histories[name].avg(PRINTED_ITERS):.3g}"
             for kind in KINDS
             if (name := f"gid/num_{kind}") in histories
         ]
-        if counts:
-            logger.info(" iter: %d  GIs an image: %s", storage.iter, "  ".join(counts))
+        found = super().parts(storage)
+        return [*found, f"GIs an image: {'  '.join(counts)}"] if counts else found
 
 
 class DistillTrainer(Trainer):
@@ -64,7 +54,7 @@ class DistillTrainer(Trainer):
         self._data = build_data(cfg, self._teacher.reader if self._teacher else None)
         super().__init__(cfg)
 
-    def build_train_loader(self, cfg: CfgNode) -> DataLoader[Any]:
+    def build_train_loader(self, cfg: CfgNode) -> DeviceLoader:
         """The loader of views and codes."""
         return self._data.loader
 
@@ -98,11 +88,12 @@ class DistillTrainer(Trainer):
         self._data.sampler.first_iter = self.start_iter
 
     def build_writers(self) -> list[EventWriter]:
-        """detectron2's, and the console line of the GIs."""
-        return [*super().build_writers(), GiPrinter(self.max_iter)]
+        """As the plain trainer, and the GIs on the console."""
+        stock = super().build_writers()
+        return [DistillPrinter(self.max_iter) if isinstance(w, StepPrinter) else w for w in stock]
 
     def after_train(self) -> None:
         """Export the student as a plain detectron2 checkpoint."""
         super().after_train()
         if comm.is_main_process() and self.iter >= self.max_iter:
-            export_model(self.detector, Path(self.cfg.OUTPUT_DIR) / EXPORTED_NAME)
+            export_model(self.trained, Path(self.cfg.OUTPUT_DIR) / EXPORTED_NAME)

@@ -121,12 +121,14 @@ def test_a_run_resumed_in_mid_epoch_has_the_losses_of_an_uninterrupted_one(
     configure: Configure,
 ) -> None:
     whole = losses_of(train(configure(), "SOLVER.MAX_ITER", 6))
+    generators = torch.get_rng_state()
     output = ["OUTPUT_DIR", str(Path(str(configure())).parent / "resumed")]
     # Its schedule is the long one: it was stopped, not shorter.
     train_until(configure(), 4, *output)
     rest = losses_of(train(configure(), "SOLVER.MAX_ITER", 6, *output, resume=True))
     for name, values in whole.items():
         assert rest[name] == values[4:], name
+    assert torch.equal(torch.get_rng_state(), generators)
 
 
 def train_until(path: Path, stop: int, *overrides: Any) -> None:

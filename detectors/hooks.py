@@ -1,0 +1,110 @@
+"""Hooks beside detectron2's own: waiting time, averaged weights, the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from .checkpoint import SafeCheckpointer
+
+logger = logging.getLogger(__name__)
+
+WAITING = "waiting_share"
+# detectron2's console and metrics show the last twenty steps too.
+PRINTED_ITERS = 20
+
+
+class WaitingShare(HookBase):
+    """Logs which share of the last steps' time they waited for data, 0 to 1.
+
+    Register it behind the IterationTimer.
+    """
+
+    def after_step(self) -> None:
+        """Compare the two times that were logged for the same steps."""
+        storage = self.trainer.storage
+        histories = storage.histories()
+        # The timer leaves out the first steps, and only the main rank logs the data's time.
+        if "time" in histories and "data_time" in histories:
+            count = min(PRINTED_ITERS, len(histories["time"].values()))
+            share = histories["data_time"].avg(count) / histories["time"].avg(count)
+            storage.put_scalar(WAITING, share, smoothing_hint=False)
+
+
+class StepPrinter(EventWriter):
+    """Adds to the console what detectron2's printer leaves out, over the same window."""
+
+    def __init__(self, max_iter: int) -> None:
+        self._max_iter = max_iter
+
+    def write(self) -> None:
+        """Print one line."""
+        storage = get_event_storage()
+        # Writers are called once more after the last step, which was printed already.
+        parts = [] if storage.iter == self._max_iter else self.parts(storage)
+        if parts:
+            logger.info(" iter: %d  %s", storage.iter, "  ".join(parts))
+
+    def parts(self, storage: EventStorage) -> list[str]:
+        """What to print; subclasses add to it."""
+        if WAITING not in storage.histories():
+            return []
+        return [f"waiting for data: {storage.histories()[WAITING].latest():.1%} of the time"]
+
+
+class UpdateAverage(HookBase):
+    """Lets the averaged weights follow the model after every step."""
+
+    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
+        self._average = average
+        self._model = model
+
+    def after_step(self) -> None:
+        """Take the new weights in."""
+        self._average.update_parameters(self._model)
+
+
+class KeepBest(hooks.BestCheckpointer):
+    """Keeps the weights that evaluated best as `model_best.pth`, the figure in `model_best.json`.
+
+    Unlike detectron2's own, it does not make a resumed run start from them, and a resumed run
+    remembers how good they were.
+    """
+
+    def __init__(self, period: int, model: nn.Module, folder: Path, metric: str) -> None:
+        """Args:
+
+        period: iterations between evaluations.
+        model: what is evaluated.
+        folder: OUTPUT_DIR.
+        metric: as evaluation logs it, such as `coco_2017_val/AP`; larger is better.
+        """
+        super().__init__(period, _Untagged(model, str(folder)), metric)
+        self._note = folder / "model_best.json"
+
+    def before_train(self) -> None:
+        """Remember, in a resumed run."""
+        if self.trainer.start_iter > 0 and self._note.exists():
+            note: dict[str, Any] = json.loads(self._note.read_text())
+            self.best_metric, self.best_iter = note[self._val_metric], note["iteration"]
+
+    def _best_checking(self) -> None:
+        before = self.best_iter
+        super()._best_checking()
+        if self.best_iter != before:
+            note = {self._val_metric: self.best_metric, "iteration": self.best_iter}
+            self._note.write_text(json.dumps(note) + "\n")
+
+
+class _Untagged(SafeCheckpointer):
+    """Writes no `last_checkpoint`."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass

@@ -1,0 +1,128 @@
+"""A training step: accumulation, mixed precision, and errors that name their images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from detectors.loop import Loop
+
+Batch = list[dict[str, Any]]
+
+
+class Model(nn.Module):
+    """Losses that are means over the images; remembers the type that its layer computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(3, 2)
+        self.dtype: torch.dtype | None = None
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        out = self.layer(torch.stack([item["x"] for item in batch]))
+        self.dtype = out.dtype
+        return {"loss_a": out[:, 0].float().square().mean(), "loss_b": out[:, 1].float().mean()}
+
+
+def batches(count: int, size: int = 4) -> list[Batch]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        [{"x": torch.randn(3, generator=generator), "image_id": 10 * b + i} for i in range(size)]
+        for b in range(count)
+    ]
+
+
+def run(model: nn.Module, data: Any, steps: int, *, clip: float = 0.0, **changes: Any) -> Loop:
+    """Run steps of SGD without momentum, logging into a storage of the loop's own."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if clip:
+        cfg = get_cfg()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clip
+        optimizer = maybe_add_gradient_clipping(cfg, optimizer)
+    loop = Loop(model, data, optimizer, device=torch.device("cpu"), **changes)
+    with EventStorage() as loop.storage:
+        for loop.iter in range(steps):
+            loop.run_step()
+            loop.storage.step()
+    return loop
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(clip: float) -> None:
+    whole, parts = Model(), Model()
+    one = run(whole, batches(5), 5, clip=clip)
+    other = run(parts, batches(5), 5, clip=clip, accumulate=2)
+    torch.testing.assert_close(parts.layer.weight, whole.layer.weight)
+    assert not torch.equal(whole.layer.weight, Model().layer.weight)
+    for name in ("loss_a", "loss_b", "total_loss"):
+        values = [[v for v, _ in loop.storage.history(name).values()] for loop in (one, other)]
+        assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+def test_a_clipped_step_is_no_longer_than_the_limit() -> None:
+    model = Model()
+    before = model.layer.weight.detach().clone()
+    run(model, batches(1), 1, clip=1e-3, accumulate=2)
+    assert (model.layer.weight - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_mixed_precision_computes_in_half_and_keeps_weights_in_full() -> None:
+    model = Model()
+    run(model, batches(2), 2, mixed_precision=True)
+    assert model.dtype == torch.bfloat16
+    assert model.layer.weight.dtype == torch.float32
+    whole = Model()
+    run(whole, batches(2), 2)
+    torch.testing.assert_close(model.layer.weight, whole.layer.weight, rtol=0.05, atol=0.05)
+
+
+def test_a_loss_that_is_not_finite_names_iteration_term_and_images() -> None:
+    data, model = batches(3), Model()
+    data[2][3]["x"] = torch.full((3,), float("nan"))
+    before: list[Tensor] = []
+
+    class Watched(Model):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            before.append(self.layer.weight.detach().clone())
+            return super().forward(batch)
+
+    model = Watched()
+    with pytest.raises(FloatingPointError) as caught:
+        run(model, data, 3, accumulate=2)
+    message = str(caught.value)
+    assert "iteration 2, images 22, 23: loss_a is nan, loss_b is nan" in message
+    # The broken step was not taken.
+    assert torch.equal(model.layer.weight, before[-1])
+
+
+def test_an_error_of_the_forward_pass_names_iteration_and_images_too() -> None:
+    class Broken(Model):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            raise FloatingPointError("the student's class logits hold NaN or infinity")
+
+    with pytest.raises(FloatingPointError, match="iteration 0, images 0, 1, 2, 3: the student's"):
+        run(Broken(), batches(1), 1)
+
+
+def test_a_batch_that_cannot_be_read_is_told_before_the_error_is_raised() -> None:
+    def data() -> Iterator[Batch]:
+        yield from batches(2)
+        raise OSError("shard 3 is gone")
+
+    told = []
+    model = Model()
+    with pytest.raises(OSError, match="shard 3 is gone"):
+        run(model, data(), 3, on_data_failure=lambda: told.append(model.layer.weight.clone()))
+    trained = Model()
+    run(trained, batches(2), 2)
+    assert [torch.equal(weight, trained.layer.weight) for weight in told] == [True]
