@@ -12,7 +12,6 @@ and bounds the error of every dropped one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,7 +52,7 @@ def quantise(features: Tensor, scale: Tensor, geometry: Geometry) -> Tensor:
 
 
 def dequantise(codes: Tensor, scale: Tensor, geometry: Geometry) -> Tensor:
-    """Undo `quantise`: (n, C, S) int8 and (n, L, C) float32 to (n, C, S) float32."""
+    """Undo `quantise`: (n, C, S) integers and (n, L, C) float32 to (n, C, S) float32."""
     features = torch.empty_like(codes, dtype=torch.float32)
     for level, (start, stop) in enumerate(levels_of(geometry)):
         torch.mul(codes[:, :, start:stop], scale[:, level, :, None], out=features[:, :, start:stop])
@@ -154,34 +153,62 @@ def check_num_scores(preset: str, geometry: Geometry) -> None:
         raise ValueError(f"preset {preset}: {geometry.name} has 2^31 scores or more an image")
 
 
-def predict(codes: Tensor, geometry: Geometry) -> Iterator[Tensor]:
-    """Yield, level by level, what is left of codes after a prediction from their neighbours.
+def predict(codes: Tensor, geometry: Geometry) -> Tensor:
+    """Return what is left of codes after a prediction from their neighbours in the level's map.
 
-    The prediction is left + above - above left, zero outside of the map; sums wrap modulo 256, so
-    nothing is lost.
+    The prediction is left + above - above left, with zeros outside of the map.
 
     Args:
-        codes: (n, C, S) int8.
+        codes: (n, C, S) int16, magnitudes up to 8191, so that nothing overflows.
         geometry: says where the levels lie in S and how wide they are.
 
-    Yields:
-        (n, C, H_l * W_l) int8 of each level.
+    Returns:
+        (n, C, S) int16.
     """
+    left = torch.empty_like(codes)
     for (start, stop), size in zip(levels_of(geometry), geometry.level_sizes, strict=True):
-        level = codes[:, :, start:stop].view(torch.uint8).unflatten(2, size)
+        level = codes[:, :, start:stop].reshape(*codes.shape[:2], *size)
         across = level.clone()
         across[..., 1:] -= level[..., :-1]
         both = across.clone()
         both[..., 1:, :] -= across[..., :-1, :]
-        yield both.flatten(2).view(torch.int8)
+        left[:, :, start:stop] = both.flatten(2)
+    return left
 
 
-def unpredict(left: Tensor, geometry: Geometry) -> Iterator[Tensor]:
-    """Undo `predict`, level by level: two cumulative sums modulo 256."""
+def unpredict(left: Tensor, geometry: Geometry) -> Tensor:
+    """Undo `predict`: two cumulative sums a level, (n, C, S) int16."""
+    codes = torch.empty_like(left)
     for (start, stop), size in zip(levels_of(geometry), geometry.level_sizes, strict=True):
-        level = left[:, :, start:stop].view(torch.uint8).unflatten(2, size)
-        sums = level.cumsum(dim=3, dtype=torch.uint8).cumsum(dim=2, dtype=torch.uint8)
-        yield sums.flatten(2).view(torch.int8)
+        level = left[:, :, start:stop].reshape(*left.shape[:2], *size)
+        sums = level.cumsum(dim=3, dtype=torch.int16).cumsum(dim=2, dtype=torch.int16)
+        codes[:, :, start:stop] = sums.flatten(2)
+    return codes
+
+
+def split(codes: Tensor, base: int) -> tuple[Tensor, Tensor]:
+    """Write int16 codes as low + base * high, with low in [-base / 2, base / 2); int16 both.
+
+    Small codes of either sign have a high part of zero, which compresses to nothing.
+    """
+    low = (codes + base // 2).remainder(base) - base // 2
+    return low, (codes - low).div(base, rounding_mode="trunc")
+
+
+def pack_pairs(codes: Tensor) -> Tensor:
+    """Pack (n, C, S) int16 in [-8, 8) as (n, C, ceil(S / 2)) uint8, two neighbours a byte.
+
+    As pairs they also compress better: Huffman codes have whole bits, and matches of a few cheap
+    symbols, which cost Zstandard more than the symbols, no longer occur.
+    """
+    padded = torch.nn.functional.pad(codes + 8, (0, codes.shape[2] % 2), value=8)
+    return (padded[:, :, 0::2] | padded[:, :, 1::2] << 4).to(torch.uint8)
+
+
+def unpack_pairs(packed: Tensor, num_positions: int) -> Tensor:
+    """Undo `pack_pairs`: (n, C, ceil(S / 2)) uint8 to (n, C, S) int16."""
+    both = torch.stack([packed & 15, packed >> 4], dim=3).flatten(2)
+    return both[:, :, :num_positions].to(torch.int16) - 8
 
 
 def _top_scores(probabilities: Tensor, num_kept: int) -> Tensor:
