@@ -27,11 +27,11 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float
         model.train(was_training)
         if comm.is_main_process():
             print_csv_format(found)
-            results[name] = _numbers(found["bbox"])
+            results[name] = known_numbers(found["bbox"])
     return results
 
 
-def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+def known_numbers(metrics: dict[str, float]) -> dict[str, float]:
     """Metrics without NaN: no prediction at all is an AP of 0; no object of a size is no metric."""
     known = {name: value for name, value in metrics.items() if not math.isnan(value)}
     return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, **known}

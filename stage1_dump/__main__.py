@@ -77,6 +77,15 @@ def status(args: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """Compute the teacher's AP from a cache."""
+    from .evaluate import evaluate_cache
+
+    found = evaluate_cache(args.cache, args.annotations, view=args.view)
+    print(found.to_json() if args.json else found)
+    return 0
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong use ends the process with exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m stage1_dump", description=__doc__)
@@ -115,6 +124,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     asking.add_argument("--json", action="store_true", help="print the numbers as JSON")
     asking.add_argument("cache", help="folder or URL of the cache")
     asking.set_defaults(function=status)
+    judging = commands.add_parser("evaluate", help="the teacher's COCO AP, from the cache alone")
+    judging.add_argument("cache", help="folder or URL of the cache")
+    judging.add_argument("--annotations", required=True, metavar="FILE", help="COCO annotations")
+    judging.add_argument("--view", type=int, metavar="V", help="default: every complete view")
+    judging.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    judging.set_defaults(function=evaluate)
     return parser.parse_args(argv)
 
 

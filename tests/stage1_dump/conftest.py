@@ -62,7 +62,7 @@ def configure(tmp_path: Path, images_folder: Path, teacher_folder: Path) -> Conf
     """
 
     def write(name: str = "cache", **nodes: dict[str, object]) -> Path:
-        return _write_config(tmp_path / name, images_folder, teacher_folder, nodes)
+        return write_dump_config(tmp_path / name, images_folder, teacher_folder, nodes)
 
     return write
 
@@ -73,11 +73,11 @@ def reference(
 ) -> Path:
     """A cache of two views, dumped in one go by one process. Nobody may change it."""
     store = tmp_path_factory.mktemp("reference") / "cache"
-    dump(_write_config(store, images_folder, teacher_folder, {"VIEWS": {"NUM": 2}}))
+    dump(write_dump_config(store, images_folder, teacher_folder, {"VIEWS": {"NUM": 2}}))
     return store
 
 
-def _write_config(
+def write_dump_config(
     store: Path, images_folder: Path, teacher_folder: Path, nodes: dict[str, dict[str, object]]
 ) -> Path:
     content: dict[str, dict[str, object]] = {

@@ -1,0 +1,244 @@
+"""The teacher's COCO AP, computed from the final boxes that a cache holds; no teacher is loaded.
+
+A view is as good as the teacher at that view's scale, so the AP of a cache tells whether the right
+teacher was dumped, and how well.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import HFlipTransform
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
+
+from configs.schema import ViewsConfig
+from dataset.annotations import ImageTable, dataset_fingerprint, load_images
+from dataset.changes import changed_images
+from dataset.coco_json import iterate_sections
+from dataset.progress import Progress
+from detectors.evaluate import known_numbers
+from storage import CacheReader
+from storage.index import ShardTable
+
+# Records read at once.
+_READ = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """AP of the views of a cache; `str` gives a table, `to_json` the numbers.
+
+    Attributes:
+        cache: location.
+        images: images evaluated in each view.
+        annotated_images: images of the annotation file.
+        views: view to metrics in percent, AP, AP50 and so on, and AP of every class.
+        incomplete: views that are not evaluated, since shards of them are missing.
+    """
+
+    cache: str
+    images: int
+    annotated_images: int
+    views: dict[int, dict[str, float]]
+    incomplete: tuple[int, ...]
+
+    def to_json(self) -> str:
+        """The evaluation as one JSON object."""
+        return json.dumps(asdict(self), indent=1)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.cache}: {self.images:,} of {self.annotated_images:,} annotated images"
+        for view, metrics in self.views.items():
+            shown = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+            yield f"view {view}: " + "  ".join(
+                f"{name} {metrics[name]:.2f}" for name in shown if name in metrics
+            )
+        yield from (f"view {view}: incomplete, not evaluated" for view in self.incomplete)
+
+
+def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> Evaluation:
+    """Evaluate whole views of a cache with detectron2's COCO evaluation.
+
+    Args:
+        cache: folder or URL.
+        annotations: COCO file whose images include the cache's.
+        view: which one; None for every view that is complete.
+
+    Raises:
+        FileNotFoundError: there is no cache, or no annotation file.
+        CacheError: the cache is damaged.
+        ValueError: the view is not there or not complete, or the annotations are not those of
+            the cache's images and classes.
+    """
+    reader = CacheReader(cache, ("detections",))
+    incomplete = _incomplete_views(reader)
+    chosen = _choose(reader, view, incomplete)
+    table = load_images(annotations)
+    images = _cached_images(reader, table, annotations)
+    found: dict[int, dict[str, float]] = {}
+    with _coco_evaluator(reader, annotations) as evaluator:
+        for number in chosen:
+            records = np.flatnonzero(reader.index.view == number).tolist()
+            evaluator.reset()
+            with Progress(f"view {number}", total=len(records), unit="images") as progress:
+                for start in range(0, len(records), _READ):
+                    part = records[start : start + _READ]
+                    _process(evaluator, reader, part, images)
+                    progress.update(len(part))
+            with redirect_stdout(StringIO()):
+                results = evaluator.evaluate(img_ids=images.ids.tolist())
+            found[number] = known_numbers(results["bbox"])
+    return Evaluation(
+        cache=cache,
+        images=len(images),
+        annotated_images=len(table),
+        views=found,
+        incomplete=() if view is not None else incomplete,
+    )
+
+
+def image_detections(
+    rows: NDArray[np.float32],
+    *,
+    view_size: tuple[int, int],
+    flip: bool,
+    image_size: tuple[int, int],
+) -> Instances:
+    """Bring the final boxes of a view back to its image, as stock inference does.
+
+    Args:
+        rows: (D, 6) x1 y1 x2 y2 score class, XYXY_ABS in pixels of the view; unused rows score -1.
+        view_size: height and width of the view, pixels.
+        flip: whether it is mirrored.
+        image_size: height and width of the image, pixels.
+
+    Returns:
+        `pred_boxes` in pixels of the image, XYXY_ABS, with `scores` and `pred_classes`.
+    """
+    used = rows[rows[:, 4] >= 0]
+    boxes = used[:, :4]
+    if flip:
+        boxes = HFlipTransform(view_size[1]).apply_box(boxes)
+    found = Instances(view_size)
+    found.pred_boxes = Boxes(torch.tensor(boxes))
+    found.scores = torch.tensor(used[:, 4])
+    found.pred_classes = torch.tensor(used[:, 5]).long()
+    return detector_postprocess(found, *image_size)
+
+
+def _process(
+    evaluator: COCOEvaluator, reader: CacheReader, records: Sequence[int], images: ImageTable
+) -> None:
+    index = reader.index
+    rows = np.searchsorted(images.ids, index.image_id[records])
+    for record, row, fields in zip(records, rows, reader.read_many(records), strict=True):
+        found = image_detections(
+            fields["detections"],
+            view_size=(int(index.height[record]), int(index.width[record])),
+            flip=bool(index.flip[record]),
+            image_size=(int(images.heights[row]), int(images.widths[row])),
+        )
+        evaluator.process([{"image_id": int(images.ids[row])}], [{"instances": found}])
+
+
+def _incomplete_views(reader: CacheReader) -> tuple[int, ...]:
+    table = ShardTable(reader.index, reader.manifest.shard_records)
+    views = {int(reader.index.view[table.records_of(shard)[0]]) for shard in reader.missing()}
+    return tuple(sorted(views))
+
+
+def _choose(reader: CacheReader, view: int | None, incomplete: tuple[int, ...]) -> list[int]:
+    views = reader.index.num_views
+    if view is not None and not 0 <= view < views:
+        raise ValueError(f"{reader.location} holds views 0 to {views - 1}, not {view}")
+    chosen = [number for number in range(views) if number not in incomplete]
+    if view is not None:
+        chosen = [view] if view in chosen else []
+    if not chosen:
+        what = f"view {view}" if view is not None else "every view"
+        raise ValueError(
+            f"{reader.location}: {what} lacks shards, and only whole views can be evaluated; "
+            "finish the dump with: python -m stage1_dump run --config-file ..."
+        )
+    return chosen
+
+
+def _cached_images(reader: CacheReader, table: ImageTable, annotations: str) -> ImageTable:
+    """The annotated images that the cache holds, which must be those that it was planned from."""
+    index = reader.index
+    first = np.flatnonzero(index.view == 0)
+    held = table.rows(np.flatnonzero(np.isin(table.ids, index.image_id[first])))
+    if dataset_fingerprint(held) == reader.manifest.dataset:
+        return held
+    augmentation = reader.manifest.augmentation
+    views = ViewsConfig(**{name: augmentation[name] for name in ("seed", "scales", "max_size")})
+    changes = changed_images(
+        held,
+        views,
+        ids=index.image_id[first],
+        heights=index.height[first],
+        widths=index.width[first],
+    )
+    raise ValueError(
+        f"{annotations} does not describe the images of {reader.location}: {'; '.join(changes)}"
+    )
+
+
+@contextmanager
+def _coco_evaluator(reader: CacheReader, annotations: str) -> Iterator[COCOEvaluator]:
+    """detectron2's evaluator on pycocotools' own, official evaluation, for one annotation file."""
+    categories = _categories(annotations)
+    num_classes = next(iter(reader.manifest.geometries.values())).num_classes
+    if num_classes != len(categories):
+        raise ValueError(
+            f"{annotations} has {len(categories)} categories, but the teacher of "
+            f"{reader.location} has {num_classes} classes"
+        )
+    name = f"cache-{uuid.uuid4().hex}"
+    MetadataCatalog.get(name).set(
+        json_file=annotations,
+        thing_classes=list(categories.values()),
+        # As detectron2 numbers them: by ascending id.
+        thing_dataset_id_to_contiguous_id={one: number for number, one in enumerate(categories)},
+    )
+    try:
+        yield COCOEvaluator(name, tasks=("bbox",), distributed=False, use_fast_impl=False)
+    finally:
+        MetadataCatalog.remove(name)
+
+
+def _categories(annotations: str) -> dict[int, str]:
+    """Id to name of every category, by ascending id."""
+    found: dict[int, str] = {}
+    has_objects = False
+    for section, value, is_element in iterate_sections(annotations):
+        has_objects |= section == "annotations"
+        if section == "categories" and is_element:
+            found[_category_id(value, annotations)] = str(value.get("name"))
+    if not found or not has_objects:
+        raise ValueError(
+            f"{annotations}: an evaluation needs the lists `categories` and `annotations`"
+        )
+    return dict(sorted(found.items()))
+
+
+def _category_id(category: Any, annotations: str) -> int:
+    number = category.get("id") if isinstance(category, dict) else None
+    if not isinstance(number, int):
+        raise ValueError(f"{annotations}: a category must be an object with an integer `id`")
+    return number
