@@ -11,7 +11,7 @@ import numpy as np
 
 from storage import canonical
 from storage.layout import CLAIMS, LOG, commit_key, object_key
-from storage.location import Location
+from storage.location import REMOTE_BLOCK, Location
 from storage.manifest import Manifest
 from storage.reader import CacheReader
 from storage.schema import Field
@@ -119,7 +119,10 @@ def _differing_keys(first: Location, second: Location) -> Iterator[str]:
 
 
 def _same_bytes(first: Location, second: Location, key: str) -> bool:
-    blocks = zip(first.read_blocks(key), second.read_blocks(key), strict=False)
+    # Left to themselves, a local and a remote store read in blocks of different sizes.
+    blocks = zip(
+        first.read_blocks(key, REMOTE_BLOCK), second.read_blocks(key, REMOTE_BLOCK), strict=False
+    )
     return all(one == other for one, other in blocks)
 
 

@@ -265,16 +265,16 @@ class Location:
 
         All of them give the same result when they are made twice.
         """
-        return self._wait(lambda: event_loop.run(work()))
+        result = self._wait(lambda: event_loop.run(work()))
+        self._reached = True
+        return result
 
     def _wait(self, attempt: Callable[[], Result]) -> Result:
         deadline = time.monotonic() + (PATIENCE_SEC if self._reached else 0.0)
         while True:
             try:
                 with remote.named(""):
-                    result = attempt()
-                self._reached = True
-                return result
+                    return attempt()
             except remote.RequestError as error:
                 if error.is_full:
                     raise self._full(error.key) from None

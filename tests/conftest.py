@@ -1,11 +1,12 @@
-"""What every test shares: one thread of arithmetic, and skips that say what is missing."""
+"""What every test shares: one thread of arithmetic, skips with a reason, and an S3 server."""
 
 import os
-import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.s3_server import BUCKET, S3Server, find_program
 
 # Before torch is imported: its pools cost more than they give on tiny models, and the number of
 # threads moves the last bits of a sum.
@@ -30,7 +31,43 @@ def _missing_gpu() -> str | None:
 
 
 def _missing_s3() -> str | None:
-    beside = Path(sys.executable).with_name("weed")
-    if beside.exists() or shutil.which("weed"):
+    if find_program():
         return None
     return "no local S3 server: the program weed of the extra dev is not installed"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that all tests share, stopped at the end."""
+    yield from _running(tmp_path_factory.mktemp("s3"))
+
+
+@pytest.fixture
+def mortal_s3(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[S3Server]:
+    """An S3 server for one test to kill, with the environment that names it."""
+    for server in _running(tmp_path_factory.mktemp("s3")):
+        _name_in_environment(server, monkeypatch)
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a bucket of the shared server, with the environment that a user would set."""
+    _name_in_environment(s3_server, monkeypatch)
+    return f"s3://{BUCKET}"
+
+
+def _running(folder: Path) -> Iterator[S3Server]:
+    server = S3Server(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def _name_in_environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)

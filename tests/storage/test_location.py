@@ -182,7 +182,7 @@ def test_an_object_store_is_read_in_spawned_workers_and_refused_in_forked_ones(
 
 @pytest.mark.s3
 def test_processes_verify_an_object_store(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.verification._BYTES_PER_WORKER", 1)
+    monkeypatch.setattr("storage.verification._WORK_PER_PROCESS", 1)
     make_cache(Location(f"{s3_bucket}/processes"))
     assert verify(f"{s3_bucket}/processes", workers=2).ok
 
