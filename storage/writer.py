@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,6 +42,13 @@ from storage.manifest import Manifest
 from storage.metadata import Root, publish, read_index, read_root
 from storage.schema import Field, ShardId
 from storage.shards import describe, encode_shard
+
+logger = logging.getLogger(__name__)
+
+# Metadata is claimed like a shard. A job that dies while it writes holds the others up this long.
+_METADATA = ShardId("metadata", 0)
+_LEASE_SEC = 30.0
+_PAUSE_SEC = 0.2
 
 _OURS = {ROOT_KEY, DIGEST_KEY, INDEX, BUCKETS, COMMITS, CLAIMS, LOG}
 
@@ -184,16 +196,48 @@ class CacheWriter:
                     self.location.delete(other)
 
     def _open(self, manifest: Manifest) -> Root:
+        root, done = self._look(manifest)
+        if root is None or not done:
+            # Alone, and after another look: a job with another config may have started as well.
+            with self._claimed_metadata():
+                root, done = self._look(manifest)
+                if root is None or not done:
+                    old = None if root is None else root.sha256
+                    root = publish(self.location, manifest, self.index, old)
+        return root
+
+    def _look(self, manifest: Manifest) -> tuple[Root | None, bool]:
+        """Return the root that holds, and whether all metadata is there, whole and long enough."""
         try:
             root = read_root(self.location)
         except (FileNotFoundError, FormatError) as error:
             self._check_adoptable(manifest, error)
-            return publish(self.location, manifest, self.index, None)
+            return None, False
         root.manifest.check_identity(manifest, str(self.location))
         grows = self._check_index(root.manifest)
-        if grows or root.growing or not self._index_is_intact(root.manifest):
-            return publish(self.location, manifest, self.index, root.sha256)
-        return root
+        return root, not (grows or root.growing) and self._index_is_intact(root.manifest)
+
+    @contextmanager
+    def _claimed_metadata(self) -> Iterator[None]:
+        """Wait until nobody else writes this store's metadata, and keep others from it."""
+        owner = f"{socket.gethostname()} {os.getpid()}"
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(_LEASE_SEC / 3):
+                self._claims.take(_METADATA, owner, _LEASE_SEC)
+
+        while not self._claims.take(_METADATA, owner, _LEASE_SEC):
+            logger.info("%s: another job is writing the metadata; waiting for it", self.location)
+            time.sleep(_PAUSE_SEC)
+        keeper = threading.Thread(target=keep, name="metadata claim", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+            self._claims.release(_METADATA)
 
     def _check_index(self, stored: Manifest) -> bool:
         """Return whether the given index goes beyond the stored one, which must begin it."""

@@ -19,15 +19,22 @@ from storage.location import PARTIAL_SUFFIX, Location
 from tests.storage.cases import contents, fill, make_arrays, make_cache, make_index, make_manifest
 
 NUM_IMAGES, NUM_VIEWS = 12, 2
+FULL = os.environ.get("FULL_FAULTS") == "1"  # as `make faults` has it
 
 # A writer that works through the plan as a rank does, claims included, without PyTorch.
 WRITER = f"""
 import sys
+import storage.writer
 from tests.storage.cases import make_arrays, make_index, make_manifest
-from storage import CacheWriter, ClaimLostError
+from storage import CacheWriter, ClaimLostError, IdentityError
 index = make_index({NUM_IMAGES}, {NUM_VIEWS})
+storage.writer._LEASE_SEC = float(sys.argv[2])
 print("ready", flush=True)
-writer = CacheWriter(sys.argv[1], make_manifest(index), index)
+sys.stdin.readline()
+try:
+    writer = CacheWriter(sys.argv[1], make_manifest(index, teacher={{"name": sys.argv[3]}}), index)
+except IdentityError as error:
+    sys.exit(str(error))
 for shard in writer.missing():
     if writer.claim(shard, "child", float(sys.argv[2])):
         try:
@@ -38,32 +45,62 @@ for shard in writer.missing():
 """
 
 
-def start_writer(path: Path, lease_sec: float = 0.05) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(path), str(lease_sec)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start_writer(path: Path, lease_sec: float = 0.05, teacher: str = "a") -> subprocess.Popen[str]:
+    """Start a writer and wait until it has imported everything; it begins with `go`."""
+    command = [sys.executable, "-c", WRITER, str(path), str(lease_sec), teacher]
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert child.stdout is not None and child.stdout.readline() == "ready\n"
     return child
 
 
-def test_a_store_killed_again_and_again_ends_up_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    make_cache(tmp_path / "whole", NUM_IMAGES, NUM_VIEWS)
-    expected = contents(tmp_path / "whole")
-    rng = random.Random(7)
-    path = tmp_path / "killed"
-    kills, seen = 0, set()
-    for delay in (0.0, 0.04, 0.1, 0.15, 0.2):
-        child = start_writer(path)
-        time.sleep(delay * rng.uniform(0.5, 1.5))
-        child.send_signal(signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
-        seen.add(check_after_kill(path, expected))
-    assert kills >= 3
-    assert start_writer(path).wait() == 0
-    while CacheReader(path).missing():  # claims of the dead run out
+def go(child: subprocess.Popen[str]) -> None:
+    """Let a writer begin."""
+    assert child.stdin is not None
+    child.stdin.write("go\n")
+    child.stdin.flush()
+
+
+def run_writer(path: Path) -> None:
+    """Let a writer do what is missing and not claimed."""
+    child = start_writer(path)
+    _, errors = child.communicate("go\n")
+    assert child.returncode == 0, errors
+
+
+def finish(path: Path) -> None:
+    """Write until nothing is missing: claims of the dead take a moment to run out."""
+    run_writer(path)
+    while CacheReader(path).missing():
         time.sleep(0.05)
-        assert start_writer(path).wait() == 0
-    assert contents(path) == expected
-    assert verify(path).ok
+        run_writer(path)
+
+
+def make_whole(path: Path) -> dict[str, bytes]:
+    """Make the store of `WRITER` without any interruption and return what is in it."""
+    make_cache(path, NUM_IMAGES, NUM_VIEWS, teacher={"name": "a"})
+    return contents(path)
+
+
+def test_a_store_killed_again_and_again_ends_up_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    expected = make_whole(tmp_path / "whole")
+    rng = random.Random(7)
+    wanted, kills, rounds = (60 if FULL else 4), 0, 0
+    while kills < wanted:
+        path = tmp_path / f"killed{rounds}"
+        rounds += 1
+        alive = True
+        while alive and kills < wanted:
+            child = start_writer(path)
+            go(child)
+            time.sleep(rng.uniform(0.0, 0.15))
+            child.send_signal(signal.SIGKILL)
+            alive = child.wait() == -signal.SIGKILL  # it was not done yet
+            kills += alive
+            check_after_kill(path, expected)
+        finish(path)
+        assert contents(path) == expected
+        assert verify(path).ok
 
 
 def check_after_kill(path: Path, expected: dict[str, bytes]) -> int:
@@ -83,12 +120,26 @@ def check_after_kill(path: Path, expected: dict[str, bytes]) -> int:
 
 
 def test_writers_that_start_together_on_nothing_make_one_store(tmp_path: Path) -> None:
-    make_cache(tmp_path / "alone", NUM_IMAGES, NUM_VIEWS)
+    expected = make_whole(tmp_path / "alone")
     children = [start_writer(tmp_path / "together", lease_sec=60) for _ in range(3)]
+    for child in children:
+        go(child)
     assert [child.wait() for child in children] == [0, 0, 0]
-    while CacheReader(tmp_path / "together").missing():
-        assert start_writer(tmp_path / "together").wait() == 0
-    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    finish(tmp_path / "together")
+    assert contents(tmp_path / "together") == expected
+
+
+@pytest.mark.parametrize("attempt", range(20 if FULL else 2))
+def test_of_two_jobs_with_different_configs_one_is_refused(tmp_path: Path, attempt: int) -> None:
+    children = [start_writer(tmp_path / "cache", 60, teacher) for teacher in ("a", "b")]
+    for child in children:
+        go(child)
+    errors = [child.communicate()[1] for child in children]
+    assert sorted(child.returncode for child in children) == [0, 1]
+    (refusal,) = filter(None, errors)
+    assert f"{tmp_path / 'cache'} is another cache than the one asked for" in refusal
+    assert 'teacher.name: stored "' in refusal
+    assert verify(tmp_path / "cache").ok
 
 
 @pytest.mark.parametrize("cut", range(0, 16, 3))
