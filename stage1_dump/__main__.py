@@ -39,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     from .dump import run as run_dump
     from .launch import run_ranks
 
-    if args.num_gpus > 1:
-        profile = ["--profile"] if args.profile else []
-        options = [*profile, "--config-file", args.config_file, *args.opts]
-        return run_ranks(args.num_gpus, options)
     # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
+        if args.num_gpus > 1:
+            profile = ["--profile"] if args.profile else []
+            options = [*profile, "--config-file", args.config_file, *args.opts]
+            return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
         report = run_dump(load_config(args.config_file, args.opts), profiled=args.profile)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -105,6 +105,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=1,
         help="ranks on this machine, one for each GPU or CPU core",
+    )
+    running.add_argument(
+        "--max-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="with --num-gpus: start a rank that was killed again, N times (default: 3)",
     )
     running.add_argument(
         "--profile", action="store_true", help="say where the time went, and the bottleneck"

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
+logger = logging.getLogger(__name__)
 
-def run_ranks(count: int, arguments: Sequence[str]) -> int:
+_POLL_SEC = 0.2
+
+
+def run_ranks(count: int, arguments: Sequence[str], *, max_restarts: int = 0) -> int:
     """Run `python -m stage1_dump run` as `count` ranks and wait for all of them.
 
-    The ranks need nothing of each other: one that fails leaves its shards to the rest.
+    The ranks need nothing of each other: one that fails leaves its shards to the rest. One that
+    was killed (by the system, when memory is short) is started again; one that ended by itself has
+    said why, and would say it again.
 
     Args:
         count: processes.
         arguments: of the command `run`, without `--num-gpus`.
+        max_restarts: how often each rank is started again.
 
     Returns:
         The highest exit code.
 
     Raises:
-        ValueError: this process is already a rank of torchrun or srun.
+        ValueError: this process is already a rank of torchrun.
     """
     if "RANK" in os.environ:
         raise ValueError("--num-gpus: this is already a rank of a launcher; leave the option out")
-    command = [sys.executable, "-m", "stage1_dump", "run", *arguments]
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **_rank_variables(number, count)})
-        for number in range(count)
-    ]
+    running = {number: _start(number, count, arguments) for number in range(count)}
+    restarts = dict.fromkeys(running, 0)
+    codes = []
     try:
-        return max(abs(rank.wait()) for rank in ranks)
+        while running:
+            time.sleep(_POLL_SEC)
+            for number, rank in list(running.items()):
+                code = rank.poll()
+                if code is None:
+                    continue
+                if code < 0 and restarts[number] < max_restarts:
+                    restarts[number] += 1
+                    logger.warning(
+                        "rank %d was killed (%s); started again, %d of %d times",
+                        number, signal.Signals(-code).name, restarts[number], max_restarts,
+                    )  # fmt: skip
+                    running[number] = _start(number, count, arguments)
+                else:
+                    codes.append(abs(code))
+                    del running[number]
     finally:
         # Interrupted: the ranks give their claims back before they end.
-        for rank in ranks:
+        for rank in running.values():
             rank.terminate()
-        for rank in ranks:
+        for rank in running.values():
             rank.wait()
+    return max(codes)
 
 
-def _rank_variables(number: int, count: int) -> dict[str, str]:
-    return {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
+def _start(number: int, count: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    variables = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
+    command = [sys.executable, "-m", "stage1_dump", "run", *arguments]
+    return subprocess.Popen(command, env={**os.environ, **variables})

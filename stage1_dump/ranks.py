@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
@@ -25,19 +25,28 @@ logger = logging.getLogger(__name__)
 LEASE_SEC = 60.0
 
 # (rank, world size, rank on this machine) as the launchers name them.
-_LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
-)
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SRUN = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+# (number, count) of a job among others that do the same, and what sets them.
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+_INDEXED = ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One process of a dump: `number` of `world_size`, `local` counts on its machine."""
+    """One process of a dump.
+
+    Attributes:
+        number, world_size: which of how many. They decide where a rank begins, and nothing else:
+            every rank goes on until the cache is complete.
+        local: counts on its machine, within its launcher.
+        gpu: number of its GPU among those that it sees.
+    """
 
     number: int = 0
     world_size: int = 1
     local: int = 0
+    gpu: int = 0
 
     @property
     def owner(self) -> str:
@@ -46,33 +55,79 @@ class Rank:
 
 
 def current_rank(environment: Mapping[str, str]) -> Rank:
-    """Find out which rank this is from the variables that torchrun or srun set.
+    """Find out which rank this is from what launchers and schedulers set.
+
+    torchrun or srun start the processes of a job; a Slurm array or an indexed Kubernetes job may
+    start that job several times. The ranks of all of these jobs count through.
 
     Raises:
         ValueError: the variables are incomplete, no numbers, or contradict each other.
     """
-    for names in _LAUNCHERS:
-        # An allocation without srun sets SLURM_NTASKS, but no rank: that is one process.
-        if names[0] not in environment:
-            continue
-        stated = {name: environment[name] for name in names if name in environment}
-        try:
-            number, world_size, local = (int(stated[name]) for name in names)
-        except (KeyError, ValueError):
+    inner = _launched_rank(environment)
+    # torchrun over several machines has counted them already.
+    if environment.get("GROUP_WORLD_SIZE", "1") != "1":
+        return inner
+    number, count = _job_number(environment)
+    return replace(
+        inner,
+        number=number * inner.world_size + inner.number,
+        world_size=count * inner.world_size,
+    )
+
+
+def _launched_rank(environment: Mapping[str, str]) -> Rank:
+    if _TORCHRUN[0] in environment:
+        number, world_size, local = _numbers(environment, _TORCHRUN)
+        gpu = local
+    elif _SRUN[0] in environment:
+        # A batch script without srun has the number 0, and no count unless one was asked for.
+        number, world_size, local = _numbers({_SRUN[1]: "1", **environment}, _SRUN)
+        # Slurm has given each task its own, which it sees as number 0.
+        gpu = 0 if "SLURM_GPUS_PER_TASK" in environment else local
+    else:
+        return Rank()
+    if not 0 <= number < world_size or local < 0:
+        raise ValueError(
+            "the launcher's environment contradicts itself: "
+            f"rank {number} of {world_size}, number {local} on its machine"
+        )
+    return Rank(number=number, world_size=world_size, local=local, gpu=gpu)
+
+
+def _job_number(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Number and count of this job among those that do the same; (0, 1) for one on its own."""
+    if _ARRAY[0] in environment:
+        number, count = _numbers(environment, _ARRAY)
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+        step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1))
+        # Numbers may have gaps (--array=1,4,9); two tasks that begin at one place do no harm.
+        return (number - first) // step % count, count
+    if _INDEXED[0] in environment:
+        number, count = _numbers(environment, _INDEXED)
+        if not 0 <= number < count:
             raise ValueError(
-                f"the launcher's environment must hold numbers in {', '.join(names)}; got {stated}"
-            ) from None
-        if not 0 <= number < world_size or local < 0:
-            raise ValueError(f"the launcher's environment contradicts itself: {stated}")
-        return Rank(number=number, world_size=world_size, local=local)
-    return Rank()
+                f"{_INDEXED[1]} is {count}, but {_INDEXED[0]} is {number}; expected the job's "
+                "completions, as in tools/dump_kubernetes.yaml"
+            )
+        return number, count
+    return 0, 1
+
+
+def _numbers(environment: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
+    stated = {name: environment[name] for name in names if name in environment}
+    try:
+        return [int(stated[name]) for name in names]
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"the launcher's environment must hold numbers in {', '.join(names)}; got {stated}"
+        ) from None
 
 
 def pick_device(name: str, rank: Rank) -> torch.device:
     """Give each rank of a machine its own GPU.
 
     Args:
-        name: `MODEL.DEVICE`; plain `cuda` means the GPU of the rank's local number.
+        name: `MODEL.DEVICE`; plain `cuda` means the rank's own GPU.
 
     Raises:
         ValueError: there is no such GPU.
@@ -81,7 +136,7 @@ def pick_device(name: str, rank: Rank) -> torch.device:
     if device.type != "cuda":
         return device
     if device.index is None:
-        device = torch.device("cuda", rank.local)
+        device = torch.device("cuda", rank.gpu)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     assert device.index is not None
     if device.index >= count:

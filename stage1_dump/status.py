@@ -23,6 +23,8 @@ class Status:
         views, records, shards: what its plan holds.
         done_records, done_shards: what is committed.
         active_ranks: ranks that were heard of lately.
+        silent_ranks: ranks that have not said that they ended, and were not heard of lately
+            either: killed, and not started again since. Empty for a complete cache.
         rate: records a second of the active ranks together, else of the last rank that wrote any;
             None if none did.
         seconds_left: at that rate; None if nobody is at work.
@@ -36,6 +38,7 @@ class Status:
     done_records: int
     done_shards: int
     active_ranks: int
+    silent_ranks: tuple[str, ...]
     rate: float | None
     seconds_left: float | None
 
@@ -57,9 +60,11 @@ class Status:
             f"missing: {self.records - self.done_records:,} records, "
             f"{self.shards - self.done_shards:,} shards",
         ]
+        if not self.complete:
+            lines.append(f"ranks:   {self.active_ranks or 'nobody'} at work")
+            lines += [f"silent:  {rank}" for rank in self.silent_ranks]
         if self.rate is not None:
-            who = f"{self.active_ranks} ranks at work" if self.active_ranks else "nobody at work"
-            lines.append(f"rate:    {self.rate:.1f} records/s, {who}")
+            lines.append(f"rate:    {self.rate:.1f} records/s")
         if self.seconds_left is not None:
             lines.append(f"left:    {timedelta(seconds=round(self.seconds_left))}")
         return "\n".join(lines)
@@ -89,8 +94,20 @@ def read_status(location: str) -> Status:
         done_records=len(reader) - missing_records,
         done_shards=len(table) - len(missing),
         active_ranks=len(active),
+        silent_ranks=_silent(notes) if missing else (),
         rate=rate,
         seconds_left=missing_records / rate if active and rate else None,
+    )
+
+
+def _silent(notes: list[RankNote]) -> tuple[str, ...]:
+    """Describe the ranks whose last note, of several after restarts, is neither ended nor fresh."""
+    latest = {(note.rank, note.world_size): note for note in notes}
+    return tuple(
+        f"rank {note.rank} of {note.world_size} on {note.host}, for "
+        f"{timedelta(seconds=round(time.time() - note.updated))}"
+        for note in latest.values()
+        if not note.ended and not _is_active(note)
     )
 
 

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stage1_dump.__main__ import main
-from stage1_dump.ranks import Rank, current_rank
 from storage import verify
 from tests.stage1_dump.conftest import IMAGES, Configure
 from tests.stage1_dump.helpers import store_bytes
@@ -163,31 +161,3 @@ def test_a_plan_without_weights_leaves_the_teacher_open(
     identity = json.loads(output.read_text())["identity"]
     assert not {"teacher", "numerics"} & identity.keys()
     assert {"dataset", "augmentation", "codec", "shard_records"} <= identity.keys()
-
-
-def test_num_gpus_starts_as_many_ranks(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    started: list[tuple[list[str], dict[str, str]]] = []
-
-    class Process:
-        """A rank that fails if it is the second one."""
-
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
-            started.append((command, env))
-            self.code = int(env["RANK"])
-
-        def wait(self) -> int:
-            return self.code
-
-        def terminate(self) -> None:
-            pass
-
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(subprocess, "Popen", Process)
-    arguments = ["--config-file", "c.yaml", "TEACHER.BATCH", "4"]
-    assert main(["run", "--num-gpus", "2", *arguments]) == 1
-    assert [command[-4:] for command, _ in started] == [arguments, arguments]
-    ranks = [current_rank(env) for _, env in started]
-    assert ranks == [Rank(number=n, world_size=2, local=n) for n in range(2)]
-    monkeypatch.setenv("RANK", "0")
-    assert main(["run", "--num-gpus", "2", *arguments]) == 1
-    assert "already a rank" in capsys.readouterr().err

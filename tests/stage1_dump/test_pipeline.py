@@ -196,3 +196,28 @@ def test_a_rank_is_alive_before_its_first_shard_and_until_it_ends(
     (note,) = read_notes(str(store))
     assert (note.ended, note.shards, note.records) == (True, 1, 3)
     assert read_status(str(store)).active_ranks == 0
+
+
+def test_status_names_ranks_that_were_killed_and_not_started_again(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = CacheReader(reference)
+    store = tmp_path / "store"
+    writer = CacheWriter(store, reader.manifest, reader.index)
+    for number in (0, 0, 1):
+        with RunLog(writer, Rank(number=number, world_size=2)) as log:
+            # What a killed rank cannot do.
+            monkeypatch.setattr(log, "_note", lambda *, ended=False: None)
+            RunLog._note(log)
+        time.sleep(0.002)
+    assert read_status(str(store)).active_ranks == 3
+    long_after = time.time() + 300
+    monkeypatch.setattr(time, "time", lambda: long_after)
+    status = read_status(str(store))
+    assert status.active_ranks == 0 and len(status.silent_ranks) == 2
+    assert "silent:  rank 1 of 2 on " in str(status) and ", for 0:05:00" in str(status)
+    assert "ranks:   nobody at work" in str(status)
+    with RunLog(writer, Rank(number=1, world_size=2)):
+        pass
+    (silent,) = read_status(str(store)).silent_ranks
+    assert silent.startswith("rank 0 of 2 on ")

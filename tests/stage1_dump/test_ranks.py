@@ -1,6 +1,7 @@
 """Which rank a process is, and how ranks share shards."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -21,9 +22,54 @@ def test_a_process_without_a_launcher_is_the_only_rank() -> None:
 def test_torchrun_and_slurm_say_which_rank_this_is() -> None:
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     slurm = {"SLURM_PROCID": "6", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2"}
-    assert current_rank(torchrun) == Rank(number=5, world_size=8, local=1)
-    assert current_rank(slurm) == Rank(number=6, world_size=8, local=2)
-    assert current_rank(slurm | torchrun) == Rank(number=5, world_size=8, local=1)
+    assert current_rank(torchrun) == Rank(number=5, world_size=8, local=1, gpu=1)
+    assert current_rank(slurm) == Rank(number=6, world_size=8, local=2, gpu=2)
+    assert current_rank(slurm | torchrun) == Rank(number=5, world_size=8, local=1, gpu=1)
+
+
+def test_slurm_may_give_each_task_a_gpu_that_it_sees_alone() -> None:
+    slurm = {"SLURM_PROCID": "6", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2"}
+    assert current_rank(slurm | {"SLURM_GPUS_PER_TASK": "1"}).gpu == 0
+
+
+def test_a_batch_script_without_srun_is_one_process() -> None:
+    assert current_rank({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}) == Rank()
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        lambda number: {
+            "SLURM_ARRAY_TASK_ID": str(10 + 5 * number), "SLURM_ARRAY_TASK_COUNT": "3",
+            "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "5",
+        },
+        lambda number: {"JOB_COMPLETION_INDEX": str(number), "JOB_COMPLETIONS": "3"},
+    ],
+)  # fmt: skip
+def test_the_ranks_of_several_jobs_count_through(job: Callable[[int], dict[str, str]]) -> None:
+    ranks = [
+        current_rank(job(number) | {"RANK": str(n), "WORLD_SIZE": "2", "LOCAL_RANK": str(n)})
+        for number in range(3)
+        for n in range(2)
+    ]
+    assert [rank.number for rank in ranks] == list(range(6))
+    assert {rank.world_size for rank in ranks} == {6}
+    assert [rank.gpu for rank in ranks] == [0, 1] * 3
+    alone = [current_rank(job(number)) for number in range(3)]
+    assert alone == [Rank(number=number, world_size=3) for number in range(3)]
+
+
+def test_array_numbers_with_gaps_are_ranks_too() -> None:
+    array = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
+    for number in (1, 4, 9):
+        rank = current_rank(array | {"SLURM_ARRAY_TASK_ID": str(number)})
+        assert 0 <= rank.number < rank.world_size == 3
+
+
+def test_torchrun_over_several_pods_has_counted_them() -> None:
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_WORLD_SIZE": "2"}
+    rank = current_rank(torchrun | {"JOB_COMPLETION_INDEX": "1"})
+    assert (rank.number, rank.world_size) == (5, 8)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +78,18 @@ def test_torchrun_and_slurm_say_which_rank_this_is() -> None:
         {"RANK": "0", "WORLD_SIZE": "2"},
         {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
         {"SLURM_PROCID": "x", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"},
+        {"SLURM_ARRAY_TASK_ID": "3"},
+        {"JOB_COMPLETION_INDEX": "3"},
     ],
 )
 def test_a_broken_launcher_environment_is_refused(environment: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="launcher's environment"):
         current_rank(environment)
+
+
+def test_a_kubernetes_index_beyond_the_count_is_refused() -> None:
+    with pytest.raises(ValueError, match="JOB_COMPLETIONS is 3, but JOB_COMPLETION_INDEX is 3"):
+        current_rank({"JOB_COMPLETION_INDEX": "3", "JOB_COMPLETIONS": "3"})
 
 
 def test_ranks_start_at_different_shards_and_reach_all() -> None:
@@ -49,7 +102,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"cuda:2, but PyTorch sees 2 GPUs"):
-        pick_device("cuda", Rank(number=2, world_size=4, local=2))
+        pick_device("cuda", Rank(number=2, world_size=4, local=2, gpu=2))
     assert pick_device("cpu", Rank(number=2, world_size=4, local=2)) == torch.device("cpu")
 
 
