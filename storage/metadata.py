@@ -77,6 +77,11 @@ def read_root(location: Location) -> Root:
                 [(ROOT_KEY, 0, MAX_METADATA_BYTES), (DIGEST_KEY, 0, _MAX_DIGEST_BYTES)]
             )
         )
+        if root is None and digests is not None:
+            raise FileNotFoundError(
+                f"{location}: {ROOT_KEY} is absent, but {DIGEST_KEY} is there; run the dump again"
+                " with the same config: it writes the file, and keeps the shards"
+            )
         if root is None:
             raise FileNotFoundError(
                 f"{location}: no teacher cache here ({ROOT_KEY} is absent); check the path, or run"

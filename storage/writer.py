@@ -38,7 +38,7 @@ from storage.layout import (
     object_key,
 )
 from storage.location import PARTIAL_SUFFIX, Location
-from storage.manifest import Manifest
+from storage.manifest import Manifest, check_version
 from storage.metadata import Root, publish, read_index, read_root
 from storage.schema import Field, ShardId
 from storage.shards import describe, encode_shard
@@ -274,15 +274,27 @@ class CacheWriter:
                 f"{self.location}: holds {strange[0]!r}, which is no part of a teacher cache;"
                 " choose an empty location"
             )
-        if ROOT_KEY in keys and f"{INDEX}/slot/{ROOT_KEY}" not in keys:
-            raise reason
-        known = {commit_key(shard): shard for shard in self._table.shards}
+        ours = (DIGEST_KEY, f"{INDEX}/", f"{COMMITS}/")
+        if ROOT_KEY in keys and not any(key.startswith(ours) for key in keys):
+            raise reason  # some other zarr group
+        known = {commit_key(shard) for shard in self._table.shards}
         for key in keys:
             if key.startswith(f"{COMMITS}/") and not key.endswith(PARTIAL_SUFFIX):
-                raw = self.location.get(key) or b""
                 if key not in known:
-                    raise IdentityError(f"{self.location}: {key} belongs to another plan")
-                commits.parse(raw, known[key], manifest, str(self.location))
+                    raise IdentityError(
+                        f"{self.location}: {key} belongs to another plan; choose another location"
+                    )
+                self._check_adoptable_commit(key, manifest)
+
+    def _check_adoptable_commit(self, key: str, manifest: Manifest) -> None:
+        what = f"{self.location}/{key}"
+        try:
+            body = commits.unframe(self.location.get(key) or b"", what)
+        except FormatError:
+            return  # whose it was cannot be told; a check finds it once there is a root again
+        check_version(body, what)
+        if body.get("cache_id") != manifest.cache_id:
+            raise FormatError(f"{what}: belongs to another cache; choose another location")
 
 
 def _check_arrays(
