@@ -165,18 +165,24 @@ def test_an_unreadable_image_stops_its_shard_alone(
     broken = folder / "images" / "0012.png"
     broken.write_bytes(broken.read_bytes()[:60])
     Image.new("RGB", (10, 10)).save(folder / "images" / "0005.png")
+    # Stored as annotated, but to be shown on its side (EXIF orientation 6).
+    turned = Image.open(folder / "images" / "0033.png")
+    turned.getexif()[0x0112] = 6
+    turned.save(folder / "images" / "0033.png", exif=turned.getexif())
     config = configure(DATASET={"FOLDER": str(folder)})
     assert main(["run", "--config-file", str(config)]) == 1
     said = capsys.readouterr()
     assert str(broken) in said.out and "image 12" in said.out
     assert "expected 64x96" in said.out
+    assert "0033.png: expected 62x92" in said.out and "found 92x62" in said.out
+    assert said.out.count("record ") == 3 == int(said.out.split(" views could not")[0].split()[-1])
     reader = CacheReader(config.with_suffix(""))
     missing = {
         int(image_id)
         for shard in reader.missing()
         for image_id in _images_of(reader, shard.bucket, shard.number)
     }
-    assert {5, 12} <= missing < {image_id for image_id, *_ in IMAGES}
+    assert {5, 12, 33} <= missing < {image_id for image_id, *_ in IMAGES}
 
     shutil.copytree(images_folder, folder, dirs_exist_ok=True)
     assert main(["run", "--config-file", str(config)]) == 0
