@@ -102,9 +102,8 @@ class ViewDataset(Dataset[dict[str, Any]]):
         item, rendered = self._render(draw)
         expected = int(codes.pop("pixels_crc32c"))
         self._pixels.check(expected, rendered, file_name=item["file_name"], view=draw.view)
-        # Tensors travel from worker to trainer through shared memory, arrays through a pipe. The
-        # reader's arrays are read-only, which a tensor cannot be.
-        item["codes"] = {name: torch.from_numpy(array.copy()) for name, array in codes.items()}
+        # Tensors travel from worker to trainer through shared memory, arrays through a pipe.
+        item["codes"] = {name: _tensor(array) for name, array in codes.items()}
         return item
 
 
@@ -182,6 +181,11 @@ def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
             "DATASET.IMAGE_LIST and DATASET.MAX_IMAGES"
         )
     return images
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    # An object store's bytes are read-only, which a tensor cannot be.
+    return torch.from_numpy(np.require(array, requirements="W"))
 
 
 def _ground_truth(image: dict[str, Any], rendered: RenderedView) -> Any:

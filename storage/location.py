@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import LocalStore
@@ -282,6 +283,7 @@ class Location:
                 message = f"{place}: the object store failed: {error.reason}"
                 left = deadline - time.monotonic()
                 if not error.may_pass or left <= 0:
+                    self._reached = False  # what a job does on its way out need not wait again
                     raise StoreAccessError(message) from None
             logger.warning("%s; trying again for %.0f s", message, left)
             time.sleep(_PAUSE_SEC)
@@ -308,25 +310,24 @@ def _check_url(name: str) -> bool:
 
 
 def _read_file(path: str, start: int, end: int) -> memoryview | None:
+    """Read a range of a file, cut at its end, into memory of its own (and so writable)."""
     try:
         file = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        count = min(end, os.fstat(file).st_size) - start
-        parts = []
-        while count > 0:
-            # One read, but for more than 2 GiB or a file that is cut short at this moment.
-            part = os.pread(file, count, start)
-            if not part:
-                break
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
+        count = max(0, min(end, os.fstat(file).st_size) - start)
+        # numpy asks for huge pages: touching fresh memory takes as long as reading it.
+        data = memoryview(np.empty(count, dtype=np.uint8))
+        done = 0
+        # One read, but for more than 2 GiB or a file that is cut short at this moment.
+        while done < count and (read := os.preadv(file, [data[done:]], start + done)):
+            done += read
+        return data[:done]
     except IsADirectoryError:
         return None
     finally:
         os.close(file)
-    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def _file_blocks(path: str, block: int) -> Iterator[memoryview]:

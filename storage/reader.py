@@ -127,7 +127,8 @@ class CacheReader:
         """Read records, all their chunks at once.
 
         Returns:
-            For each record, field name to read-only array of the field's shape and dtype.
+            For each record, field name to array of the field's shape and dtype, in memory that
+            nobody else has; from an object store it is read-only.
 
         Raises:
             IndexError: no such record.

@@ -1,15 +1,11 @@
 """A real S3 server on this machine, for the tests: started, killed and started again."""
 
-import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 BUCKET = "caches"
@@ -30,6 +26,7 @@ class S3Server:
         self._folder = folder
         self._ports = dict(zip(_PARTS, _free_ports(len(_PARTS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_started = False
 
     @property
     def endpoint(self) -> str:
@@ -48,7 +45,7 @@ class S3Server:
         }
 
     def start(self) -> None:
-        """Start it, and wait until the bucket answers."""
+        """Start it, and wait until objects can be put, and those from before be read."""
         program = find_program()
         assert program is not None
         command = [
@@ -64,39 +61,36 @@ class S3Server:
         self._wait()
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """End it if it runs."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, number: int) -> None:
-        if self._process is None:
-            return
-        process, self._process = self._process, None
-        os.kill(process.pid, number)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
+        """End it at once, as a crash would; nothing happens if it does not run."""
+        if self._process is not None:
+            process, self._process = self._process, None
             process.kill()
             process.wait()
 
     def _wait(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
+        import obstore
+        from obstore.store import S3Store
+
+        config = {name.lower(): value for name, value in self.environment.items()}
+        bucket = S3Store(BUCKET, config=config, retry_config={"max_retries": 0})
+        deadline = time.monotonic() + 120
+        while True:
             assert self._process.poll() is None, (self._folder / "output").read_text()[-2000:]
             try:
-                with urllib.request.urlopen(f"{self.endpoint}/{BUCKET}", timeout=5):
-                    return
-            except urllib.error.HTTPError as error:
-                if error.code == 403:  # there, and asks for a signature
-                    return
-            except OSError:
-                pass
-            time.sleep(0.1)
-        raise TimeoutError(f"{self.endpoint}/{BUCKET} does not answer")
+                # Its parts come up one after the other: the bucket is there before the data is.
+                if not self._has_started:
+                    obstore.put(bucket, "before", b"1")
+                obstore.get(bucket, "before").bytes()
+                obstore.put(bucket, "now", b"1")
+                obstore.delete(bucket, "now")
+            except (obstore.exceptions.BaseError, OSError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                self._has_started = True
+                return
 
 
 def _free_ports(count: int) -> list[int]:
