@@ -93,7 +93,7 @@ def run_drop_views(cache: str, *, keep: int, dry_run: bool, as_json: bool) -> in
         [json.dumps({**asdict(plan), "dry_run": dry_run}, indent=1)] if as_json else plan.lines()
     )
     if not dry_run:
-        drop_views(location, keep)
+        drop_views(location, keep, progress=not as_json)
     if not as_json:
         stay = "view 0 stays" if keep == 1 else f"views 0 to {keep - 1} stay"
         _print([f"{location}: {stay}{'; nothing was changed yet' if dry_run else ''}"])

@@ -14,11 +14,12 @@ two digests say that the work is not done.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from storage.layout import (
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
 from storage.metadata import Root, digest_lines, put_and_sync, read_index, read_root
+from storage.progress import Progress
 
 # What writers put under these folders; anything else there is not ours to remove.
 _OURS = re.compile(
@@ -54,7 +56,7 @@ _OURS = re.compile(
     rf"|({COMMITS}|{INDEX}|{BUCKETS})/.*{re.escape(PARTIAL_SUFFIX)}",
     re.ASCII,
 )
-_REQUESTS = 16
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +106,7 @@ def plan_drop(location: Location, keep: int) -> Drop:
     root, index = _read(location, keep)
     manifest, kept = _kept(root.manifest, index, keep)
     _, objects = seal(manifest, kept)
-    sizes = location.sizes()
-    leftover = _leftover(manifest, kept, objects, sizes)
+    leftover = _leftover(manifest, kept, objects, location.sizes())
     shards = [len(ShardTable(one, manifest.shard_records)) for one in (index, kept)]
     return Drop(
         store=str(location),
@@ -115,12 +116,19 @@ def plan_drop(location: Location, keep: int) -> Drop:
         shards=shards[0] - shards[1],
         unfinished=root.growing,
         num_objects=len(leftover),
-        num_bytes=sum(sizes[key] for key in leftover),
+        num_bytes=sum(leftover.values()),
     )
 
 
-def drop_views(location: str | os.PathLike[str] | Location, keep: int) -> None:
+def drop_views(
+    location: str | os.PathLike[str] | Location, keep: int, progress: bool = False
+) -> None:
     """Remove all views but the first `keep`, or finish an interrupted removal.
+
+    Args:
+        location: of the store.
+        keep: views that stay.
+        progress: show it on stderr.
 
     Raises:
         CacheError: a dump is at work on the store; nothing was changed.
@@ -138,12 +146,13 @@ def drop_views(location: str | os.PathLike[str] | Location, keep: int) -> None:
     put_and_sync(location, objects)
     leftover = _leftover(manifest, kept, objects, location.sizes())
     commits = [key for key in leftover if key.startswith(f"{COMMITS}/")]
-    _delete(location, commits)
-    if location.is_local:
-        # A commit must not outlive its objects, not even where the power fails: a dump that adds
-        # the views again would take the shard for done.
-        os.sync()
-    _delete(location, leftover - set(commits))
+    with Progress("remove", sum(leftover.values()), shown=progress) as bar:
+        _delete(location, {key: leftover.pop(key) for key in commits}, bar)
+        if location.is_local:
+            # A commit must not outlive its objects, not even where the power fails: a dump that
+            # adds the views again would take the shard for done.
+            os.sync()
+        _delete(location, leftover, bar)
     put_and_sync(location, {DIGEST_KEY: digest_lines([new_sha256])})
 
 
@@ -170,13 +179,13 @@ def _kept(manifest: Manifest, index: Index, keep: int) -> tuple[Manifest, Index]
 
 def _leftover(
     manifest: Manifest, index: Index, objects: Mapping[str, bytes], sizes: Mapping[str, int]
-) -> set[str]:
-    """Return the objects of a store that do not belong to this manifest and index."""
+) -> dict[str, int]:
+    """Return the objects of a store, with their sizes, that this manifest and index do not know."""
     known = set(objects)
     for shard in ShardTable(index, manifest.shard_records).shards:
         known.add(commit_key(shard))
         known.update(object_key(shard, field) for field in manifest.fields[shard.bucket])
-    return {key for key in sizes.keys() - known if _OURS.fullmatch(key)}
+    return {key: sizes[key] for key in sizes.keys() - known if _OURS.fullmatch(key)}
 
 
 def _refuse_work_in_progress(location: Location) -> None:
@@ -199,14 +208,22 @@ def _claim(raw: bytes) -> dict[str, Any]:
     return {}
 
 
-def _delete(location: Location, keys: Iterable[str]) -> None:
-    """Remove objects, and on a local disk the folders that this empties."""
-    keys = sorted(keys)
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        list(pool.map(location.delete, keys))
+def _delete(location: Location, sizes: Mapping[str, int], bar: Progress) -> None:
+    """Remove objects, given with their sizes, and on a local disk the folders that this empties."""
+    ordered = sorted(sizes)
+    for start in range(0, len(ordered), _AT_ONCE):
+        keys = ordered[start : start + _AT_ONCE]
+        location.delete_many(keys)
+        bar.advance(sum(sizes[key] for key in keys))
     if not location.is_local:
         return
-    folders = {folder for key in keys for folder in Path(key).parents if folder.name}
-    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
-        with suppress(OSError):  # not empty
-            (Path(location.name) / folder).rmdir()
+    folders = {folder for key in sizes for folder in Path(key).parents if folder.name}
+    deepest_first = sorted(folders, key=lambda folder: -len(folder.parts))
+    with ThreadPoolExecutor(16) as pool:
+        for _, level in itertools.groupby(deepest_first, key=lambda folder: len(folder.parts)):
+            list(pool.map(_remove_if_empty, (Path(location.name) / folder for folder in level)))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

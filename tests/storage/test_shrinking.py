@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,16 @@ def drop_with_a_kill(
             step()
             location.put(key, data)
 
-    def delete(self: Location, key: str, really: Callable[..., None] = Location.delete) -> None:
-        step()
-        really(self, key)
+    really_delete = Location.delete_many
+
+    def delete_one_by_one(self: Location, keys: Sequence[str]) -> None:
+        for key in keys:
+            step()
+            really_delete(self, [key])
 
     with monkeypatch.context() as patch:
         patch.setattr("storage.shrinking.put_and_sync", put_one_by_one)
-        patch.setattr(Location, "delete", delete)
-        patch.setattr("storage.shrinking._REQUESTS", 1)
+        patch.setattr(Location, "delete_many", delete_one_by_one)
         try:
             drop_views(store, keep)
         except Kill:
