@@ -128,6 +128,7 @@ class TeacherConfig:
     node: ClassVar[str] = "TEACHER"
     SOURCES: ClassVar[tuple[str, ...]] = ("cache", "live", "none")
     PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    INHERITED: ClassVar[tuple[str, ...]] = ("none", "head")
 
     # The teacher's own YAML, relative to the file that states it; or model_zoo://NAME, one of
     # those that detectron2 ships.
@@ -140,6 +141,9 @@ class TeacherConfig:
     batch: int = 8
     # Arithmetic of the teacher's forward.
     precision: str = "float32"
+    # What the student starts with of the teacher's weights, where shapes agree: nothing, or the
+    # tensors of its head.
+    inherit: str = "none"
 
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
@@ -148,6 +152,7 @@ class TeacherConfig:
         rules.choice("source", self.SOURCES)
         rules.integer("batch", at_least=1)
         rules.choice("precision", self.PRECISIONS)
+        rules.choice("inherit", self.INHERITED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +231,7 @@ class GidConfig:
     MODES: ClassVar[tuple[str, ...]] = ("all", "pos", "semi_pos", "neg")
     ADAPTATIONS: ClassVar[tuple[str, ...]] = ("conv3x3", "conv1x1", "none")
     SCOPES: ClassVar[tuple[str, ...]] = ("batch", "image")
+    COUNTS: ClassVar[tuple[str, ...]] = ("rank", "global")
 
     # per_class: max over classes of |P_t - P_s| (the paper); max: |max P_t - max P_s|.
     score: str = "per_class"
@@ -257,6 +263,9 @@ class GidConfig:
     response_reg_weight: float = 1.0
     # Beta of its smooth L1; 0 is plain L1.
     response_reg_beta: float = 0.0
+    # What losses are divided by, the detector's own included: counts of the rank's images, as in
+    # stock detectron2, or of all ranks' images, so that any number of ranks trains alike.
+    counts: str = "rank"
     # Iterations over which all four weights rise linearly from zero; 0: none.
     warmup_iters: int = 0
 
@@ -277,6 +286,7 @@ class GidConfig:
         rules.number("response_cls_weight")
         rules.number("response_reg_weight")
         rules.number("response_reg_beta")
+        rules.choice("counts", self.COUNTS)
         rules.integer("warmup_iters", at_least=0)
         if self.pre_nms < self.top_k:
             raise rules.refuse("pre_nms", f"at least GID.TOP_K {self.top_k}")

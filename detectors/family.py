@@ -60,13 +60,27 @@ class DetectorFamily(Protocol):
         ...
 
     def losses(
-        self, model: nn.Module, outputs: DenseOutputs, labels: Tensor, boxes: list[Tensor]
+        self,
+        model: nn.Module,
+        outputs: DenseOutputs,
+        labels: Tensor,
+        boxes: list[Tensor],
+        *,
+        global_counts: bool = False,
     ) -> dict[str, Tensor]:
-        """The detector's own losses on what `assign` gave, exactly as stock training has them."""
+        """The detector's own losses on what `assign` gave, exactly as stock training has them.
+
+        With `global_counts` they are normalised by what all ranks count together, so that their
+        mean over the ranks is the loss of all images; every rank must call this.
+        """
         ...
 
     def detections(self, model: nn.Module, outputs: DenseOutputs) -> list[Instances]:
         """Final boxes in pixels of the view, as stock inference has them; changes nothing."""
+        ...
+
+    def head(self, model: nn.Module) -> nn.Module:
+        """The part behind the pyramid, which depends on channels and classes alone."""
         ...
 
     def matcher(self, model: nn.Module) -> Matcher:

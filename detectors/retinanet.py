@@ -17,11 +17,13 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor
+from detectron2.utils import comm
+from torch import Tensor, nn
 
 from storage import Geometry
 
 from .outputs import DenseOutputs
+from .ranks import mean_over_ranks
 
 # Settings of MODEL.RETINANET that act in training alone: two teachers that differ in them, but
 # not in their weights, compute the same outputs.
@@ -34,6 +36,8 @@ _TRAINING_ONLY = (
     "PRIOR_PROB",
     "SMOOTH_L1_LOSS_BETA",
 )
+# Where detectron2 begins the running average of positive anchors that losses are divided by.
+_INITIAL_NORMALIZER = 100
 
 
 class RetinaNetFamily:
@@ -109,14 +113,25 @@ class RetinaNetFamily:
         return torch.stack(labels), boxes
 
     def losses(
-        self, model: RetinaNet, outputs: DenseOutputs, labels: Tensor, boxes: list[Tensor]
+        self,
+        model: RetinaNet,
+        outputs: DenseOutputs,
+        labels: Tensor,
+        boxes: list[Tensor],
+        *,
+        global_counts: bool = False,
     ) -> dict[str, Tensor]:
         """See `DetectorFamily`."""
+        average = getattr(model, "loss_normalizer", _INITIAL_NORMALIZER)
         # RetinaNet.losses concatenates the levels: one list entry for all of them gives the same
         # sums without a second copy of the logits.
-        return model.losses(
+        found = model.losses(
             [Boxes(outputs.anchors)], [outputs.logits], list(labels), [outputs.deltas], boxes
         )
+        if global_counts:
+            factor = _count_globally(model, labels, average)
+            found = {name: loss * factor for name, loss in found.items()}
+        return found
 
     def detections(self, model: RetinaNet, outputs: DenseOutputs) -> list[Instances]:
         """See `DetectorFamily`."""
@@ -134,6 +149,10 @@ class RetinaNetFamily:
             results.append(detector_postprocess(found, *size))
         return results
 
+    def head(self, model: RetinaNet) -> nn.Module:
+        """See `DetectorFamily`."""
+        return model.head
+
     def matcher(self, model: RetinaNet) -> Matcher:
         """See `DetectorFamily`."""
         return model.anchor_matcher
@@ -141,6 +160,26 @@ class RetinaNetFamily:
     def box_transform(self, model: RetinaNet) -> Box2BoxTransform:
         """See `DetectorFamily`."""
         return model.box2box_transform
+
+
+def _count_globally(model: RetinaNet, labels: Tensor, average: float) -> float:
+    """Redo the update of the loss normaliser with the positive anchors of all ranks.
+
+    Args:
+        model: has just normalised its losses by its own positives.
+        labels: (N, R), as `assign` gives them.
+        average: the normaliser before that.
+
+    Returns:
+        What its losses are to be multiplied by.
+    """
+    own = model.loss_normalizer
+    positives = ((labels >= 0) & (labels != model.num_classes)).sum().float()
+    ranks = comm.get_world_size()
+    total = mean_over_ranks(positives).item() * ranks
+    model.loss_normalizer = average
+    together = model._ema_update("loss_normalizer", max(total, 1), _INITIAL_NORMALIZER)
+    return own * ranks / together
 
 
 def _stride(feature_name: str) -> int:

@@ -57,26 +57,47 @@ class Distiller(nn.Module):
         """Losses by name in training; detections, as the detector gives them, otherwise."""
         if not self.training:
             return self.detector(batch)
-        images = self._family.preprocess(self.detector, batch)
-        outputs = self._family.run(self.detector, images)
-        targets = [x["instances"].to(images.tensor.device) for x in batch]
+        outputs = self.run_student(batch)
+        targets = [x["instances"].to(outputs.logits.device) for x in batch]
         labels, boxes = self._family.assign(self.detector, outputs, targets)
-        losses = self._family.losses(self.detector, outputs, labels, boxes)
+        losses = self._family.losses(
+            self.detector,
+            outputs,
+            labels,
+            boxes,
+            global_counts=self._gid.counts == "global",
+        )
         if self._source is not None:
             losses.update(self._distillation_losses(batch, outputs, labels, targets))
         return losses
 
-    def _distillation_losses(
+    def run_student(self, batch: list[dict[str, Any]]) -> DenseOutputs:
+        """The student's outputs for the loader's items."""
+        return self._family.run(self.detector, self._family.preprocess(self.detector, batch))
+
+    def general_instances(
+        self, teacher: TeacherBatch, outputs: DenseOutputs
+    ) -> list[GeneralInstances]:
+        """GISM on teacher and student: the GIs of each image, of all kinds."""
+        return select(
+            teacher,
+            outputs.logits,
+            outputs.deltas,
+            anchors=outputs.anchors,
+            image_sizes=outputs.image_sizes,
+            box_transform=self._family.box_transform(self.detector),
+            config=self._gid,
+        )
+
+    def losses_at(
         self,
-        batch: list[dict[str, Any]],
+        instances: list[GeneralInstances],
+        teacher: TeacherBatch,
         outputs: DenseOutputs,
-        labels: Tensor,
-        targets: list[Instances],
+        *,
+        warmup: float = 1.0,
     ) -> dict[str, Tensor]:
-        """GISM on teacher and student, then the losses at its boxes."""
-        assert self._source is not None
-        teacher = self._source.outputs(batch, outputs.level_sizes, outputs.logits.device)
-        instances = self._select(teacher, outputs, labels, targets)
+        """The weighted distillation losses at GIs, see `gid_losses`."""
         matcher = self._family.matcher(self.detector)
         return gid_losses(
             config=self._gid,
@@ -88,26 +109,20 @@ class Distiller(nn.Module):
             student_deltas=outputs.deltas,
             adaptation=self.adaptation,
             pooler=self._pooler,
-            warmup=warmup_factor(get_event_storage().iter, self._gid.warmup_iters),
+            warmup=warmup,
         )
 
-    def _select(
+    def _distillation_losses(
         self,
-        teacher: TeacherBatch,
+        batch: list[dict[str, Any]],
         outputs: DenseOutputs,
         labels: Tensor,
         targets: list[Instances],
-    ) -> list[GeneralInstances]:
-        """General instances of the configured mode; logs how many of which kind there were."""
-        instances = select(
-            teacher,
-            outputs.logits,
-            outputs.deltas,
-            anchors=outputs.anchors,
-            image_sizes=outputs.image_sizes,
-            box_transform=self._family.box_transform(self.detector),
-            config=self._gid,
-        )
+    ) -> dict[str, Tensor]:
+        """GISM on teacher and student, then the losses at the boxes of the configured mode."""
+        assert self._source is not None
+        teacher = self._source.outputs(batch, outputs.level_sizes, outputs.logits.device)
+        instances = self.general_instances(teacher, outputs)
         kinds = kinds_of(
             instances,
             labels,
@@ -117,4 +132,9 @@ class Distiller(nn.Module):
         storage = get_event_storage()
         for kind, count in count_kinds(kinds).items():
             storage.put_scalar(f"gid/num_{kind}", count / len(targets))
-        return filter_by_mode(instances, kinds, self._gid.mode)
+        return self.losses_at(
+            filter_by_mode(instances, kinds, self._gid.mode),
+            teacher,
+            outputs,
+            warmup=warmup_factor(storage.iter, self._gid.warmup_iters),
+        )

@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
 from configs.schema import GidConfig
+from detectors.ranks import mean_over_ranks
 from stage2_distill.adaptation import Adaptation
 from stage2_distill.gism import GeneralInstances
 from stage2_distill.pooling import GiPooler
@@ -46,7 +47,9 @@ def gid_losses(
     """Compute the weighted distillation losses of a batch.
 
     Args:
-        config: weights, relation scope and beta.
+        config: weights, relation scope, counts and beta. With global counts every rank must call
+            this, and the mean over the ranks is the loss of all images (for the relation loss:
+            with the scope `image`).
         teacher: the teacher's outputs on the batch's grid.
         instances: the GIs of each of the N images.
         assigned: (N, R) bool, anchors of the response loss, from `assign_anchors` or the
@@ -69,11 +72,21 @@ def gid_losses(
     student_rois = pooler(adapted, boxes)
     counts = [len(found) for found in instances]
     groups = counts if config.relation_scope == "image" else [sum(counts)]
+    numbers = torch.stack([assigned.new_tensor(sum(counts), dtype=torch.float32), assigned.sum()])
+    if config.counts == "global":
+        numbers = mean_over_ranks(numbers)
+    num_instances, num_assigned = numbers.unbind()
     classification, regression = response_loss(
-        student_logits, student_deltas, teacher, assigned, beta=config.response_reg_beta
+        student_logits,
+        student_deltas,
+        teacher,
+        assigned,
+        beta=config.response_reg_beta,
+        count=num_assigned,
     )
+    feature = feature_loss(student_rois, teacher_rois, count=num_instances)
     terms = {
-        "feature": (config.feature_weight, feature_loss(student_rois, teacher_rois)),
+        "feature": (config.feature_weight, feature),
         "relation": (config.relation_weight, relation_loss(student_rois, teacher_rois, groups)),
         "response_cls": (config.response_cls_weight, classification),
         "response_reg": (config.response_reg_weight, regression),
@@ -115,20 +128,24 @@ def assign_anchors(
     return assigned
 
 
-def feature_loss(student_rois: Tensor, teacher_rois: Tensor) -> Tensor:
+def feature_loss(
+    student_rois: Tensor, teacher_rois: Tensor, *, count: Tensor | None = None
+) -> Tensor:
     """Squared difference summed over channels, averaged over GIs and cells (equation 5).
 
     Args:
         student_rois: (G, C, r, r), adapted to the teacher's channels.
         teacher_rois: (G, C, r, r).
+        count: scalar to divide by in place of G.
 
     Returns:
         Scalar; zero without GIs.
     """
     student, teacher = _precise(student_rois), _precise(teacher_rois)
     _check_same(student, teacher)
-    cells = student.shape[0] * student.shape[2] * student.shape[3]
-    return F.mse_loss(student, teacher, reduction="sum") / max(1, cells)
+    cells = student.shape[2] * student.shape[3]
+    total = F.mse_loss(student, teacher, reduction="sum")
+    return total / (_divisor(len(student), count) * cells)
 
 
 def relation_loss(student_rois: Tensor, teacher_rois: Tensor, groups: Sequence[int]) -> Tensor:
@@ -169,6 +186,7 @@ def response_loss(
     assigned: Tensor,
     *,
     beta: float,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pull the student's head towards the teacher's at the assigned anchors (equations 8 and 9).
 
@@ -178,6 +196,7 @@ def response_loss(
         teacher: probabilities and deltas.
         assigned: (N, R) bool.
         beta: of the smooth L1 of the deltas; 0 is L1.
+        count: scalar to divide by in place of the number of assigned anchors.
 
     Returns:
         Two scalars: BCE summed over classes and smooth L1 summed over the four deltas, each over
@@ -187,11 +206,16 @@ def response_loss(
     logits, deltas = _precise(_pick(student_logits, rows)), _precise(_pick(student_deltas, rows))
     probabilities = _pick(teacher.probabilities, rows).to(logits.dtype)
     targets = _pick(teacher.deltas, rows).to(deltas.dtype)
-    count = max(1, len(rows))
+    divisor = _divisor(len(rows), count)
     with torch.autocast(logits.device.type, enabled=False):
         classification = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="sum")
         regression = F.smooth_l1_loss(deltas, targets, reduction="sum", beta=beta)
-    return classification / count, regression / count
+    return classification / divisor, regression / divisor
+
+
+def _divisor(own: int, count: Tensor | None) -> Tensor | float:
+    """The count, but never zero: then there is nothing to divide. A mean may be below one."""
+    return max(1, own) if count is None else torch.where(count > 0, count, 1.0)
 
 
 def _relation_of_group(student: Tensor, teacher: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
-from configs.loader import settings
-from detectors import export_model, family_of
+from configs.loader import settings, teacher_config
+from detectors import export_model, family_of, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.trainer import Trainer
 
@@ -19,6 +19,7 @@ from .adaptation import Adaptation
 from .data import build_data
 from .distiller import Distiller
 from .gism import KINDS
+from .inherit import inherit_head
 from .pooling import GiPooler
 from .prefetch import DeviceLoader
 from .teacher import open_teacher
@@ -51,6 +52,8 @@ class DistillTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         # All of this is checked before any model is built.
         self._teacher = open_teacher(cfg)
+        if settings(cfg).teacher.inherit == "head":
+            weights_path(teacher_config(cfg).MODEL.WEIGHTS)
         self._data = build_data(cfg, self._teacher.reader if self._teacher else None)
         super().__init__(cfg)
 
@@ -84,7 +87,10 @@ class DistillTrainer(Trainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""
+        anew = not (resume and self.checkpointer.has_checkpoint())
         super().resume_or_load(resume=resume)
+        if anew and settings(self.cfg).teacher.inherit == "head":
+            inherit_head(self.detector, family_of(self.cfg), teacher_config(self.cfg))
         self._data.sampler.first_iter = self.start_iter
 
     def build_writers(self) -> list[EventWriter]:

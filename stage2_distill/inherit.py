@@ -1,0 +1,52 @@
+"""Warm start: the teacher's head as the student's first one (the inheriting strategy)."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from detectors import DetectorFamily, family_of, load_model
+
+logger = logging.getLogger(__name__)
+
+
+def inherit_head(student: nn.Module, family: DetectorFamily, teacher_cfg: CfgNode) -> list[str]:
+    """Copy every tensor of the teacher's head into the student's that has its name and shape.
+
+    Args:
+        student: is modified.
+        family: of the student.
+        teacher_cfg: the teacher's config; its weights are read on the CPU.
+
+    Returns:
+        Names of what was copied, within the head.
+
+    Raises:
+        FileNotFoundError: the teacher's weights are not here.
+        ValueError: nothing fits.
+    """
+    teacher_cfg = teacher_cfg.clone()
+    teacher_cfg.defrost()
+    teacher_cfg.MODEL.DEVICE = "cpu"
+    theirs = family_of(teacher_cfg).head(load_model(teacher_cfg)).state_dict()
+    head = family.head(student)
+    ours = head.state_dict()
+    fitting = {k: v for k, v in theirs.items() if k in ours and ours[k].shape == v.shape}
+    rest = [
+        f"{name}: student {tuple(tensor.shape)}, teacher "
+        + (f"{tuple(theirs[name].shape)}" if name in theirs else "has none")
+        for name, tensor in ours.items()
+        if name not in fitting
+    ]
+    if not fitting:
+        raise ValueError(
+            f"TEACHER.INHERIT head: no tensor of the teacher's head fits the student's: "
+            f"{'; '.join(rest)}; give both the same FPN.OUT_CHANNELS, or set TEACHER.INHERIT none"
+        )
+    head.load_state_dict({**ours, **fitting})
+    logger.info("copied from the teacher's head: %s", ", ".join(fitting))
+    if rest:
+        logger.info("not copied, shapes differ: %s", "; ".join(rest))
+    return list(fitting)
