@@ -2,6 +2,10 @@
 
 stage1_dump.plan      annotations -> records with bucket and slot
 stage1_dump.prepare   config -> everything that is known before the teacher is loaded
+stage1_dump.estimate  what a dump would write: objects, bytes, time
+stage1_dump.existing  what lies at CACHE.LOCATION already, and whether it is the planned cache
 stage1_dump.dump      the job, and the way of the data through it
 stage1_dump.status    how far a dump is
+stage1_dump.check     the teacher run again on a sample, compared with what is stored
+stage1_dump.evaluate  the teacher's COCO AP, computed from its stored boxes
 """

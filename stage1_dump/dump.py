@@ -28,7 +28,7 @@ from storage import CacheWriter, ClaimLostError, Geometry, ShardId
 
 from .arrays import ShardArrays
 from .errors import DumpError
-from .existing import require_same_cache
+from .existing import note_annotations, require_same_cache
 from .feed import ShardFeed
 from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
@@ -106,6 +106,7 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
         profile = Profile(device if profiled else None)
         with RunLog(writer, rank) as log, Claims(writer, rank.owner) as claims:
             log.note_config(cfg.dump())
+            note_annotations(prepared, writer)
             job = DumpJob(
                 prepared, teacher, writer, claims, rank, log, profile, cfg.DATALOADER.NUM_WORKERS
             )

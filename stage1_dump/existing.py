@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.changes import changed_images
+from dataset.annotations import annotations_digest
+from dataset.changes import ANNOTATIONS_NOTE, changed_annotations, changed_images
 from detectors.fingerprint import config_fingerprint
-from storage import CacheReader, FormatError, IdentityError
+from storage import (
+    CacheError,
+    CacheReader,
+    CacheWriter,
+    FormatError,
+    IdentityError,
+    read_logs,
+)
 from storage.canonical import differences
 from storage.layout import BUCKETS
 
 from .prepare import Prepared
 from .status import Status, read_status
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +76,20 @@ def require_same_cache(prepared: Prepared) -> None:
     if found:
         lines = "".join(f"\n  {one}" for one in found)
         raise IdentityError(f"{reader.location} is another cache than the one asked for:{lines}")
+
+
+def note_annotations(prepared: Prepared, writer: CacheWriter) -> None:
+    """Leave the digest of the annotation file in the log; warn if it is another one by now."""
+    try:
+        notes = read_logs(prepared.settings.cache.location)
+        if ANNOTATIONS_NOTE not in notes:
+            digest = annotations_digest(prepared.annotations)
+            writer.write_log(ANNOTATIONS_NOTE, {"sha256": digest})
+        warning = changed_annotations(notes, prepared.annotations)
+    except (CacheError, OSError) as error:
+        warning = f"the annotations were not compared with the log: {error}"
+    if warning:
+        logger.warning("%s", warning)
 
 
 def _differences(prepared: Prepared, reader: CacheReader) -> list[str]:

@@ -38,6 +38,7 @@ class Prepared:
     Attributes:
         settings: our own config nodes.
         teacher_cfg: the teacher's config.
+        annotations: the file that names the images.
         images: the planned images.
         image_root: folder that holds them.
         index: the plan.
@@ -48,6 +49,7 @@ class Prepared:
 
     settings: Settings
     teacher_cfg: CfgNode
+    annotations: str
     images: ImageTable
     image_root: str
     index: Index
@@ -107,6 +109,7 @@ def prepare(cfg: CfgNode) -> Prepared:
     return Prepared(
         settings=ours,
         teacher_cfg=teacher_cfg,
+        annotations=annotations,
         images=images,
         image_root=image_root,
         index=index,

@@ -11,13 +11,13 @@ from detectron2.config import CfgNode
 
 from configs.loader import settings, teacher_config
 from dataset.annotations import ImageTable, dataset_fingerprint
-from dataset.changes import changed_images
+from dataset.changes import changed_annotations, changed_images
 from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
 from detectors import config_fingerprint, family_of, load_model
 from detectors.fingerprint import tensors_sha256
-from storage import CacheReader, get_preset
+from storage import CacheReader, get_preset, read_logs
 from storage.canonical import differences
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,10 @@ def open_cache(cfg: CfgNode) -> CacheReader:
             f"{location} is incomplete: {len(missing)} shards are missing, the first is "
             f"{missing[0]}; finish it with: python -m stage1_dump run --config-file ..."
         )
+    (dataset,) = cfg.DATASETS.TRAIN
+    warning = changed_annotations(read_logs(location), locate(dataset)[0])
+    if warning:
+        logger.warning("%s", warning)
     return reader
 
 

@@ -1,5 +1,6 @@
 """A cache that does not fit is refused before a model is built, by field and with both values."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -85,6 +86,20 @@ def test_without_the_weights_at_hand_the_teacher_is_checked_by_its_config(
     with caplog.at_level(logging.INFO):
         check(configure(TEACHER={"WEIGHTS": weights}))
     assert "checked by its config alone" in caplog.text
+
+
+def test_annotations_that_changed_beside_the_images_are_a_warning(
+    configure: Configure, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(configure())
+    assert "not the file that the cache was dumped with" not in caplog.text
+    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
+    path = data / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"].pop()
+    path.write_text(json.dumps(content))
+    check(configure(DATASET={"FOLDER": str(data)}))
+    assert f"{path} is not the file that the cache was dumped with" in caplog.text
 
 
 def test_an_incomplete_cache_is_refused_with_the_command_that_finishes_it(
