@@ -1,0 +1,276 @@
+"""Speed of stage 1: what a dump costs beyond the teacher's forward, and how it scales with ranks.
+
+Side by side, in alternating rounds, over the same records (medians count):
+
+- *forward*: `Teacher.run` alone, on views that are in memory already: normalise, pad, backbone and
+  head. Everything else of a dump is on top: reading, rendering, final boxes, encoding, claims,
+  compressing, writing, syncing, reading back, committing.
+- *dump*: one rank, from its first claim to its last commit; loading the teacher is left out, as it
+  is paid once for a whole data set.
+- *two ranks*: the same dump by two ranks, from the first claim of either to the last commit.
+
+The teacher is the shipped ResNet-101 RetinaNet of 80 classes with seeded weights, its scores spread
+so that some hundred boxes pass the threshold; views of 320 px, synthetic images of 640 px, preset
+`balanced`. On a CPU every rank has one core, its image worker and its writers included, and one
+thread of arithmetic: ranks then are as many as cores, as in a real dump. The plan of COCO's size
+(`benchmarks/plan_speed.py`) is measured at the end. The exit code is 0 only if all is reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors import export_model, family_of
+
+from . import plan_speed
+from .rows import Row, print_table, write_json
+
+OVERHEAD_LIMIT = {"cpu": 1.15, "cuda": 1.10}
+EFFICIENCY_LIMIT = 0.9
+
+TEACHER = Path(__file__).parent.parent / "configs/teacher/retinanet_r101_1x.yaml"
+# Of the logits. With the detector's prior of 0.01, about a thousand scores in two million then
+# pass the threshold of 0.05, as with a trained teacher.
+_LOGIT_STD = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """When a piece of work began and ended, seconds of the monotonic clock, and its profile."""
+
+    start: float
+    end: float
+    profile: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured: a folder to work in, records, side of the views in pixels, device."""
+
+    folder: Path
+    images: int
+    size: int
+    batch: int
+    device: str
+
+    @property
+    def config(self) -> Path:
+        """The config of the dump."""
+        return self.folder / "dump.yaml"
+
+
+def measure(setting: Setting, rounds: int) -> list[Row]:
+    """Measure in alternating rounds; prints each, and the profile of the last dump."""
+    prepare(setting)
+    forward, dump, together = [], [], []
+    with_two = setting.device == "cpu" or torch.cuda.device_count() > 1
+    for number in range(rounds):
+        forward.append(_in_processes(_forward, setting, 1)[0])
+        dump.append(_in_processes(_dump, setting, 1)[0])
+        line = f"round {number + 1}: forward {forward[-1].seconds:.1f} s"
+        line += f", dump {dump[-1].seconds:.1f} s"
+        if with_two:
+            ranks = _in_processes(_dump, setting, 2)
+            start, end = min(one.start for one in ranks), max(one.end for one in ranks)
+            together.append(Spent(start=start, end=end))
+            line += f", two ranks {together[-1].seconds:.1f} s"
+        print(line, flush=True)
+    print(dump[-1].profile)
+    median = [statistics.median(one.seconds for one in runs) for runs in (forward, dump)]
+    rows = [
+        Row(
+            name="dump time / forward time",
+            value=median[1] / median[0],
+            limit=OVERHEAD_LIMIT[setting.device],
+        )
+    ]
+    if with_two:
+        two = statistics.median(one.seconds for one in together)
+        rows.append(
+            Row(
+                name="efficiency of two ranks",
+                value=median[1] / (2 * two),
+                limit=EFFICIENCY_LIMIT,
+                at_least=True,
+            )
+        )
+    else:
+        print("one GPU: two ranks are not measured")
+    return rows
+
+
+def prepare(setting: Setting) -> None:
+    """Write images, teacher and config."""
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    write_synthetic(
+        setting.folder / "data", SyntheticConfig(train=setting.images, val=1, size=2 * setting.size)
+    )
+    _in_processes(_write_teacher, setting, 1)
+    content: dict[str, Any] = {
+        "VERSION": 2,
+        "MODEL": {"DEVICE": setting.device},
+        "DATASET": {"FOLDER": str(setting.folder / "data")},
+        "DATASETS": {"TRAIN": ["folder_train"]},
+        "DATALOADER": {"NUM_WORKERS": 1},
+        "VIEWS": {"SCALES": [setting.size], "MAX_SIZE": 2 * setting.size},
+        "TEACHER": {
+            "CONFIG": str(TEACHER),
+            "WEIGHTS": str(setting.folder / "teacher.pth"),
+            "BATCH": setting.batch,
+        },
+        "CACHE": {"LOCATION": str(setting.folder / "cache"), "SHARD_RECORDS": setting.batch},
+    }
+    setting.config.write_text(yaml.safe_dump(content))
+
+
+def _in_processes(work: Any, setting: Setting, count: int) -> list[Any]:
+    """Run `work(setting, rank, count)` in new processes at the same time; return their results.
+
+    Each has its own settings of PyTorch, its own CUDA context, and on a CPU its own core.
+    """
+    context = get_context("spawn")
+    pairs = [context.Pipe(duplex=False) for _ in range(count)]
+    processes = [
+        context.Process(target=_run, args=(work, setting, rank, count, pairs[rank][1]))
+        for rank in range(count)
+    ]
+    shutil.rmtree(setting.folder / "cache", ignore_errors=True)
+    for process in processes:
+        process.start()
+    for _, ours in pairs:
+        ours.close()
+    try:
+        return [results.recv() for results, _ in pairs]
+    except EOFError:
+        raise RuntimeError(f"{work.__name__.strip('_')}: a process failed, see above") from None
+    finally:
+        for process in processes:
+            process.join()
+
+
+def _run(work: Any, setting: Setting, rank: int, count: int, results: Connection) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+    if setting.device == "cpu":
+        cores = sorted(os.sched_getaffinity(0))
+        # The last core for one rank: the first is where machines do their own work.
+        os.sched_setaffinity(0, {cores[-1 - rank % len(cores)]})
+    torch.set_num_threads(1)
+    results.send(work(setting, rank, count))
+
+
+def _write_teacher(setting: Setting, rank: int, count: int) -> None:
+    """Write the shipped teacher with seeded weights of the sizes that training gives them."""
+    from detectron2.data.detection_utils import read_image
+    from detectron2.modeling import build_model
+
+    from configs.loader import load_config
+
+    cfg = load_config(str(TEACHER), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    for name, buffer in model.named_buffers():
+        # Small residual branches keep a hundred untrained layers from growing without bounds.
+        if name.endswith("conv3.norm.weight"):
+            buffer.fill_(0.2)
+    image = next((setting.folder / "data" / "images").glob("train_*"))
+    sample = torch.from_numpy(read_image(str(image), "BGR").copy()).permute(2, 0, 1)
+    with torch.no_grad():
+        images = model.preprocess_image([{"image": sample}])
+        outputs = family_of(cfg).run(model, images)
+        model.head.cls_score.weight.mul_(_LOGIT_STD / outputs.logits.std())
+    export_model(model, setting.folder / "teacher.pth")
+
+
+def _forward(setting: Setting, rank: int, count: int) -> Spent:
+    """The teacher's forward alone, over the batches of the dump, rendered before."""
+    from configs.loader import load_config
+    from stage1_dump.images import RecordImages, RenderedRecord
+    from stage1_dump.numerics import fixed_numerics
+    from stage1_dump.prepare import prepare as prepare_dump
+    from stage1_dump.ranks import current_rank, pick_device
+    from stage1_dump.teacher import load_teacher
+    from storage.index import ShardTable
+
+    cfg = load_config(str(setting.config))
+    prepared = prepare_dump(cfg)
+    device = pick_device(cfg.MODEL.DEVICE, current_rank(os.environ))
+    with fixed_numerics(prepared.settings.teacher, device):
+        teacher = load_teacher(
+            prepared.teacher_cfg, device, precision="float32", preset=prepared.preset
+        )
+        views = RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg)
+        table = ShardTable(prepared.index, prepared.shard_records)
+        batches = []
+        for shard in table.shards:
+            rendered = [views[record] for record in table.records_of(shard).tolist()]
+            batches.append([one.image for one in rendered if isinstance(one, RenderedRecord)])
+        if device.type == "cuda":
+            teacher.run(batches[0])
+        start = time.monotonic()
+        for batch in batches:
+            teacher.run(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        return Spent(start=start, end=time.monotonic())
+
+
+def _dump(setting: Setting, rank: int, count: int) -> Spent:
+    """The dump, as one of `count` ranks."""
+    from configs.loader import load_config
+    from stage1_dump.dump import run
+
+    report = run(load_config(str(setting.config)))
+    end = time.monotonic()
+    return Spent(start=end - report.elapsed_sec, end=end, profile=str(report.shares))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table; 0 only if every number is reached."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dump", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--images", type=int, default=48, help="records of a dump, default: 48")
+    parser.add_argument("--size", type=int, default=320, help="side of the views, default: 320 px")
+    parser.add_argument("--batch", type=int, default=2, help="views in a forward, default: 2")
+    parser.add_argument("--device", choices=tuple(OVERHEAD_LIMIT), default="cpu")
+    parser.add_argument("--no-plan", action="store_true", help="leave the plan of COCO out")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="gid-dump-") as folder:
+        setting = Setting(
+            folder=Path(folder),
+            images=args.images,
+            size=args.size,
+            batch=args.batch,
+            device=args.device,
+        )
+        rows = measure(setting, args.rounds)
+        if not args.no_plan:
+            rows += plan_speed.measure(Path(folder) / "plan")
+    print_table(rows)
+    if args.json:
+        write_json(rows, args.json)
+    return 0 if all(row.reached for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
