@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format benchmarks clean
+.PHONY: help setup demo test faults lint format benchmarks clean
 
 help:
 	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html"
 	@echo "make test                all tests"
+	@echo "make faults              damage, kills and races of the cache, a thousand and more; minutes"
 	@echo "make benchmarks          what the numbers in the README come from; half an hour and more"
 	@echo "make lint                ruff and mypy"
 	@echo "make format              ruff, changing the files"
@@ -24,6 +25,11 @@ demo: setup
 
 test: setup
 	$(VENV) -m pytest tests
+
+# The tests of these files in full; make test runs a few of each kind.
+faults: setup
+	FULL_FAULTS=1 $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
+		tests/storage/test_crash.py tests/storage/test_at_work.py
 
 benchmarks: setup
 	$(VENV) -m benchmarks.accuracy

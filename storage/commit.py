@@ -26,6 +26,8 @@ _FRAME = len(_MIDDLE) + 64 + len(_TAIL)
 
 # zstd never expands a chunk by more than this (its own bound, rounded up).
 _ZSTD_SLACK = 1 << 10
+# Nor does it pack more than 128 KiB into 4 bytes: a short chunk cannot ask for a lot of memory.
+_ZSTD_MOST_SAVED = 16
 
 MAX_OBJECT_BYTES = 1 << 48
 
@@ -202,6 +204,7 @@ def _chunk_tables(
 def _lengths(field: Field) -> tuple[int, int]:
     """Return the least and the most bytes that a chunk of a field can have."""
     if field.compression:
+        least = 1 + (field.num_bytes >> _ZSTD_MOST_SAVED)
         most = field.num_bytes + field.num_bytes // 128 + _ZSTD_SLACK
-        return CRC_BYTES + 1, CRC_BYTES + most
+        return CRC_BYTES + least, CRC_BYTES + most
     return CRC_BYTES + field.num_bytes, CRC_BYTES + field.num_bytes

@@ -11,7 +11,7 @@ import numpy as np
 
 from storage import canonical
 from storage.layout import CLAIMS, LOG, commit_key, object_key
-from storage.location import REMOTE_BLOCK, Location
+from storage.location import LOCAL_BLOCK, REMOTE_BLOCK, Location
 from storage.manifest import Manifest
 from storage.reader import CacheReader
 from storage.schema import Field
@@ -120,10 +120,13 @@ def _differing_keys(first: Location, second: Location) -> Iterator[str]:
 
 def _same_bytes(first: Location, second: Location, key: str) -> bool:
     # Left to themselves, a local and a remote store read in blocks of different sizes.
-    blocks = zip(
-        first.read_blocks(key, REMOTE_BLOCK), second.read_blocks(key, REMOTE_BLOCK), strict=False
+    block = LOCAL_BLOCK if first.is_local and second.is_local else REMOTE_BLOCK
+    blocks = zip(first.read_blocks(key, block), second.read_blocks(key, block), strict=False)
+    # Not ==, which compares two views element by element.
+    return all(
+        np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
+        for one, other in blocks
     )
-    return all(one == other for one, other in blocks)
 
 
 def _common_fields(first: Manifest, second: Manifest) -> tuple[dict[str, Field], list[str]]:

@@ -48,6 +48,7 @@ PATIENCE_SEC = 300.0
 _PAUSE_SEC = 1.0
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Location:
@@ -223,7 +224,8 @@ class Location:
         """Remove those objects that are there."""
         for key in keys:
             check_key(key)
-        self._ask(lambda: remote.delete_many(self._writable_store, keys))
+        with self._local_errors(keys[0] if keys else ""):
+            self._ask(lambda: remote.delete_many(self._writable_store, keys))
 
     def sync(self, keys: Sequence[str]) -> None:
         """Force objects, and the folders that name them, to the disk. Local folders only."""
@@ -247,13 +249,18 @@ class Location:
 
     @contextmanager
     def _local_errors(self, key: str) -> Iterator[None]:
-        """Turn a full disk into an error that names the store and the way out."""
+        """Turn a disk that takes nothing into an error that names the store and the way out."""
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL_DISK:
-                raise
-            raise self._full(key) from error
+            if error.errno in _FULL_DISK:
+                raise self._full(key) from error
+            if error.errno in _NOT_WRITABLE:
+                raise StoreAccessError(
+                    f"{self}: cannot be written ({error.strerror}: {key}); make it writable, and"
+                    " run again"
+                ) from error
+            raise
 
     def _full(self, key: str) -> StoreFullError:
         return StoreFullError(
@@ -335,10 +342,10 @@ def _file_blocks(path: str, block: int) -> Iterator[memoryview]:
         file = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return
-    # One buffer for all blocks: fresh memory for each takes as long as reading it.
-    buffer = memoryview(bytearray(block))
     start = 0
     try:
+        # One buffer for all blocks: fresh memory for each takes as long as reading it.
+        buffer = memoryview(bytearray(max(1, min(block, os.fstat(file).st_size))))
         while count := os.preadv(file, [buffer], start):
             yield buffer[:count]
             start += count
