@@ -38,7 +38,7 @@ PARTIAL_SUFFIX = ".partial"
 
 # A file is read fastest in blocks that fit a cache. Of an object store each block is a request, and
 # after the first, which is all of most objects, several are under way at once.
-LOCAL_BLOCK = 1 << 18
+LOCAL_BLOCK = 1 << 19
 REMOTE_BLOCK = 1 << 23
 REMOTE_BLOCKS_AT_ONCE = 4
 

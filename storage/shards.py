@@ -79,7 +79,9 @@ def chunk_table(raw: bytes, shard_records: int) -> NDArray[np.uint64]:
 
 
 def decode_chunk(raw: memoryview, field: Field) -> NDArray[Any]:
-    """Decode one record's chunk, whose CRC32C has been checked, into a read-only array.
+    """Decode one record's chunk, whose CRC32C has been checked.
+
+    What is not compressed stays where it is; decompressing holds no lock, so threads can share it.
 
     Raises:
         FormatError: it does not decode to one record of the field.
