@@ -20,9 +20,10 @@ from torch import Tensor
 
 from storage import DecodedOutputs, Geometry, Preset, RawOutputs
 
+from .arrays import PIXELS_FIELD
+
 Arrays = Mapping[str, NDArray[Any]]
 
-PIXELS_FIELD = "pixels_crc32c"
 DETECTIONS_FIELD = "detections"
 
 
@@ -66,7 +67,7 @@ def distances_in_bits(stored: Arrays, now: Arrays) -> Iterator[Distance]:
 
 
 # Largest difference of two machines that compute the same teacher, over the largest value, by
-# precision. A ResNet-101 RetinaNet (320x256, trained-like scales) on CPUs restricted to SSE, AVX2
+# precision. A ResNet-101 RetinaNet (320x256, seeded weights) on CPUs restricted to SSE, AVX2
 # and AVX-512, in other batches and with other thread counts, differed by up to 6e-6 in float32 and
 # 2e-2 in bfloat16. float32 gets room for convolutions that a GPU computes by Winograd's method;
 # float16 rounds eight times finer than bfloat16. Other weights or images differ by about 1.

@@ -26,7 +26,7 @@ class ShardArrays:
         self._tensors: dict[str, Tensor] = {}
         self._crc32c = np.zeros(num_records, dtype=np.uint32)
         self._filled = 0
-        self._copied = torch.cuda.Event() if stream else None
+        self._copied = torch.cuda.Event() if stream is not None else None
 
     def append(self, codes: Mapping[str, Tensor], crc32c: Sequence[int]) -> None:
         """Add the records of one batch.

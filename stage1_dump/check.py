@@ -24,7 +24,8 @@ from storage import CacheReader, RawOutputs
 from storage.canonical import differences
 from storage.index import ShardTable
 
-from .agreement import NOISE, PIXELS_FIELD, Distance, distances_in_bits, distances_in_value
+from .agreement import NOISE, Distance, distances_in_bits, distances_in_value
+from .arrays import PIXELS_FIELD
 from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
