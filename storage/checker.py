@@ -21,6 +21,7 @@ from storage.manifest import Manifest
 from storage.report import Problem, shard_problem
 from storage.schema import Field, ShardId
 from storage.shards import chunk_table, decode_chunk
+from storage.values import wrong_values
 
 LEVELS = ("quick", "full", "deep")
 
@@ -220,7 +221,9 @@ class ShardChecker:
         try:
             values = self._decode_object(key, one, stored)
             for record, value in zip(records.tolist(), values, strict=True):
-                wrong = self._wrong_values(one, value, record)
+                view = int(index.height[record]), int(index.width[record])
+                geometry = self._manifest.geometries[shard.bucket]
+                wrong = wrong_values(self._manifest.preset, one, value, geometry, *view)
                 if wrong:
                     yield f"image {index.image_id[record]}, view {index.view[record]}: {wrong}"
         except FormatError as error:
@@ -245,41 +248,3 @@ class ShardChecker:
         if raw is None or len(raw) != length or checksums.crc32c(raw[:-CRC_BYTES]) != crc:
             raise FormatError(f"the chunk at {start} does not match the CRC32C of its commit")
         return decode_chunk(raw, one)
-
-    def _wrong_values(self, one: Field, value: NDArray[Any], record: int) -> str:
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            return f"{one.name} holds NaN or infinity"
-        if one.name == "detections":
-            index = self.table.index
-            num_classes = next(iter(self._manifest.geometries.values())).num_classes
-            return wrong_detections(
-                value, int(index.height[record]), int(index.width[record]), num_classes
-            )
-        return ""
-
-
-def wrong_detections(
-    detections: NDArray[np.float32], height: int, width: int, num_classes: int
-) -> str:
-    """Say what is wrong with a record's detections, or return "".
-
-    Args:
-        detections: (D, 6) x1 y1 x2 y2 score class, pixels of the view, XYXY_ABS.
-        height, width: of the view in pixels.
-        num_classes: K.
-    """
-    score = detections[:, 4]
-    used = detections[score != -1]
-    if (np.diff(score) > 0).any():
-        return "detections are not sorted by score"
-    if ((used[:, 4] < 0) | (used[:, 4] > 1)).any():
-        return "a detection's score is outside [0, 1]"
-    x1, y1, x2, y2 = used[:, :4].T
-    if (x1 < 0).any() or (y1 < 0).any() or (x2 > width).any() or (y2 > height).any():
-        return f"a detection lies outside the view of {width} x {height}"
-    if (x1 > x2).any() or (y1 > y2).any():
-        return "a detection has a negative size"
-    label = used[:, 5]
-    if ((label < 0) | (label >= num_classes) | (label != np.floor(label))).any():
-        return f"a detection's class is not one of {num_classes}"
-    return ""

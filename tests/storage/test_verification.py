@@ -24,7 +24,6 @@ from storage import (
     verify,
 )
 from storage import commit as commits
-from storage.checker import wrong_detections
 from storage.layout import commit_key, object_key
 from storage.location import Location
 from storage.metadata import read_root
@@ -309,25 +308,6 @@ class TestDeep:
             (problem,) = verify(cache, level).problems
             assert (problem.kind, problem.field) == ("damaged", "features")
             assert "the CRC32C of a chunk is not the one in the commit" in problem.message
-
-    @pytest.mark.parametrize(
-        ("row", "wrong"),
-        [
-            ([0, 0, 5, 5, 0.5, 1], ""),
-            ([0, 0, 5, 5, 0.9, 1], "not sorted"),
-            ([0, 0, 5, 5, 1.5, 1], "score is outside"),
-            ([-1, 0, 5, 5, 0.5, 1], "outside the view of 45 x 30"),
-            ([0, 0, 5, 31, 0.5, 1], "outside the view of 45 x 30"),
-            ([6, 0, 5, 5, 0.5, 1], "negative size"),
-            ([0, 0, 5, 5, 0.5, 4], "class is not one of 4"),
-            ([0, 0, 5, 5, 0.5, 0.5], "class is not one of 4"),
-        ],
-    )
-    def test_wrong_detections(self, row: list[float], wrong: str) -> None:
-        first = [0, 0, 45, 30, 0.8 if row[4] < 1 else 1.5, 0]
-        detections = np.array([first, row, [-1] * 6], dtype=np.float32)
-        assert wrong in wrong_detections(detections, 30, 45, 4)
-        assert bool(wrong) == bool(wrong_detections(detections, 30, 45, 4))
 
 
 class TestExpect:
