@@ -75,7 +75,7 @@ class PresetEstimate:
                 size = self.typical_field_bytes[field]
             elif field in self.compressed_fields:
                 note = ", before compression"
-            yield f"  {field:16} {format_bytes(size):>10}{note}"
+            yield f"  {field:18} {format_bytes(size):>10}{note}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,9 @@ def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
         other = "; ".join(existing.differences)
         return None, [f"{location} is another cache than the one asked for: {other}"]
     if existing.status.views > prepared.index.num_views:
-        return None, [f"{location} holds {existing.status.views} views, more than the plan"]
+        remedy = f"python -m storage drop-views {location} --keep {prepared.index.num_views}"
+        views = existing.status.views
+        return None, [f"{location} holds {views} views, more than the plan; see: {remedy}"]
     return existing, []
 
 

@@ -250,7 +250,9 @@ class CacheWriter:
             if known.prefix(common).digest() == self.index.digest():
                 raise IdentityError(
                     f"{self.location} holds {stored.views} views, the plan only"
-                    f" {self.index.num_views}: ask for {stored.views} or use another location"
+                    f" {self.index.num_views}: ask for {stored.views}, use another location, or"
+                    f" drop the others: python -m storage drop-views {self.location}"
+                    f" --keep {self.index.num_views}"
                 )
         raise IdentityError(
             f"{self.location} holds another plan: {stored.records} records in {stored.views}"
