@@ -5,7 +5,8 @@ reading  records at random, checked chunk by chunk / the same bytes by numpy, wi
 opening  a store of COCO's size and asking it what is missing and where a record lies, in seconds
 verify   `verify --level full` / the same bytes hashed with XXH3, by as many processes
 
-Everything lies in the page cache. The two sides take turns many times; the median of the ratios counts.
+Everything lies in the page cache. The two sides take turns many times, and the median of the ratios
+counts.
 
     python -m benchmarks.store_speed --output output/store_speed
 """

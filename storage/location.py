@@ -325,7 +325,7 @@ def _read_file(path: str, start: int, end: int) -> memoryview | None:
     try:
         count = max(0, min(end, os.fstat(file).st_size) - start)
         # numpy asks for huge pages: touching fresh memory takes as long as reading it.
-        data = memoryview(np.empty(count, dtype=np.uint8))
+        data = np.empty(count, dtype=np.uint8).data
         done = 0
         # One read, but for more than 2 GiB or a file that is cut short at this moment.
         while done < count and (read := os.preadv(file, [data[done:]], start + done)):

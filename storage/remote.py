@@ -29,6 +29,7 @@ RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60
 _STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _SYSTEM = re.compile(r'message: "([^"<]{1,80})"')
+_TIMED_OUT = "kind: Timeout"
 _BEHIND_THE_END, _FULL = 416, 507
 # Statuses that say "not now" rather than "not so".
 _PASSING = (408, 429, 500, 502, 503, 504)
@@ -53,10 +54,11 @@ class RequestError(Exception):
             self.reason = f"{status[1]}{status[2]}".strip() + (f" ({code[1]})" if code else "")
             self.may_pass = self.status in _PASSING
         else:
-            cause = _SYSTEM.search(text)
+            system = _SYSTEM.search(text)
+            cause = "timed out" if _TIMED_OUT in text else system[1] if system else ""
             # The last part: those before it hold the request's URL.
             last = text.partition("\n")[0].rpartition(" - ")[2]
-            self.reason = last + (f" ({cause[1]})" if cause else "")
+            self.reason = last + (f" ({cause})" if cause else "")
             self.may_pass = "HTTP error" in last
         super().__init__(self.reason)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import socket
 import threading
 import time
 import traceback
@@ -81,6 +82,18 @@ def test_a_shard_is_claimed_written_and_committed_with_few_requests(
     requests.clear()
     writer.release(FIRST)
     assert [kind for kind, _ in requests] == ["delete"]
+
+
+@pytest.mark.s3
+def test_a_resumed_dump_lists_the_commits_alone(
+    s3_bucket: str, requests: list[tuple[str, str]]
+) -> None:
+    open_writer(f"{s3_bucket}/resumed")
+    requests.clear()
+    writer = open_writer(f"{s3_bucket}/resumed")
+    assert writer.missing()
+    assert [key for kind, key in requests if kind == "list"] == ["commits/"]
+    assert {kind for kind, _ in requests} <= {"list", "get", "get_range"}
 
 
 @pytest.mark.s3
@@ -227,6 +240,20 @@ def test_an_answer_that_breaks_off_is_an_error_and_never_short_data(
     with answering(200, "12345", cut=5) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(StoreAccessError, match=r"^s3://bucket/cache/a: [^\n]*$"):
+            Location("s3://bucket/cache").get("a")
+
+
+def test_a_server_that_does_not_answer_is_given_up_after_the_timeout_of_the_environment(
+    credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.remote.RETRIES", {"max_retries": 0})
+    monkeypatch.setenv("AWS_TIMEOUT", "100ms")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(StoreAccessError, match=r"/a: the object store failed: .*timed out"):
             Location("s3://bucket/cache").get("a")
 
 
