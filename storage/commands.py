@@ -15,6 +15,7 @@ from storage.index import ShardTable
 from storage.layout import COMMITS, LOG, commit_key
 from storage.location import Location
 from storage.metadata import read_index, read_root
+from storage.plan import plan_from_json
 from storage.repairs import apply_repair, plan_repair
 from storage.shrinking import drop_views, plan_drop
 from storage.verification import verify
@@ -52,7 +53,10 @@ def run_info(cache: str, *, as_json: bool) -> int:
 
 def run_verify(cache: str, *, level: str, expect: str | None, workers: int, as_json: bool) -> int:
     """Check a store."""
-    plan = None if expect is None else canonical.load(Path(expect).read_bytes(), expect)
+    plan = None
+    if expect is not None:
+        plan = canonical.load(Path(expect).read_bytes(), expect)
+        plan_from_json(plan, expect)  # refused before any work
     report = verify(cache, level, plan, workers, progress=not as_json)
     _print([json.dumps(report.to_json(), indent=1)] if as_json else report.lines())
     return OK if report.ok else FAILED

@@ -107,13 +107,19 @@ def test_compare(finished: Path, cache: Path, capsys: pytest.CaptureFixture[str]
     assert code == 1 and json.loads(out)["same_bytes"] is False
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "repair"])
+@pytest.mark.parametrize(
+    "command", ["info", "verify", "verify --level quick --json", "repair", "drop-views --keep 1"]
+)
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("nothing", "no teacher cache here"),
+        ("nothing", "nothing: no teacher cache here"),
+        ("empty", "empty: no teacher cache here"),
+        ("a_file", "a_file: no teacher cache here"),
         ("s3://key:secret@bucket", "credentials and options do not belong into a URL"),
+        ("s3://", "names no bucket"),
         ("http://host", "expected a local path, s3://, gs://, az://"),
+        ("a\0b", "null byte"),
     ],
 )
 def test_a_store_that_cannot_be_opened_is_one_line(
@@ -121,9 +127,69 @@ def test_a_store_that_cannot_be_opened_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, command, where)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a_file").write_text("no store")
+    name, *options = command.split()
+    code, out, err = run(capsys, name, where, *options)
     assert (code, out) == (1, "")
     assert err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_store_that_has_nothing_to_be_compared_with_is_one_line(
+    finished: Path, tmp_path: Path, swapped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stores = [finished, tmp_path]
+    code, out, err = run(capsys, "compare", *(reversed(stores) if swapped else stores))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {tmp_path}: no teacher cache here") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        (b"{", "plan.json: not valid JSON"),
+        (b"\xff\xfe", "plan.json: not valid JSON"),
+        (b"[]", "plan.json: not a teacher cache"),
+        (b'{"format":{"name":"gid-teacher-cache","version":1}}', "plan.json: not a plan"),
+        (b'{"format":{"name":"gid-teacher-cache","version":9}}', "plan.json: written in format"),
+    ],
+)
+def test_a_plan_that_is_none_is_one_line(
+    finished: Path, tmp_path: Path, content: bytes | None, said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    plan = tmp_path / "plan.json"
+    if content is not None:
+        plan.write_bytes(content)
+    code, out, err = run(capsys, "verify", finished, "--expect", plan)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "repair", "compare", "drop-views"])
+@pytest.mark.parametrize("key", ["zarr.json", "manifest.sha256", "index/seed/c/0"])
+def test_damaged_metadata_is_one_line_that_says_what_to_do(
+    cache: Path, command: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cache / key
+    path.write_bytes(path.read_bytes()[:-1])
+    options = {"compare": [cache], "drop-views": ["--keep", 1]}.get(command, [])
+    code, out, err = run(capsys, command, cache, *options)
+    assert code == 1
+    (line,) = [line for line in (out + err).splitlines() if "run the dump again" in line]
+    assert str(cache) in line and "keeps the shards" in line
+
+
+def test_ctrl_c_is_one_line(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("storage.commands.verify", interrupt)
+    assert run(capsys, "verify", finished) == (1, "", "interrupted\n")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +200,9 @@ def test_a_store_that_cannot_be_opened_is_one_line(
         ["verify"],
         ["verify", "x", "--level", "thorough"],
         ["verify", "x", "--workers", "0"],
+        ["verify", "x", "--workers", "many"],
+        ["repair", "x", "--level", "quick"],
+        ["drop-views", "x"],
         ["compare", "x"],
     ],
 )
