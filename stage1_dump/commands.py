@@ -1,0 +1,86 @@
+"""The commands of `python -m stage1_dump`: each prints its result and returns the exit code.
+
+What a command needs is imported when it runs: detectron2 alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Say what would be written, and write nothing (but the plan itself, with --output)."""
+    from configs.loader import load_config
+
+    from .estimate import Rate, estimate, plan_text
+    from .prepare import prepare
+
+    cfg = load_config(args.config_file, args.opts)
+    prepared = prepare(cfg)
+    rate = Rate(records_per_sec=args.rate, source="as given") if args.rate else None
+    if args.measure:
+        from .measure import measure_rate
+
+        rate = measure_rate(prepared, cfg, args.measure)
+    result = estimate(prepared, rate=rate)
+    print(result.to_json() if args.json else result)
+    if args.output:
+        Path(args.output).write_text(plan_text(prepared))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Dump, or go on with a dump, on this rank."""
+    from configs.loader import load_config
+
+    from .dump import run as run_dump
+    from .launch import run_ranks
+
+    # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        if args.num_gpus > 1:
+            profile = ["--profile"] if args.profile else []
+            options = [*profile, "--config-file", args.config_file, *args.opts]
+            return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
+        report = run_dump(load_config(args.config_file, args.opts), profiled=args.profile)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(report)
+    if args.profile:
+        print(report.shares)
+    return 1 if report.failures else 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Run the teacher again on a sample of a cache, and compare."""
+    from configs.loader import load_config
+
+    from .check import check as check_cache
+
+    report = check_cache(
+        load_config(args.config_file, args.opts), sample=args.sample, seed=args.seed
+    )
+    print(report.to_json() if args.json else report)
+    return 0 if report.agrees else 1
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say how much of a cache is there."""
+    from .status import read_status
+
+    found = read_status(args.cache)
+    print(found.to_json() if args.json else found)
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Compute the teacher's AP from a cache."""
+    from .evaluate import evaluate_cache
+
+    found = evaluate_cache(args.cache, args.annotations, view=args.view)
+    print(found.to_json() if args.json else found)
+    return 0
