@@ -32,7 +32,7 @@ _TABLE_ENTRY_BYTES = 16
 
 
 def coco_like_images(count: int) -> ImageTable:
-    """Draw N images whose sizes are spread like those of COCO train2017.
+    """Draw N images whose sizes resemble those of COCO train2017: a guess, not a count.
 
     The longer side is 640 px; three of four images are landscape; 4:3 and 3:2 are the commonest
     shapes, and a fifth of the images have any shape between 1:1 and 16:9.

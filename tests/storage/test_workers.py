@@ -1,0 +1,76 @@
+"""Processes that share state: same results however many there are, and no hang when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from storage import CacheError
+from storage.workers import _may_fork, mapped
+
+
+def multiply(state: int, task: int) -> int:
+    return state * task
+
+
+def tell_process(_: int, __: int) -> int:
+    return os.getpid()
+
+
+def die(_: int, task: int) -> int:
+    if task == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def fail(_: int, task: int) -> int:
+    raise ValueError(f"task {task}")
+
+
+@pytest.fixture(params=["forked", "spawned"])
+def _start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.workers._may_fork", lambda: request.param == "forked")
+
+
+@pytest.mark.usefixtures("_start")
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    with mapped(multiply, 3, range(20), workers=2, chunk=4) as results:
+        assert list(results) == [3 * task for task in range(20)]
+    with mapped(tell_process, 0, range(4), workers=2, chunk=1) as results:
+        assert os.getpid() not in results
+
+
+def test_one_worker_is_this_process() -> None:
+    with mapped(tell_process, 0, [1], workers=1, chunk=1) as results:
+        assert list(results) == [os.getpid()]
+
+
+@pytest.mark.usefixtures("_start")
+def test_a_process_that_dies_is_an_error_and_no_hang() -> None:
+    with (
+        pytest.raises(CacheError, match=r"one of 2 processes died .* --workers 1"),
+        mapped(die, 0, range(8), workers=2, chunk=1) as results,
+    ):
+        list(results)
+
+
+def test_an_error_in_a_process_comes_out_here() -> None:
+    with (
+        pytest.raises(ValueError, match="task 0"),
+        mapped(fail, 0, range(8), workers=2, chunk=1) as results,
+    ):
+        list(results)
+
+
+def test_nothing_is_forked_beside_a_busy_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delitem(sys.modules, "obstore", raising=False)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()])
+    assert _may_fork()
+    busy = threading.Thread(name="somebody's")
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread(), busy])
+    assert not _may_fork()
