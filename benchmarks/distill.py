@@ -1,0 +1,303 @@
+"""Speed of Stage 2: a student's step from the cache, on ground truth alone, and with the teacher.
+
+ResNet-101 teaches ResNet-50, both RetinaNets with 80 classes and 256 channels as in the configs for
+COCO, with random weights. The three students take turns, step by step, in one process, so that
+whatever else the machine does falls on all of them alike; ratios are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from configs.loader import load_config
+from detectors import export_model
+from detectors.command import register_data
+from stage2_distill import distiller
+from stage2_distill.trainer import DistillTrainer
+
+from .pipeline import Pipeline
+from .rows import Row, print_table, write_json
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SOURCES = ("none", "cache", "live")
+# A wide COCO photograph: one of the largest views that the shipped configs know.
+LARGE = (800, 1333)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure.
+
+    Attributes:
+        folder: where data, weights, cache and configs are.
+        preset: of the cache.
+        size: side of the padded view, pixels.
+        batch: images a step.
+        rounds: steps of each student that are measured, behind `warmup` that are not.
+        warmup: also fills the queues of the data workers.
+    """
+
+    folder: Path
+    preset: str
+    size: int
+    batch: int
+    rounds: int
+    warmup: int
+
+
+@dataclass(kw_only=True)
+class Student:
+    """A trainer that takes one step when asked, and its times in seconds."""
+
+    trainer: DistillTrainer
+    steps: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+    def step(self) -> None:
+        """Train one step and keep its time, waiting for data included."""
+        loop = self.trainer._trainer
+        loop.iter = len(self.steps)
+        with EventStorage(loop.iter) as storage:
+            _synchronise()
+            start = time.perf_counter()
+            loop.run_step()
+            _synchronise()
+            self.steps.append(time.perf_counter() - start)
+            self.waits.append(storage.latest()["data_time"][0])
+
+
+def measure(job: Settings) -> list[Row]:
+    """Set up, take the steps in turn, and compare."""
+    prepare(job)
+    students = {source: Student(trainer=build(job, source)) for source in SOURCES}
+    for number in range(job.warmup + job.rounds):
+        # Nobody always follows the same one.
+        for place in range(len(SOURCES)):
+            students[SOURCES[(number + place) % len(SOURCES)]].step()
+    times = {source: np.array(one.steps[job.warmup :]) for source, one in students.items()}
+    for source in SOURCES:
+        print(f"{source:>6}: {np.median(times[source]):.3f} s a step")
+    waited = sum(students["cache"].waits[job.warmup :]) / times["cache"].sum()
+    on_gpu = torch.cuda.is_available()
+    selection = selection_share(students["live"].trainer)
+    del students
+    memory = {source: peak_memory(job, source) for source in SOURCES}
+    for source, peak in memory.items():
+        print(f"{source:>6}: {peak / 1e6:.0f} MB at most, in a process of its own")
+    return [
+        Row(
+            name="step, cache / ground truth only",
+            value=float(np.median(times["cache"] / times["none"])),
+            limit=1.10 if on_gpu else 1.15,
+        ),
+        Row(
+            name="step, cache / live teacher",
+            value=float(np.median(times["cache"] / times["live"])),
+            limit=0.75,
+        ),
+        Row(name="waiting for data, share of the cache's steps", value=float(waited), limit=0.02),
+        Row(name="selection, share of a step at 800x1344", value=selection, limit=0.03),
+        Row(
+            name="peak memory, cache / live teacher",
+            value=memory["cache"] / memory["live"],
+            limit=1.0,
+        ),
+    ]
+
+
+def prepare(job: Settings) -> None:
+    """Write images, random weights, configs and the cache, with the commands that users have."""
+    pipeline = Pipeline(folder=job.folder, data=job.folder / "data")
+    pipeline.run(
+        "data", "dataset", "synthetic", "--output", pipeline.data,
+        "--train", 6 * job.batch, "--val", 1, "--size", job.size,
+    )  # fmt: skip
+    for name, base in (
+        ("teacher", "teacher/retinanet_r101_1x.yaml"),
+        ("student", "student/retinanet_r50_2x.yaml"),
+    ):
+        path = _write(job, name, base, {})
+        export_model(_random_model(path), job.folder / f"{name}.pth")
+    views = {"NUM": 1, "SCALES": [job.size], "MAX_SIZE": job.size}
+    _write(
+        job, "distill", "distill/r50_2x_from_r101_1x.yaml",
+        {
+            "VIEWS": views,
+            "TEACHER": {
+                "CONFIG": str(job.folder / "teacher.yaml"),
+                "WEIGHTS": str(job.folder / "teacher.pth"),
+            },
+            "CACHE": {"LOCATION": str(job.folder / "cache"), "PRESET": job.preset},
+            # Random weights must not be led anywhere, least of all to infinity.
+            "SOLVER": {"IMS_PER_BATCH": job.batch, "BASE_LR": 1e-12},
+            "DATALOADER": {"NUM_WORKERS": 1},
+        },
+    )  # fmt: skip
+    pipeline.run("dump", "stage1_dump", "run", "--config-file", job.folder / "distill.yaml")
+
+
+def build(job: Settings, source: str) -> DistillTrainer:
+    """One student, ready to step."""
+    cfg = load_config(
+        str(job.folder / "distill.yaml"),
+        [
+            "TEACHER.SOURCE", source,
+            "MODEL.WEIGHTS", str(job.folder / "student.pth"),
+            "OUTPUT_DIR", str(job.folder / source),
+        ],
+    )  # fmt: skip
+    register_data(cfg)
+    trainer = DistillTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return trainer
+
+
+def selection_share(trainer: DistillTrainer) -> float:
+    """Time of GISM over that of a step on one large view, the teacher's forward left out."""
+    height, width = LARGE
+    instances = Instances(LARGE)
+    instances.gt_boxes = Boxes(torch.tensor([[100.0, 100.0, 400.0, 500.0]]))
+    instances.gt_classes = torch.tensor([0])
+    item = {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8)}
+    model, source = trainer._trainer.model, trainer._trainer.model._source
+    shares = []
+    for _ in range(2):
+        with (
+            EventStorage(),
+            _timed(distiller, "select") as selecting,
+            _timed(source, "outputs") as teaching,
+        ):
+            start = time.perf_counter()
+            losses = model([{**item, "instances": instances}])
+            torch.stack(list(losses.values())).sum().backward()
+            _synchronise()
+            whole = time.perf_counter() - start
+        shares.append(sum(selecting) / (whole - sum(teaching)))
+    return median(shares)
+
+
+def peak_memory(job: Settings, source: str) -> float:
+    """Bytes: what two steps take at most in a process of their own, on a GPU its own memory."""
+    command = [
+        sys.executable, "-m", "benchmarks.distill", "--folder", str(job.folder),
+        "--size", str(job.size), "--batch", str(job.batch), "--memory-of", source,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table; 0 only if every number is reached."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.distill", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
+    parser.add_argument("--preset", default="balanced", help="of the cache, default: balanced")
+    parser.add_argument("--size", type=int, default=320, help="pixels a side, default: 320")
+    parser.add_argument("--batch", type=int, default=2, help="images a step, default: 2")
+    parser.add_argument("--rounds", type=int, default=9, help="steps measured, default: 9")
+    parser.add_argument("--folder", type=Path, help="keep everything there; default: thrown away")
+    parser.add_argument("--memory-of", choices=SOURCES, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        job = Settings(
+            folder=(args.folder or Path(temporary)).absolute(),
+            preset=args.preset,
+            size=args.size,
+            batch=args.batch,
+            rounds=args.rounds,
+            warmup=3,
+        )
+        if args.memory_of:
+            print(_own_peak(job, args.memory_of))
+            return 0
+        rows = measure(job)
+    print_table(rows)
+    if args.json:
+        write_json(rows, args.json)
+    return 0 if all(row.reached for row in rows) else 1
+
+
+def _own_peak(job: Settings, source: str) -> int:
+    with redirect_stdout(sys.stderr):
+        student = Student(trainer=build(job, source))
+        for _ in range(2):
+            student.step()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Not getrusage: there a process begins with the peak of the one that started it.
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
+    return int(line.split()[1]) * 1024
+
+
+def _write(job: Settings, name: str, base: str, content: dict[str, Any]) -> Path:
+    """Write a config on top of a shipped one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    common = {
+        "_BASE_": str(CONFIGS / base),
+        "MODEL": {"DEVICE": device, "WEIGHTS": ""},
+        "DATASET": {"FOLDER": str(job.folder / "data")},
+        "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
+        "VERSION": 2,
+    }
+    path = job.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**common, **content}))
+    return path
+
+
+def _random_model(path: Path) -> nn.Module:
+    """An untrained detector; small residual branches keep its frozen layers from overflowing."""
+    from detectron2.modeling import build_model
+
+    torch.manual_seed(0)
+    model = build_model(load_config(str(path)))
+    for name, tensor in model.state_dict().items():
+        if name.endswith("conv3.norm.weight"):
+            tensor.fill_(0.1)
+    return model
+
+
+@contextmanager
+def _timed(owner: Any, name: str) -> Iterator[list[float]]:
+    """Keep the seconds of every call of a function."""
+    seconds: list[float] = []
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        _synchronise()
+        start = time.perf_counter()
+        result = original(*args, **kwargs)
+        _synchronise()
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    setattr(owner, name, timed)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, original)
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
