@@ -1,5 +1,6 @@
 """A cache that does not fit is refused before a model is built, by field and with both values."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -16,7 +17,9 @@ from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data
 from stage2_distill.teacher import open_teacher
+from stage2_distill.trainer import DistillTrainer
 from storage import CacheReader, CorruptChunkError
+from storage.errors import VersionError
 from tests.stage2_distill.conftest import Configure
 from tests.tiny import random_detector
 
@@ -203,3 +206,39 @@ def test_a_damaged_chunk_stops_training_with_shard_and_repair_command(
     message = one_line(caught.value)
     assert f"python -m storage repair {copied}" in message
     assert "features" in message
+
+
+def test_a_cache_of_a_newer_format_is_refused_with_both_versions(
+    configure: Configure, copied: Path
+) -> None:
+    root = copied / "zarr.json"
+    metadata = json.loads(root.read_bytes())
+    metadata["attributes"]["gid"]["format"]["version"] = 7
+    newer = json.dumps(metadata).encode()
+    root.write_bytes(newer)
+    (copied / "manifest.sha256").write_text(hashlib.sha256(newer).hexdigest() + "\n")
+    with pytest.raises(VersionError, match=r"version 7.*\b1\b"):
+        check(configure("balanced", CACHE={"LOCATION": str(copied)}))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"VIEWS": {"SEED": 12}},
+        {"VIEWS": {"NUM": 3}},
+        {"CACHE": {"PRESET": "exact"}},
+        {"DATASET": {"MAX_IMAGES": 2}},
+        {"ANCHOR_GENERATOR": {"ASPECT_RATIOS": [[1.0]]}},
+    ],
+)
+def test_no_model_is_built_for_a_cache_that_does_not_fit(
+    configure: Configure, nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = load_config(str(configure("balanced")))
+    for node, values in nodes.items():
+        target = cfg.MODEL[node] if node in cfg.MODEL else cfg[node]
+        target.update(values)
+    register_data(cfg)
+    monkeypatch.setattr(DistillTrainer, "build_model", None)
+    with pytest.raises(ValueError, match=r"cached .*, config |student .*, teacher "):
+        DistillTrainer(cfg)
