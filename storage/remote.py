@@ -33,6 +33,12 @@ _TIMED_OUT = "kind: Timeout"
 _BEHIND_THE_END, _FULL = 416, 507
 # Statuses that say "not now" rather than "not so".
 _PASSING = (408, 429, 500, 502, 503, 504)
+_REMEDIES = {
+    0: "check the endpoint in the environment, and the network",
+    401: "check the credentials in the environment",
+    403: "check the credentials in the environment, and what they allow",
+    404: "check the bucket's name",
+}
 
 
 class RequestError(Exception):
@@ -40,7 +46,7 @@ class RequestError(Exception):
 
     Attributes:
         key: of the object, or the folder that was listed; "" for the whole store.
-        reason: in one line, without anything secret.
+        reason: in one line, with what to do about it, and without anything secret.
         status: HTTP status, 0 if there was no answer.
         may_pass: whether the same request may succeed later.
     """
@@ -60,6 +66,8 @@ class RequestError(Exception):
             last = text.partition("\n")[0].rpartition(" - ")[2]
             self.reason = last + (f" ({cause})" if cause else "")
             self.may_pass = "HTTP error" in last
+        if self.status in _REMEDIES and (status or self.may_pass):
+            self.reason += f"; {_REMEDIES[self.status]}"
         super().__init__(self.reason)
 
     @property
