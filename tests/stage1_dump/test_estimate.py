@@ -146,6 +146,15 @@ def test_another_cache_at_the_location_is_announced(
     assert result.done_records == 0
 
 
+def test_planning_for_an_object_store_asks_no_network(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody listens there; a client would try for a minute.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    result = announced(configure(), "CACHE.LOCATION", "s3://bucket/cache")
+    assert (result.free_bytes, result.done_records, result.warnings) == (None, 0, [])
+
+
 class Compressed(Exact):
     """Deltas that compress to a tenth, and logits that compress to who knows what."""
 
