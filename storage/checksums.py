@@ -61,6 +61,37 @@ def xxh3_128_and_tails(
     return digest.hexdigest(), tails + [b""] * (len(ends) - len(tails))
 
 
+def xxh3_128_and_crc32cs(
+    blocks: Iterable[bytes | memoryview], ranges: Sequence[tuple[int, int]]
+) -> tuple[str, list[int]]:
+    """Digest blocks, and compute the CRC32C of some ranges of them.
+
+    Args:
+        blocks: one after the other.
+        ranges: first and last position + 1 of each, in bytes from the beginning of the first block;
+            ascending, none overlaps another.
+
+    Returns:
+        The XXH3-128, and the CRC32C of each range.
+    """
+    digest = xxhash.xxh3_128()
+    crcs = [0] * len(ranges)
+    start, current = 0, 0
+    for block in blocks:
+        digest.update(block)
+        data = np.frombuffer(block, dtype=np.uint8)
+        stop = start + len(data)
+        while current < len(ranges) and ranges[current][0] < stop:
+            first, last = ranges[current]
+            part = data[max(first - start, 0) : last - start]
+            crcs[current] = google_crc32c.extend(crcs[current], part)
+            if last > stop:  # the rest of it is in the next block
+                break
+            current += 1
+        start = stop
+    return digest.hexdigest(), crcs
+
+
 def crc32c(data: bytes | memoryview) -> int:
     """Return the CRC32C (Castagnoli) of contiguous bytes, without copying them."""
     # google_crc32c takes bytes and arrays, but no memoryview.

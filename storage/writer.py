@@ -30,6 +30,7 @@ from storage.layout import (
     BUCKETS,
     CLAIMS,
     COMMITS,
+    CRC_BYTES,
     DIGEST_KEY,
     INDEX,
     LOG,
@@ -163,10 +164,15 @@ class CacheWriter:
         return described
 
     def _read_back(self, key: str, expected: StoredObject) -> None:
-        if checksums.xxh3_128(self.location.read_blocks(key)) != expected.xxh3_128:
+        # The CRCs too: memory that failed between the two digests would leave a shard that passes
+        # the check of its hash, and no reader accepts.
+        blocks = self.location.read_blocks(key)
+        ranges = [(start, start + size - CRC_BYTES) for start, size, _ in expected.chunks.tolist()]
+        found = checksums.xxh3_128_and_crc32cs(blocks, ranges)
+        if found != (expected.xxh3_128, expected.chunks[:, 2].tolist()):
             raise StoreAccessError(
                 f"{self.location}: {key} reads back other bytes than were put; nothing was"
-                " committed. Check the disk, and that no other job writes this store"
+                " committed. Check disk and memory, and that no other job writes this store"
             )
 
     def _commit(

@@ -21,6 +21,7 @@ from storage import (
     read_logs,
     verify,
 )
+from storage.commit import StoredObject
 from storage.index import ShardTable
 from storage.layout import ROOT_KEY, commit_key, object_key
 from storage.location import Location
@@ -147,6 +148,22 @@ class TestArrays:
             put(self, key, data[:-1] + bytes([data[-1] ^ 1]))
 
         monkeypatch.setattr(Location, "put", flipping_put)
+        with pytest.raises(StoreAccessError, match="reads back other bytes"):
+            writer.write(shard, make_arrays(writer, shard))
+        assert shard in writer.missing()
+
+    def test_memory_that_fails_between_two_digests_is_noticed_before_the_commit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        writer = open_writer(tmp_path / "cache")
+        shard = writer.missing()[0]
+
+        def failing_describe(raw: bytes, count: int, shard_records: int) -> StoredObject:
+            stored = describe(raw, count, shard_records)
+            stored.chunks[0, 2] ^= 1  # of other bytes than those that are hashed and put
+            return stored
+
+        monkeypatch.setattr("storage.writer.describe", failing_describe)
         with pytest.raises(StoreAccessError, match="reads back other bytes"):
             writer.write(shard, make_arrays(writer, shard))
         assert shard in writer.missing()
