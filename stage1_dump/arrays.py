@@ -19,17 +19,17 @@ class ShardArrays:
     Not to be read before `finish`, which waits for the copies that are still under way.
     """
 
-    def __init__(self, num_records: int, stream: torch.cuda.Stream | None) -> None:
-        """Args: n, and the side stream for copies from a GPU; None for codes of the CPU."""
+    def __init__(self, num_records: int, device: torch.device) -> None:
+        """Args: n, and the device that the codes come from."""
         self._num_records = num_records
-        self._stream = stream
+        self._on_gpu = device.type == "cuda"
         self._tensors: dict[str, Tensor] = {}
         self._crc32c = np.zeros(num_records, dtype=np.uint32)
         self._filled = 0
-        self._copied = torch.cuda.Event() if stream is not None else None
+        self._copied = torch.cuda.Event() if self._on_gpu else None
 
     def append(self, codes: Mapping[str, Tensor], crc32c: Sequence[int]) -> None:
-        """Add the records of one batch.
+        """Add the records of one batch, by copies on the current stream of the device.
 
         Args:
             codes: field name to a tensor with leading dimension N, on the device.
@@ -41,25 +41,12 @@ class ShardArrays:
                 shape = (self._num_records, *code.shape[1:])
                 # Page-locked, so that the copy runs beside the next forward. PyTorch keeps such
                 # memory for the next shard.
-                self._tensors[name] = torch.empty(
-                    shape, dtype=code.dtype, pin_memory=self._stream is not None
-                )
-            self._copy(code, self._tensors[name][self._filled : end])
+                self._tensors[name] = torch.empty(shape, dtype=code.dtype, pin_memory=self._on_gpu)
+            self._tensors[name][self._filled : end].copy_(code, non_blocking=self._on_gpu)
         self._crc32c[self._filled : end] = crc32c
         self._filled = end
-
-    def _copy(self, code: Tensor, target: Tensor) -> None:
-        if self._stream is None:
-            target.copy_(code)
-            return
-        assert self._copied is not None
-        # The codes are there only when the kernels launched so far are done.
-        self._stream.wait_stream(torch.cuda.current_stream(code.device))
-        with torch.cuda.stream(self._stream):
-            target.copy_(code, non_blocking=True)
-        # Else the next batch could get this memory while it is still being read.
-        code.record_stream(self._stream)
-        self._copied.record(self._stream)
+        if self._copied is not None:
+            self._copied.record()
 
     def finish(self) -> dict[str, NDArray[Any]]:
         """Wait for the device and return every field, (n, ...) each."""

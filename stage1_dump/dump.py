@@ -1,7 +1,7 @@
 """The dump job: the teacher over every planned view, shard by shard, into the cache.
 
     plan -> a thread claims shards ahead -> worker processes render their views
-         -> teacher -> encode on the device -> copy to the host on a side stream
+         -> teacher -> encode on the device -> copy to the host (beside the next forward)
          -> threads compress, write and commit, while the next shards are computed
 
 It starts and resumes in the same way: what is committed is skipped. It may be killed at any
@@ -16,28 +16,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 
-import torch
 from detectron2.config import CfgNode
 
 from dataset.annotations import require_images
 from dataset.progress import format_bytes
 from detectors import teacher_fingerprint
-from storage import CacheWriter, ClaimLostError, Geometry, ShardId
+from storage import CacheWriter, ClaimLostError, ShardId
 
 from .arrays import ShardArrays
+from .compute import BatchComputer
 from .errors import DumpError
 from .existing import note_annotations, require_same_cache
 from .feed import ShardFeed
 from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
-from .profile import CLAIM, COPY, ENCODE, FORWARD, IMAGES, WRITE, Profile, Shares
+from .profile import CLAIM, IMAGES, WRITE, Profile, Shares
 from .progress import DumpProgress
 from .ranks import Claims, Rank, current_rank, pick_device
 from .runlog import RunLog
-from .teacher import Teacher, load_teacher, naming_the_batch
+from .teacher import Teacher, load_teacher
 from .writing import NUM_WRITERS, ShardWriters
 
 logger = logging.getLogger(__name__)
@@ -155,8 +156,7 @@ class DumpJob:
             device=teacher.device,
             forked="://" not in prepared.settings.cache.location,
         )
-        on_gpu = teacher.device.type == "cuda"
-        self._copies = torch.cuda.Stream(teacher.device) if on_gpu else None
+        self._computer = BatchComputer(teacher, profile)
         self._failures: list[Failure] = []
         self._failed: set[ShardId] = set()
 
@@ -217,8 +217,9 @@ class DumpJob:
         while (first := self._next(loaded)) is not None:
             shard = self._feed.claimed.popleft()
             rest = (self._next(loaded) for _ in range(self._feed.num_batches(shard) - 1))
-            self._compute(shard, first, rest)
+            self._compute(shard, chain([first], rest))
             taken += 1
+        self._computer.drain()
         self._writers.finish()
         return taken
 
@@ -234,31 +235,22 @@ class DumpJob:
                 "memory: lower DATALOADER.NUM_WORKERS, or enlarge /dev/shm"
             ) from error
 
-    def _compute(
-        self, shard: ShardId, first: ImageBatch, rest: Iterator[ImageBatch | None]
-    ) -> None:
-        """Run the teacher over the batches of one claimed shard, and have the result written."""
-        arrays = ShardArrays(len(self._writer.records_of(shard)), self._copies)
+    def _compute(self, shard: ShardId, batches: Iterator[ImageBatch | None]) -> None:
+        """Have the batches of one claimed shard computed, and then the shard written."""
+        arrays = ShardArrays(len(self._writer.records_of(shard)), self._teacher.device)
+        write = partial(self._writers.submit, shard, arrays)
+        last = self._feed.num_batches(shard) - 1
         failures: list[Failure] = []
-        for batch in chain([first], rest):
+        for number, batch in enumerate(batches):
             assert batch is not None, "the loader ended within a shard"
             failures += batch.failures
             # Once a view has failed, the shard's other batches are only looked through for more.
             if not failures:
-                self._compute_batch(batch, self._geometries[shard.bucket], arrays)
+                geometry = self._geometries[shard.bucket]
+                finished = write if number == last else None
+                self._computer.submit(batch, geometry, arrays, finished)
         if failures:
             self._give_up(shard, failures)
-        else:
-            self._writers.submit(shard, arrays)
-
-    def _compute_batch(self, batch: ImageBatch, geometry: Geometry, arrays: ShardArrays) -> None:
-        with naming_the_batch(len(batch.images), geometry):
-            with self._profile.step(FORWARD):
-                outputs = self._teacher.run(batch.images)
-            with self._profile.step(ENCODE):
-                codes = self._teacher.encode(outputs, geometry)
-        with self._profile.step(COPY):
-            arrays.append(codes, batch.crc32c)
 
     def _give_up(self, shard: ShardId, failures: list[Failure]) -> None:
         for failure in failures:

@@ -1,5 +1,6 @@
 """The parts that overlap in a dump: what is taken when, how much at once, and where time goes."""
 
+import shutil
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from stage1_dump.__main__ import main
+from stage1_dump.compute import BatchComputer
 from stage1_dump.feed import ShardFeed
 from stage1_dump.profile import FORWARD, IMAGES, WRITE, Profile
 from stage1_dump.ranks import Rank
@@ -18,6 +20,7 @@ from stage1_dump.status import read_status
 from stage1_dump.writing import NUM_WRITERS, ShardWriters
 from storage import CacheReader, CacheWriter, Geometry, ShardId
 from tests.stage1_dump.conftest import Configure
+from tests.stage1_dump.helpers import dump, store_bytes
 
 SMALL, LARGE = "0064x0096", "0800x1344"
 GEOMETRIES = [Geometry(*map(int, name.split("x")), ((1, 1),), 1, 1, 1) for name in (SMALL, LARGE)]
@@ -143,6 +146,55 @@ def test_what_a_writer_raises_reaches_the_dump() -> None:
         writers.submit(ShardId(SMALL, 0), arrays)
         with pytest.raises(OSError, match="the disk is gone"):
             writers.finish()
+
+
+@pytest.fixture
+def encoding_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a CPU encode each batch after the forward of the next, as a GPU does."""
+
+    class Behind(BatchComputer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._num_ahead = 1
+
+    monkeypatch.setattr("stage1_dump.dump.BatchComputer", Behind)
+
+
+@pytest.mark.usefixtures("encoding_behind")
+def test_encoding_behind_the_next_forward_changes_no_byte(
+    reference: Path, configure: Configure
+) -> None:
+    config = configure(VIEWS={"NUM": 2})
+    dump(config)
+    assert store_bytes(config.with_suffix("")) == store_bytes(reference)
+
+
+@pytest.mark.usefixtures("encoding_behind")
+@pytest.mark.parametrize("image", ["0002.png", "0007.png", "0040.png"])
+def test_encoding_behind_leaves_out_the_shard_of_an_unreadable_image_alone(
+    reference: Path, configure: Configure, images_folder: Path, tmp_path: Path, image: str
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(images_folder, folder)
+    (folder / "images" / image).write_bytes(b"none")
+    config = configure(VIEWS={"NUM": 2}, DATASET={"FOLDER": str(folder)})
+    assert {str(failure.image_id) for failure in dump(config).failures} == {image[:4].lstrip("0")}
+    written, whole = store_bytes(config.with_suffix("")), store_bytes(reference)
+    assert written.items() < whole.items()
+    missing = [key for key in whole.keys() - written.keys() if key.startswith("commits/")]
+    assert len(missing) in (1, 2)
+
+
+@pytest.mark.gpu
+def test_a_dump_on_a_gpu_is_the_same_profiled_or_not_and_passes_the_check(
+    configure: Configure,
+) -> None:
+    device = {"MODEL": {"DEVICE": "cuda"}, "DATALOADER": {"NUM_WORKERS": 2}}
+    first, second = configure("first", **device), configure("second", **device)
+    assert main(["run", "--config-file", str(first)]) == 0
+    assert main(["run", "--profile", "--config-file", str(second)]) == 0
+    assert store_bytes(first.with_suffix("")) == store_bytes(second.with_suffix(""))
+    assert main(["check", "--sample", "100", "--config-file", str(first)]) == 0
 
 
 def test_seconds_count_for_their_step_in_every_thread() -> None:
