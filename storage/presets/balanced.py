@@ -8,7 +8,7 @@ max |value| / 127. The largest activations are the objects, which distillation i
 is clipped.
 
 **Scores** keep the M largest probabilities of a record, as (index, value) pairs sorted by index,
-and one byte an anchor for the mean of the others; see `codes`.
+and a model of the others, 12 bits an anchor; see `scores`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 
 from storage.presets import codes as coding
+from storage.presets import scores
 from storage.presets.base import DecodedOutputs, Preset, RawOutputs, to_half
 from storage.schema import Field, Geometry
 
 SCORE_LIMIT = 32_767
 STEPS_PER_OCTAVE = 16
-MIN_SCORES_KEPT = 4096
+MIN_SCORES_KEPT = 8192
 
 
 def default_scores_kept(geometry: Geometry) -> int:
-    """Return M by the preset's rule: one score for four anchors, at least 4096, at most all.
+    """Return M by the preset's rule: one score for four anchors, at least 8192, at most all.
 
     The rule follows R rather than R * K, since the anchors that see an object, not the classes,
     decide how many probabilities are worth a place of their own.
@@ -67,7 +68,6 @@ class Balanced(Preset):
 
     def fields(self, geometry: Geometry) -> list[Field]:
         num_boxes, num_kept = geometry.num_boxes, self.num_kept(geometry)
-        coding.check_num_scores(self.name, geometry)
         return [
             Field(
                 "features", (geometry.channels, geometry.num_positions), "int8",
@@ -88,17 +88,7 @@ class Balanced(Preset):
                 "score_value", (num_kept,), "int16",
                 attributes={"meaning": f"probability of each kept score = code / {SCORE_LIMIT}"},
             ),
-            Field(
-                "score_rest", (num_boxes,), "uint8",
-                attributes={
-                    "meaning": coding.meaning_of_means(STEPS_PER_OCTAVE),
-                    "anchors": "level, H, W, A",
-                },
-            ),
-            Field(
-                "score_bound", (), "float32",
-                attributes={"meaning": "largest dropped probability of the record"},
-            ),
+            *scores.rest_fields(geometry, STEPS_PER_OCTAVE, None),
             Field(
                 "deltas", (num_boxes, 4), "float16",
                 attributes={"meaning": "dx, dy, dw, dh", "anchors": "level, H, W, A"},
@@ -108,26 +98,27 @@ class Balanced(Preset):
     def _encode(self, raw: RawOutputs, geometry: Geometry) -> dict[str, Tensor]:
         features = raw.features.detach()
         scale = coding.largest(features, geometry) / coding.FEATURE_LIMIT
-        scores = coding.sparsify(raw.logits.detach(), self.num_kept(geometry))
+        logits = raw.logits.detach()
+        index, value = scores.keep_largest(logits, self.num_kept(geometry))
         remedy = "use preset exact with CACHE.DTYPE float32"
         return {
             "features": coding.quantise(features, scale, geometry),
             "feature_scale": scale,
-            "score_index": scores.index.to(torch.int32),
-            "score_value": (scores.value * SCORE_LIMIT).round_().to(torch.int16),
-            "score_rest": coding.encode_means(scores.mean, scores.bound, STEPS_PER_OCTAVE),
-            "score_bound": scores.bound,
+            "score_index": index.to(torch.int32),
+            "score_value": (value * SCORE_LIMIT).round_().to(torch.int16),
+            **scores.encode_rest(logits, index, geometry, STEPS_PER_OCTAVE),
             "deltas": to_half(raw.deltas.detach(), "deltas", remedy),
         }
 
     def _decode(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
         return DecodedOutputs(
             features=coding.dequantise(codes["features"], codes["feature_scale"], geometry),
-            probabilities=coding.densify(
+            probabilities=scores.decode_scores(
                 codes["score_index"].to(torch.int64),
                 codes["score_value"].to(torch.float32).div_(SCORE_LIMIT),
-                coding.decode_means(codes["score_rest"], codes["score_bound"], STEPS_PER_OCTAVE),
-                geometry.num_classes,
+                codes,
+                geometry,
+                STEPS_PER_OCTAVE,
             ),
             deltas=codes["deltas"].float(),
         )

@@ -1,18 +1,10 @@
-"""What the lossy presets are made of: linear codes of features, sparse scores, coded means.
+"""Linear codes of dense fields: rounding to steps, prediction, and packing. Not a preset.
 
-Not a preset. Shape letters: n records, C channels, K classes, L levels, S positions of all levels,
-R anchors an image, M kept scores of a record.
-
-**Sparse scores**: the M largest probabilities of a record keep a place of their own. Each anchor
-has one byte for the mean of its dropped probabilities, which stands for each of them: the response
-loss is linear in the teacher's probabilities, and the many small background ones carry it. The
-byte counts fractions of an octave below the record's largest dropped probability, which is stored
-and bounds the error of every dropped one.
+Shape letters: n records, C channels, L levels, S positions of all levels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -21,10 +13,9 @@ from torch import Tensor
 from storage.schema import Geometry
 
 FEATURE_LIMIT = 127
-LAST_CODE = 255
 
 # Divisors are clamped by it: a channel of zeros then has codes of zero.
-_TINY = torch.finfo(torch.float32).tiny
+TINY = torch.finfo(torch.float32).tiny
 
 
 def levels_of(geometry: Geometry) -> list[tuple[int, int]]:
@@ -45,7 +36,7 @@ def quantise(features: Tensor, scale: Tensor, geometry: Geometry) -> Tensor:
     """
     codes = torch.empty(features.shape, dtype=torch.int8, device=features.device)
     for level, (start, stop) in enumerate(levels_of(geometry)):
-        step = scale[:, level, :, None].clamp(min=_TINY)
+        step = scale[:, level, :, None].clamp(min=TINY)
         ratio = features[:, :, start:stop].float() / step
         codes[:, :, start:stop] = ratio.round_().clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
     return codes
@@ -63,94 +54,6 @@ def largest(features: Tensor, geometry: Geometry) -> Tensor:
     """Return the largest magnitude of each level and channel: (n, C, S) to (n, L, C) float32."""
     parts = [features[:, :, start:stop] for start, stop in levels_of(geometry)]
     return torch.stack([part.abs().amax(dim=2).float() for part in parts], dim=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SparseScores:
-    """The class scores of n records, taken apart.
-
-    Attributes:
-        index: (n, M) int64, anchor * K + class of each kept score, ascending.
-        value: (n, M) float32, its probability.
-        mean: (n, R) float32, mean of each anchor's dropped probabilities; 0 where none is.
-        bound: (n,) float32, the record's largest dropped probability.
-    """
-
-    index: Tensor
-    value: Tensor
-    mean: Tensor
-    bound: Tensor
-
-
-def sparsify(logits: Tensor, num_kept: int) -> SparseScores:
-    """Keep the largest probabilities of each record and the mean of each anchor's others.
-
-    Args:
-        logits: (n, R, K) floating point.
-        num_kept: M, at most R * K.
-    """
-    count, num_boxes, num_classes = logits.shape
-    # float32 first: the sigmoid of a half-precision logit would be rounded twice.
-    probabilities = torch.sigmoid(logits.float()).contiguous()
-    flat = probabilities.view(count, -1)  # [n, R * K]
-    index = _top_scores(probabilities, num_kept)  # [n, M]
-    value = flat.gather(1, index)
-    flat.scatter_(1, index, 0.0)
-    anchor = torch.div(index, num_classes, rounding_mode="floor")
-    ones = torch.ones_like(anchor, dtype=torch.float32)
-    num_kept_of_anchor = flat.new_zeros(count, num_boxes).scatter_add_(1, anchor, ones)
-    dropped = num_classes - num_kept_of_anchor  # [n, R]
-    mean = probabilities.sum(dim=2) / dropped.clamp_(min=1.0)
-    return SparseScores(index=index, value=value, mean=mean, bound=flat.amax(dim=1))
-
-
-def densify(index: Tensor, value: Tensor, rest: Tensor, num_classes: int) -> Tensor:
-    """Put kept scores and the stand-ins of the others together.
-
-    Args:
-        index: (n, M) int64. value: (n, M) float32.
-        rest: (n, R) float32, what stands for each dropped probability of the anchor.
-        num_classes: K.
-
-    Returns:
-        (n, R, K) float32.
-    """
-    dense = rest[:, :, None].expand(-1, -1, num_classes).contiguous()
-    dense.view(len(rest), -1).scatter_(1, index, value)
-    return dense
-
-
-def encode_means(mean: Tensor, bound: Tensor, steps_per_octave: int) -> Tensor:
-    """Code (n, R) means in [0, bound] as uint8, in fractions of an octave below (n,) bound."""
-    ratio = mean / bound.clamp(min=_TINY)[:, None]
-    steps = ratio.log2_().mul_(steps_per_octave).round_()  # <= 0; -inf where the mean is 0
-    return steps.add_(LAST_CODE).clamp_(0, LAST_CODE).to(torch.uint8)
-
-
-def decode_means(codes: Tensor, bound: Tensor, steps_per_octave: int) -> Tensor:
-    """Undo `encode_means`: (n, R) uint8 and (n,) float32 to (n, R) float32."""
-    steps = torch.arange(LAST_CODE + 1, device=codes.device, dtype=torch.float32)
-    table = torch.exp2((steps - LAST_CODE) / steps_per_octave)
-    table[0] = 0.0
-    return table[codes.to(torch.int64)] * bound[:, None]
-
-
-def meaning_of_means(steps_per_octave: int) -> str:
-    """Say in an array's attributes what the codes of `encode_means` are."""
-    return (
-        "mean of the anchor's dropped probabilities; 0: none, else score_bound * 2 **"
-        f" ((code - {LAST_CODE}) / {steps_per_octave})"
-    )
-
-
-def check_num_scores(preset: str, geometry: Geometry) -> None:
-    """Refuse more scores than an int32 index can count.
-
-    Raises:
-        ValueError: names the preset and the bucket.
-    """
-    if geometry.num_boxes * geometry.num_classes >= 1 << 31:
-        raise ValueError(f"preset {preset}: {geometry.name} has 2^31 scores or more an image")
 
 
 def predict(codes: Tensor, geometry: Geometry) -> Tensor:
@@ -209,17 +112,3 @@ def unpack_pairs(packed: Tensor, num_positions: int) -> Tensor:
     """Undo `pack_pairs`: (n, C, ceil(S / 2)) uint8 to (n, C, S) int16."""
     both = torch.stack([packed & 15, packed >> 4], dim=3).flatten(2)
     return both[:, :, :num_positions].to(torch.int16) - 8
-
-
-def _top_scores(probabilities: Tensor, num_kept: int) -> Tensor:
-    """Return the (n, M) flat indices of the M largest of (n, R, K), ascending."""
-    _, num_boxes, num_classes = probabilities.shape
-    # The M largest lie on the M anchors with the largest maxima: looking at those alone takes
-    # half the time on a CPU.
-    best = probabilities.amax(dim=2)
-    anchor = best.topk(min(num_kept, num_boxes), dim=1, sorted=False).indices  # [n, Q]
-    scores = probabilities.gather(1, anchor[:, :, None].expand(-1, -1, num_classes))  # [n, Q, K]
-    place = scores.flatten(1).topk(num_kept, dim=1, sorted=False).indices  # [n, M]
-    row = torch.div(place, num_classes, rounding_mode="floor")
-    index = anchor.gather(1, row) * num_classes + place % num_classes
-    return index.sort(dim=1).values

@@ -12,8 +12,8 @@ Zstandard has seen it: its low four bits are packed in pairs, the rarely needed 
 **Deltas** are multiples of 1/128, predicted and stored likewise, with eight low bits: the L1 loss
 turns on the sign of small differences, so a coarse step would turn gradients round.
 
-**Scores** are those of `codes`, with values rounded on a square-root scale (small probabilities
-are the more numerous) and indices as gaps.
+**Scores** are the M largest, with values rounded on a square-root scale (small probabilities are
+the more numerous) and indices as gaps, and a model of the others; see `scores`.
 
 docs/COMPACT.md tells what else was tried, and what each choice costs.
 """
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from storage.presets import codes as coding
+from storage.presets import scores
 from storage.presets.base import DecodedOutputs, Preset, RawOutputs
 from storage.schema import Field, Geometry
 
@@ -74,10 +75,8 @@ class Compact(Preset):
         return min(self.scores_kept, dense) or default_scores_kept(geometry)
 
     def fields(self, geometry: Geometry) -> list[Field]:
-        coding.check_num_scores(self.name, geometry)
-        num_boxes, num_kept = geometry.num_boxes, self.num_kept(geometry)
+        num_kept, planes = self.num_kept(geometry), 4 * geometry.num_anchors
         channels, num_positions = geometry.channels, geometry.num_positions
-        planes = 4 * geometry.num_anchors
         rest = "code = what is left + left + above - above left, zero outside of the level's map"
         return [
             Field(
@@ -113,17 +112,7 @@ class Compact(Preset):
                     "meaning": f"probability of each kept score = (code / {VALUE_LIMIT})^2"
                 },
             ),
-            Field(
-                "score_rest", (num_boxes,), "uint8", "zstd",
-                attributes={
-                    "meaning": coding.meaning_of_means(STEPS_PER_OCTAVE),
-                    "anchors": "level, H, W, A",
-                },
-            ),
-            Field(
-                "score_bound", (), "float32",
-                attributes={"meaning": "largest dropped probability of the record"},
-            ),
+            *scores.rest_fields(geometry, STEPS_PER_OCTAVE, "zstd"),
             Field(
                 "deltas_low", (planes, num_positions), "int8", "zstd",
                 attributes={
@@ -145,24 +134,25 @@ class Compact(Preset):
         ]  # fmt: skip
 
     def _encode(self, raw: RawOutputs, geometry: Geometry) -> dict[str, Tensor]:
-        scores = coding.sparsify(raw.logits.detach(), self.num_kept(geometry))
+        logits = raw.logits.detach()
+        index, value = scores.keep_largest(logits, self.num_kept(geometry))
         return {
             **_encode_features(raw.features.detach(), geometry),
-            "score_gap": _encode_gaps(scores.index),
-            "score_value": (scores.value.sqrt() * VALUE_LIMIT).round_().to(torch.uint8),
-            "score_rest": coding.encode_means(scores.mean, scores.bound, STEPS_PER_OCTAVE),
-            "score_bound": scores.bound,
+            "score_gap": _encode_gaps(index),
+            "score_value": (value.sqrt() * VALUE_LIMIT).round_().to(torch.uint8),
+            **scores.encode_rest(logits, index, geometry, STEPS_PER_OCTAVE),
             **_encode_deltas(raw.deltas.detach(), geometry),
         }
 
     def _decode(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
         return DecodedOutputs(
             features=_decode_features(codes, geometry),
-            probabilities=coding.densify(
+            probabilities=scores.decode_scores(
                 _decode_gaps(codes["score_gap"]),
                 codes["score_value"].to(torch.float32).div_(VALUE_LIMIT).square_(),
-                coding.decode_means(codes["score_rest"], codes["score_bound"], STEPS_PER_OCTAVE),
-                geometry.num_classes,
+                codes,
+                geometry,
+                STEPS_PER_OCTAVE,
             ),
             deltas=_decode_deltas(codes, geometry),
         )
