@@ -65,7 +65,9 @@ class Loop(SimpleTrainer):
             device.type, enabled=mixed_precision and half == torch.float16
         )
         # Flags of the host travel by gloo: NCCL would make every step wait for the GPU.
-        self._host_group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        self._host_group: Any = (
+            dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        )
 
     def run_step(self) -> None:
         """Take a batch, sum up gradients over its parts, step.

@@ -63,7 +63,6 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
             rank_state=self.rank_state,
-            **({"ema": self.average} if self.average else {}),
             **self.extra_checkpointables(),
         )
         self.start_iter = 0
@@ -76,7 +75,7 @@ class Trainer(DefaultTrainer):
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """What a checkpoint carries beside the detector and the trainer's own state."""
-        return {}
+        return {"ema": self.average} if self.average else {}
 
     @property
     def trained(self) -> nn.Module:

@@ -83,7 +83,7 @@ class DistillTrainer(Trainer):
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """The adaptation layer is a part of the checkpoint, not of the student in it."""
-        return {"adaptation": self.adaptation}
+        return {**super().extra_checkpointables(), "adaptation": self.adaptation}
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ from detectron2.modeling import build_model
 
 from detectors.evaluate import evaluate
 from stage2_distill.__main__ import main
-from tests.stage2_distill.conftest import Configure
+from tests.stage2_distill.conftest import STUDENT, Configure
 from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, build, losses_of, train
+from tests.stage2_distill.test_students import model
 
 
 @pytest.mark.parametrize("preset", ["exact", "balanced"])
@@ -189,6 +191,44 @@ def test_two_ranks_distill_one_student_and_resume_as_two(
     assert main([*command, "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "4"]) == 0
     exported = torch.load(output / "student_final.pth", weights_only=True)["model"]
     assert any(not torch.equal(exported[name], state["model"][name]) for name in exported)
+
+
+def test_two_nodes_under_torchrun_train_what_one_process_trains(
+    configure: Configure, tmp_path: Path
+) -> None:
+    views = {"SCALES": [64], "MAX_SIZE": 64, "NUM": 1}
+    path = configure(
+        VIEWS=views,
+        TEACHER={"SOURCE": "none"},
+        SOLVER={"IMS_PER_BATCH": 4, "MAX_ITER": 2},
+        GID={"COUNTS": "global"},
+        DATASETS={"TEST": []},
+        MODEL=model(RESNETS={**STUDENT["MODEL"]["RESNETS"], "NORM": "LN"}),
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank",
+                str(rank), "--nproc-per-node", "1", "--master-addr", "127.0.0.1",
+                "--master-port", str(port), "-m", "stage2_distill", "train",
+                "--config-file", str(path), "OUTPUT_DIR", str(tmp_path / "nodes"),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    alone = ["OUTPUT_DIR", str(tmp_path / "alone")]
+    assert main(["train", "--config-file", str(path), *alone]) == 0
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    together, single = (
+        json.loads((tmp_path / name / "metrics.json").read_text().splitlines()[-1])
+        for name in ("nodes", "alone")
+    )
+    for name in OWN_LOSSES:
+        assert together[name] == pytest.approx(single[name], rel=1e-5), name
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
