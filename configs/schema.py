@@ -179,7 +179,7 @@ class CacheConfig:
     # Records in one shard, the unit of computing, committing and verifying; 0: as many as
     # SHARD_BYTES holds of the largest view that VIEWS allows, in whole teacher batches.
     shard_records: int = 32
-    # Size to aim at for the largest object of a shard, bytes, with SHARD_RECORDS 0.
+    # Size that no object of a shard exceeds before compression, bytes, with SHARD_RECORDS 0.
     shard_bytes: int = DEFAULT_SHARD_BYTES
     # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged.
     pixels: str = "strict"

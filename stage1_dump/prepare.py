@@ -122,8 +122,9 @@ def prepare(cfg: CfgNode) -> Prepared:
 def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> int:
     """Records of a shard for CACHE.SHARD_BYTES.
 
-    Of the largest view that the config allows, not of those that are planned: images and views
-    that come later must not change the shards of a cache.
+    Of the largest view that the config allows, not of those that are planned, and of its bytes
+    before compression: neither views that come later nor better knowledge of a codec may change
+    the shards of a cache.
     """
     family = family_of(teacher_cfg)
     step = family.size_divisibility(teacher_cfg)
@@ -131,9 +132,8 @@ def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> in
     height, width = (-(-side // step) * step for side in sides)
     geometry = family.geometry(teacher_cfg, height, width)
     fields = [*preset.fields(geometry), *common_fields(teacher_cfg.TEST.DETECTIONS_PER_IMAGE)]
-    known = preset.typical_bytes(geometry)
     return records_that_fit(
-        [known.get(field.name, field.num_bytes) for field in fields],
+        [field.num_bytes for field in fields],
         shard_bytes=ours.cache.shard_bytes,
         batch=ours.teacher.batch,
     )
