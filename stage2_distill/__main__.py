@@ -1,4 +1,5 @@
-"""`python -m stage2_distill`: train a student from the teacher cache, and look at what it sees."""
+"""`python -m stage2_distill`: train a student from the teacher cache, look at what it sees, and
+measure how far the cache is from the teacher itself."""
 
 from __future__ import annotations
 
@@ -24,6 +25,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_config_arguments(showing)
     showing.add_argument("--count", type=int, default=8, help="number of views")
     showing.add_argument("--output", help="folder for the pictures; default: OUTPUT_DIR")
+    comparing = commands.add_parser("fidelity", help="compare the cache with the live teacher")
+    add_config_arguments(comparing)
+    comparing.add_argument(
+        "--students", nargs="+", metavar="FILE",
+        help="checkpoints of stage2_distill train, or `initial`; default: `initial`, and those half"
+        " way and at the end in OUTPUT_DIR",
+    )  # fmt: skip
+    comparing.add_argument("--views", type=int, default=64, help="number of views (default: 64)")
+    comparing.add_argument("--json", action="store_true", help="print JSON")
     showing.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url=None)
     return parser.parse_args(argv)
 
@@ -37,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()
+        if args.command == "fidelity":
+            return jobs.fidelity(cfg, args)
         launch_job(getattr(jobs, args.command), cfg, args)
         return 0
 

@@ -260,8 +260,8 @@ class _Comparison:
         losses = [distiller.losses_at(instances, one, outputs) for one in both]
         for name, of_live in losses[0].items():
             of_cache = losses[1][name]
-            self._live[name] = self._live.get(name, 0.0) + float(of_live)
-            difference = float(of_cache.double() - of_live.double())
+            self._live[name] = self._live.get(name, 0.0) + float(of_live.detach())
+            difference = float((of_cache - of_live).detach())
             self._difference[name] = self._difference.get(name, 0.0) + difference
         ours, theirs = (self._gradient(one) for one in losses)
         self._dots += torch.stack([ours @ theirs, ours @ ours, theirs @ theirs]).cpu()

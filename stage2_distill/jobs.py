@@ -6,12 +6,14 @@ A module of its own, because a spawned rank imports the job by name and cannot i
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from detectors.command import set_up
+from detectors.command import register_data, set_up
 
+from .fidelity import checkpoints_of, measure
 from .show import draw_views
 from .trainer import DistillTrainer
 
@@ -29,3 +31,15 @@ def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     set_up(cfg, args)
     for path in draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR)):
         print(path)
+
+
+def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Print how far the cache is from the live teacher; 1 where that is too far."""
+    if args.views < 1:
+        raise ValueError(f"--views {args.views}: expected 1 or more")
+    register_data(cfg)
+    students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
+    found = measure(cfg, students, args.views)
+    for line in [json.dumps(found.to_json())] if args.json else found.lines():
+        print(line)
+    return 0 if found.reached else 1

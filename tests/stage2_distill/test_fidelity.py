@@ -1,0 +1,121 @@
+"""Fidelity: the cache beside the live teacher, for students at several stages."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stage2_distill import fidelity
+from stage2_distill.__main__ import main
+from stage2_distill.fidelity import INITIAL, LIMITS, checkpoints_of
+from storage import DecodedOutputs
+from storage.presets.exact import Exact
+from tests.stage2_distill.conftest import Configure
+from tests.stage2_distill.runs import GID_LOSSES, build, train
+
+Capture = pytest.CaptureFixture[str]
+
+
+def measure(path: Path, capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run the command with --json; its exit code and what it printed last."""
+    capsys.readouterr()
+    code = main(["fidelity", "--json", "--views", "8", *arguments, "--config-file", str(path)])
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_an_exact_cache_is_the_live_teacher_for_students_at_every_stage(
+    configure: Configure, capsys: Capture
+) -> None:
+    path = configure()
+    trainer = train(path)
+    code, found = measure(path, capsys)
+    assert code == 0 and found["reached"]
+    assert found["views"] == 8 and found["codec"]["preset"] == "exact"
+    output = Path(trainer.cfg.OUTPUT_DIR)
+    stages = [INITIAL, str(output / "model_0000001.pth")]
+    assert [one["student"] for one in found["students"]] == stages
+    for one in found["students"]:
+        assert one["errors"].keys() == GID_LOSSES
+        assert one["instances"] > 0 and one["matched"] == 1.0
+        assert max(one["errors"].values()) <= 1e-5 and one["cosine"] >= 0.999999
+    # Another student disagrees with the teacher elsewhere.
+    assert len({one["instances"] for one in found["students"]}) == 2 or (
+        found["students"][0]["errors"] != found["students"][1]["errors"]
+    )
+
+
+@pytest.mark.parametrize("wrong", ["features", "probabilities", "deltas"])
+def test_what_a_codec_spoils_is_seen_and_fails(
+    configure: Configure, capsys: Capture, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    decode = Exact._decode
+
+    def spoilt(self: Exact, codes: Any, geometry: Any) -> DecodedOutputs:
+        decoded = decode(self, codes, geometry)
+        return replace(decoded, **{wrong: getattr(decoded, wrong) * 0.9})
+
+    monkeypatch.setattr(Exact, "_decode", spoilt)
+    code, found = measure(configure(), capsys, "--students", INITIAL)
+    (one,) = found["students"]
+    assert code == 1 and not found["reached"]
+    # Gradients of the features dwarf the others in a student that has learnt nothing.
+    assert (one["cosine"] < 0.999999) == (wrong == "features")
+    terms = {
+        "features": {"loss_gid_feature"},
+        "probabilities": {"loss_gid_response_cls"},
+        "deltas": {"loss_gid_response_reg"},
+    }[wrong]
+    assert {name for name, error in one["errors"].items() if error > 1e-3} >= terms
+    # Instances come from scores and boxes; features have no part in them.
+    assert (one["matched"] < 1.0) == (wrong != "features")
+
+
+def test_the_initial_student_is_the_one_that_training_begins_with(configure: Configure) -> None:
+    trainer = build(configure(SEED=5))
+    teacher, _ = fidelity._teachers(trainer.cfg)
+    student = fidelity._load_student(trainer.cfg, INITIAL, teacher)
+    for mine, theirs in (
+        (student.detector.state_dict(), trainer.detector.state_dict()),
+        (student.adaptation.state_dict(), trainer.adaptation.state_dict()),
+    ):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_the_table_names_the_limits_and_the_verdict(configure: Configure, capsys: Capture) -> None:
+    arguments = ["--views", "3", "--students", INITIAL, "--config-file", str(configure("balanced"))]
+    code = main(["fidelity", *arguments])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-4:-1]] == ["student", "initial", "limits"]
+    limits = LIMITS["balanced", ""]
+    assert f"{limits.matched:.4f}" in lines[-2] and f"{limits.cosine:.7f}" in lines[-2]
+    assert lines[-1].endswith(("within the limits", "NOT within the limits"))
+    assert (code == 0) == (not lines[-1].endswith("NOT within the limits"))
+
+
+def test_a_checkpoint_without_the_adaptation_layer_is_refused(
+    configure: Configure, capsys: Capture
+) -> None:
+    path = configure()
+    trainer = train(path, "SOLVER.MAX_ITER", 1)
+    exported = Path(trainer.cfg.OUTPUT_DIR) / "student_final.pth"
+    assert main(["fidelity", "--students", str(exported), "--config-file", str(path)]) == 1
+    assert "holds no adaptation layer; expected a checkpoint of" in capsys.readouterr().err
+
+
+def test_without_checkpoints_the_command_says_what_to_do(
+    configure: Configure, capsys: Capture
+) -> None:
+    assert main(["fidelity", "--config-file", str(configure())]) == 1
+    assert "train one first, with SOLVER.CHECKPOINT_PERIOD" in capsys.readouterr().err
+
+
+def test_the_stages_are_the_beginning_the_half_and_the_end(tmp_path: Path) -> None:
+    for step in (99, 199, 299, 399):
+        (tmp_path / f"model_{step:07d}.pth").touch()
+    (tmp_path / "model_final.pth").touch()
+    names = [Path(one).name for one in checkpoints_of(tmp_path)]
+    assert names == [INITIAL, "model_0000199.pth", "model_0000399.pth"]
