@@ -31,6 +31,9 @@ _INDEX_ENTRY = 16
 _COMMIT_WORK = 1 << 21
 
 
+Task = tuple[ShardId, Sequence[int | None] | None]
+
+
 @dataclass(kw_only=True)
 class ShardResult:
     """What the check of one shard found.
@@ -94,39 +97,48 @@ class ShardChecker:
         keys = [] if self._level == "quick" else self.keys_of(shard)
         return sum(sizes.get(key, 0) for key in (commit_key(shard), *keys))
 
-    def check(self, shard: ShardId, sizes: Sequence[int | None] | None = None) -> ShardResult:
-        """Check a committed shard.
+    def check_many(self, tasks: Sequence[Task]) -> list[ShardResult]:
+        """Check committed shards, whose commits are read at once.
 
         Args:
-            shard: which one.
-            sizes: of its objects in bytes, in the order of the fields, None for absent ones; asked
-                of the store if not given.
+            tasks: each a shard and the sizes of its objects in bytes, in the order of the fields,
+                None for absent ones; the store is asked for them if None is given in their place.
         """
-        result = self._look(shard, sizes)
-        # A dump or a repair at work may have replaced the shard meanwhile. Damage stays.
-        return result if result.ok else self._look(shard, None)
+        # A huge object in the place of a commit is not read to its end.
+        ranges = [(commit_key(shard), 0, MAX_METADATA_BYTES) for shard, _ in tasks]
+        raws = self._location.get_ranges(ranges)
+        return [self._check(*task, raw) for task, raw in zip(tasks, raws, strict=True)]
 
-    def _look(self, shard: ShardId, sizes: Sequence[int | None] | None) -> ShardResult:
+    def _check(
+        self, shard: ShardId, sizes: Sequence[int | None] | None, raw: memoryview | None
+    ) -> ShardResult:
+        result = self._look(shard, None if raw is None else bytes(raw), sizes)
+        if result.ok:
+            return result
+        # A dump or a repair at work may have replaced the shard meanwhile. Damage stays.
+        return self._look(shard, self._read_commit(shard), None)
+
+    def _look(
+        self, shard: ShardId, raw: bytes | None, sizes: Sequence[int | None] | None
+    ) -> ShardResult:
         result = ShardResult(shard=shard)
-        key = commit_key(shard)
-        raw = self._read_commit(key)
         commit = None if raw is None else self._parse(raw, result)
         if commit is not None:
             self._check_objects(result, commit, sizes)
             if self._level == "deep" and result.ok:
                 result.problems.extend(self._check_values(shard, commit))
-        if raw is None or not (result.ok or self._read_commit(key) == raw):
+        if raw is None or not (result.ok or self._read_commit(shard) == raw):
             message = (
                 f"{self._store}: shard {shard}: was dropped or replaced during the check; run the"
                 " dump again, or check again when it has ended"
             )
-            problem = Problem(kind="missing", where=key, message=message, shard=str(shard))
+            where = commit_key(shard)
+            problem = Problem(kind="missing", where=where, message=message, shard=str(shard))
             return ShardResult(shard=shard, problems=[problem])
         return result
 
-    def _read_commit(self, key: str) -> bytes | None:
-        # A huge object in the place of a commit is not read to its end.
-        raw = self._location.get_ranges([(key, 0, MAX_METADATA_BYTES)])[0]
+    def _read_commit(self, shard: ShardId) -> bytes | None:
+        raw = self._location.get_ranges([(commit_key(shard), 0, MAX_METADATA_BYTES)])[0]
         return None if raw is None else bytes(raw)
 
     def _parse(self, raw: bytes, result: ShardResult) -> Commit | None:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from storage import canonical, checksums
-from storage.checker import LEVELS, ShardChecker, ShardResult
+from storage.checker import LEVELS, ShardChecker, ShardResult, Task
 from storage.errors import CacheError, FormatError, VersionError
 from storage.index import ShardTable
 from storage.layout import CLAIMS, COMMITS, DIGEST_KEY, LOG, ROOT_KEY, commit_key, object_key
@@ -26,13 +26,13 @@ from storage.report import Problem, Report, shard_problem
 from storage.schema import ShardId
 from storage.workers import mapped
 
-_BATCH = 256
+_BATCH = 64
 _ATTEMPTS = 3
 
 # A process is worth starting for about this much, and sends its results back after so much.
 # Measured in bytes read; see `ShardChecker.work_of`.
 _WORK_PER_PROCESS = 1 << 27
-_WORK_PER_CHUNK = 1 << 30
+_WORK_PER_BATCH = 1 << 30
 
 
 def verify(
@@ -104,8 +104,8 @@ def _check(
         if not root.growing:  # what an unfinished growth has left is no riddle
             problems += _check_strangers(store, root.manifest, table, sizes)
         problems += _check_uncommitted(store, root.manifest, table, shards, sizes)
-        costs = [checker.bytes_read(shard, sizes) for shard in shards]
-        bar = Progress(f"verify {level}", sum(costs), shown=progress)
+        costs = {shard: checker.bytes_read(shard, sizes) for shard in shards}
+        bar = Progress(f"verify {level}", sum(costs.values()), shown=progress)
         found = list(_with_progress(results, costs, bar))
     problems += _judge(store, found)
     return Report(
@@ -195,34 +195,32 @@ def _check_expected(
             yield Problem(kind="unexpected", where=str(shard), message=message, shard=str(shard))
 
 
-_Task = tuple[ShardId, tuple[int | None, ...] | None]
-
-
-def _check_task(checker: ShardChecker, task: _Task) -> ShardResult:
-    return checker.check(*task)
+def _check_batch(checker: ShardChecker, batch: list[Task]) -> list[ShardResult]:
+    return checker.check_many(batch)
 
 
 def _results(
     checker: ShardChecker, shards: list[ShardId], sizes: Mapping[str, int] | None, workers: int
-) -> AbstractContextManager[Iterator[ShardResult]]:
-    """Start checking shards."""
-    tasks: list[_Task] = [(shard, None) for shard in shards]
+) -> AbstractContextManager[Iterator[list[ShardResult]]]:
+    """Start checking shards; the results come in batches."""
+    tasks: list[Task] = [(shard, None) for shard in shards]
     if sizes is not None:
         tasks = [(one, tuple(map(sizes.get, checker.keys_of(one)))) for one in shards]
     work = sum(checker.work_of(shard) for shard in shards)
     workers = min(workers, len(tasks), 1 + work // _WORK_PER_PROCESS)
-    chunk = len(tasks) * _WORK_PER_CHUNK // max(work, 1)
-    chunk = max(1, min(chunk, len(tasks) // (8 * max(workers, 1)), 64))
-    return mapped(_check_task, checker, tasks, workers=workers, chunk=chunk)
+    most = len(tasks) * _WORK_PER_BATCH // max(work, 1)
+    size = max(1, min(most, len(tasks) // (8 * max(workers, 1)), _BATCH))
+    batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    return mapped(_check_batch, checker, batches, workers=workers, chunk=1)
 
 
 def _with_progress(
-    results: Iterator[ShardResult], costs: list[int], progress: Progress
+    batches: Iterator[list[ShardResult]], costs: Mapping[ShardId, int], progress: Progress
 ) -> Iterator[ShardResult]:
     with progress:
-        for result, cost in zip(results, costs, strict=True):
-            progress.advance(cost)
-            yield result
+        for batch in batches:
+            progress.advance(sum(costs[result.shard] for result in batch))
+            yield from batch
 
 
 def _judge(store: str, results: list[ShardResult]) -> Iterator[Problem]:

@@ -100,10 +100,10 @@ class TestOfAStoreThatIsWritten:
         before_objects(monkeypatch, FIRST, mend)
         read_commit = ShardChecker._read_commit
 
-        def mend_at_the_second_look(self: ShardChecker, key: str) -> bytes | None:
+        def mend_at_the_second_look(self: ShardChecker, shard: ShardId) -> bytes | None:
             if looks:
                 features_path(cache).write_bytes(data)
-            return read_commit(self, key)
+            return read_commit(self, shard)
 
         monkeypatch.setattr(ShardChecker, "_read_commit", mend_at_the_second_look)
         assert verify(cache, level).ok
