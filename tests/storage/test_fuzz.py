@@ -32,7 +32,7 @@ from tests.storage.test_schema import HOSTILE, JSON, paths, replaced
 
 FULL = os.environ.get("FULL_FAULTS") == "1"  # as `make faults` has it
 FUZZ = settings(
-    max_examples=400 if FULL else 12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200 if FULL else 12, deadline=None, suppress_health_check=list(HealthCheck)
 )
 MOST_MEMORY = 1 << 26
 

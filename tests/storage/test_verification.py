@@ -65,7 +65,11 @@ def test_an_intact_store_has_no_problem(new_location: NewLocation, level: str) -
     assert report.lines()[-1].endswith(f"{report.num_bytes / 1e6:,.1f} MB compared")
 
 
-def test_processes_find_what_one_finds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("forked", [True, False])
+def test_processes_find_what_one_finds(
+    cache: Path, forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.workers._may_fork", lambda: forked)
     monkeypatch.setattr("storage.verification._WORK_PER_PROCESS", 1)
     flip(features_path(cache), 5)
     swap(features_path(cache, ShardId(TALL.name, 0)), features_path(cache, ShardId(TALL.name, 1)))
