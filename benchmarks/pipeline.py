@@ -42,12 +42,18 @@ class Pipeline:
         folder: where everything is written.
         data: a COCO-format folder with `instances_train.json` and `instances_val.json`.
         overrides: config keys set in all configs, such as `SOLVER.MAX_ITER`.
+        teacher_overrides, view_overrides: config keys set in the teacher's config alone, or in
+            that of distillation.
+        split: of the images to train on; the annotations are `instances_<split>.json`.
         seconds: wall time of every step that ran, by name.
     """
 
     folder: Path
     data: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    teacher_overrides: dict[str, Any] = field(default_factory=dict)
+    view_overrides: dict[str, Any] = field(default_factory=dict)
+    split: str = "train"
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -62,12 +68,18 @@ class Pipeline:
 
     def write_configs(self) -> None:
         """Write the demo's configs for this folder and data; the shipped ones are their bases."""
-        classes = json.loads((self.data / "annotations" / "instances_train.json").read_text())
+        annotations = self.data / "annotations" / f"instances_{self.split}.json"
+        classes = json.loads(annotations.read_text())
         common = {
             "DATASET": {"FOLDER": str(self.data)},
+            "DATASETS": {"TRAIN": [f"folder_{self.split}"]},
             "MODEL": {"RETINANET": {"NUM_CLASSES": len(classes["categories"])}},
         }
-        self._write_config("teacher", {**common, "OUTPUT_DIR": str(self.folder / "teacher")})
+        self._write_config(
+            "teacher",
+            {**common, "OUTPUT_DIR": str(self.folder / "teacher")},
+            self.teacher_overrides,
+        )
         self._write_config(
             "distill",
             {
@@ -78,6 +90,7 @@ class Pipeline:
                 },
                 "CACHE": {"LOCATION": str(self.cache)},
             },
+            self.view_overrides,
         )
 
     def config(self, name: str) -> Path:
@@ -128,11 +141,11 @@ class Pipeline:
         )  # fmt: skip
         return dict(json.loads(output.splitlines()[-1])["folder_val"])
 
-    def run(self, name: str, module: str, *arguments: Any) -> str:
+    def run(self, name: str, module: str, *arguments: Any, codes: tuple[int, ...] = (0,)) -> str:
         """Run `python -m module ...`; returns what it printed.
 
         Raises:
-            StepError: it ended with another exit code than 0.
+            StepError: it ended with another exit code than those expected.
         """
         command = [sys.executable, "-m", module, *map(str, arguments)]
         log = self.folder / "logs" / f"{name.replace(' ', '_')}.log"
@@ -145,17 +158,21 @@ class Pipeline:
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
             )
         text = log.read_text(errors="replace")
-        if done.returncode:
+        if done.returncode not in codes:
             tail = "\n".join(text.splitlines()[-12:])
             raise StepError(
                 f"step {name!r} failed with exit code {done.returncode} ({log}):\n{tail}"
             )
         return text
 
-    def _write_config(self, name: str, content: dict[str, Any]) -> None:
+    def _write_config(
+        self, name: str, content: dict[str, Any], overrides: dict[str, Any] | None = None
+    ) -> None:
         path = self.config(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for key, value in self.overrides.items():
+        # A copy: nodes are shared by the configs.
+        content = json.loads(json.dumps(content))
+        for key, value in {**self.overrides, **(overrides or {})}.items():
             *parents, leaf = key.split(".")
             node = content
             for parent in parents:

@@ -1,0 +1,177 @@
+"""Fidelity of every preset on trained teachers, and what a record of each takes.
+
+One teacher and one student a data set: the demo's synthetic set, and folders of photographs. The
+student is trained under the live teacher, so that no codec has a part in what it is measured on;
+its beginning, its state half way and its end are compared on 64 views.
+
+Teachers, students and data that lie in the output folder from an earlier run are used again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stage2_distill.fidelity import LIMITS, Limits
+from storage import CacheReader
+from storage.index import ShardTable
+
+from .pipeline import Pipeline
+from .rows import Row
+
+NUM_VIEWS = 64
+PRESETS: dict[str, Limits] = {
+    "exact": LIMITS["exact", "float32"],
+    "balanced": LIMITS["balanced", ""],
+    "compact": LIMITS["compact", ""],
+}
+BUDGET_MB = {"balanced": 8.0, "compact": 3.2}
+# Positions of all levels of a view padded to 800x1344: what a budget is about.
+_BUDGET_POSITIONS = 100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11
+_NUM_LARGE_IMAGES = 4
+
+_STEPS = {"synthetic": 400, "photographs": 300}
+# Photographs: a pyramid as wide as that of real detectors, on views with room for objects.
+_PHOTOGRAPHS: dict[str, Any] = {
+    "INPUT.MIN_SIZE_TRAIN": [160, 176, 192],
+    "INPUT.MAX_SIZE_TRAIN": 256,
+    "INPUT.MIN_SIZE_TEST": 192,
+    "INPUT.MAX_SIZE_TEST": 256,
+    "SOLVER.IMS_PER_BATCH": 4,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One data set with its trained teacher and student."""
+
+    name: str
+    job: Pipeline
+    num_classes: int
+
+
+def prepare(output: Path, photographs: Path | None) -> Subject:
+    """Make or find a data set, and train its teacher and its student unless they are there.
+
+    Args:
+        output: folder of all data sets.
+        photographs: COCO-format folder; None for the synthetic set.
+
+    Raises:
+        FileNotFoundError: the folder has no annotations.
+        StepError: a command failed.
+    """
+    name = photographs.name if photographs else "synthetic"
+    data = photographs or output / name / "data"
+    job = Pipeline(folder=output / name, data=data)
+    if photographs is None and not data.exists():
+        job.run("data", "dataset", "synthetic", "--output", data)
+    job.split = _split_of(data)
+    annotations = json.loads((data / "annotations" / f"instances_{job.split}.json").read_text())
+    steps = _STEPS["photographs" if photographs else "synthetic"]
+    job.overrides = {"SOLVER.MAX_ITER": steps, "SOLVER.CHECKPOINT_PERIOD": steps // 2}
+    if photographs:
+        views = max(2, -(-NUM_VIEWS // len(annotations["images"])))
+        job.overrides |= _PHOTOGRAPHS
+        job.teacher_overrides = {"MODEL.FPN.OUT_CHANNELS": 256}
+        job.view_overrides = {
+            "VIEWS.SCALES": [160, 176, 192], "VIEWS.MAX_SIZE": 256, "VIEWS.NUM": views,
+        }  # fmt: skip
+    job.write_configs()
+    if not job.teacher_weights.exists():
+        job.train_teacher()
+    if not (job.folder / "student" / "student_final.pth").exists():
+        job.train_student("student", source="live", seed=1)
+    return Subject(name=name, job=job, num_classes=len(annotations["categories"]))
+
+
+def fidelity_rows(subject: Subject, preset: str) -> list[Row]:
+    """Dump the cache of a preset and compare it with the live teacher, the worst student first."""
+    found = _measure(subject.job, preset)
+    limits, students = PRESETS[preset], found["students"]
+    what = f"{subject.name}, {subject.num_classes} classes, {found['views']} views, {preset}"
+    return [
+        Row(
+            name=f"{what}: GIs matched", value=min(one["matched"] for one in students),
+            limit=limits.matched, at_least=True,
+        ),
+        Row(
+            name=f"{what}: largest error of a loss",
+            value=max(max(one["errors"].values()) for one in students), limit=limits.error,
+        ),
+        Row(
+            name=f"{what}: cosine of the gradients", value=min(one["cosine"] for one in students),
+            limit=limits.cosine, at_least=True,
+        ),
+    ]  # fmt: skip
+
+
+def size_rows(subject: Subject) -> list[Row]:
+    """Dump a few views at scale 800 and give the largest record, brought to 800x1344.
+
+    Bytes of a record grow with its positions; what does not is small.
+    """
+    rows = []
+    for preset, budget in BUDGET_MB.items():
+        cache = _dump(
+            subject.job, f"large_{preset}", preset,
+            "VIEWS.SCALES", "(800,)", "VIEWS.MAX_SIZE", 1333, "VIEWS.NUM", 1, "TEACHER.BATCH", 1,
+            "CACHE.SHARD_RECORDS", 4, "DATASET.MAX_IMAGES", _NUM_LARGE_IMAGES,
+        )  # fmt: skip
+        name = f"{subject.name}, {subject.num_classes} classes: 800x1344 record of {preset}, MB"
+        rows.append(Row(name=name, value=_largest_record(cache) / 1e6, limit=budget))
+    return rows
+
+
+def _split_of(data: Path) -> str:
+    """Return `train`, or the only split that the folder has annotations of."""
+    splits = sorted(
+        path.stem.removeprefix("instances_")
+        for path in (data / "annotations").glob("instances_*.json")
+    )
+    if "train" in splits:
+        return "train"
+    if len(splits) != 1:
+        raise FileNotFoundError(
+            f"{data}/annotations: expected instances_train.json, or the instances of one split;"
+            f" found {splits}"
+        )
+    return splits[0]
+
+
+def _dump(job: Pipeline, name: str, preset: str, *overrides: Any) -> Path:
+    cache = job.folder / "caches" / name
+    shutil.rmtree(cache, ignore_errors=True)
+    job.run(
+        f"dump {name}", "stage1_dump", "run", "--config-file", job.config("distill"),
+        "CACHE.LOCATION", cache, "CACHE.PRESET", preset, *overrides,
+    )  # fmt: skip
+    return cache
+
+
+def _measure(job: Pipeline, preset: str) -> dict[str, Any]:
+    cache = _dump(job, preset, preset)
+    # Exit code 1 says that a limit was missed: a result, not a failure.
+    output = job.run(
+        f"fidelity {preset}", "stage2_distill", "fidelity", "--json", "--views", NUM_VIEWS,
+        "--config-file", job.config("distill"), "CACHE.LOCATION", cache, "CACHE.PRESET", preset,
+        "OUTPUT_DIR", job.folder / "student", codes=(0, 1),
+    )  # fmt: skip
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def _largest_record(cache: Path) -> float:
+    """Bytes of the largest record of a store, in proportion to the positions of 800x1344."""
+    reader = CacheReader(cache)
+    table = ShardTable(reader.index, reader.manifest.shard_records)
+    sizes = []
+    for record in range(len(reader)):
+        shard, _ = table.shard_of(record)
+        positions = reader.manifest.geometries[shard.bucket].num_positions
+        (encoded,) = reader.read_encoded([record])
+        size = sum(len(chunk) for chunk in encoded.values())
+        sizes.append(size * _BUDGET_POSITIONS / positions)
+    return max(sizes)
