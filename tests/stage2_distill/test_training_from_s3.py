@@ -55,12 +55,3 @@ def test_spawned_workers_read_from_s3_while_the_server_is_killed_and_started_aga
     trainer.train()
     revival.join()
     assert losses_of(trainer) == expected
-
-
-def test_the_main_process_reads_from_s3_as_well(
-    s3_bucket: str, folder: Path, configure: Configure
-) -> None:
-    url = f"{s3_bucket}/exact"
-    upload(folder / "exact", url)
-    local = losses_of(train(configure()))
-    assert losses_of(train(configure(CACHE={"LOCATION": url}))) == local
