@@ -104,15 +104,13 @@ class ShardChecker:
             tasks: each a shard and the sizes of its objects in bytes, in the order of the fields,
                 None for absent ones; the store is asked for them if None is given in their place.
         """
-        # A huge object in the place of a commit is not read to its end.
-        ranges = [(commit_key(shard), 0, MAX_METADATA_BYTES) for shard, _ in tasks]
-        raws = self._location.get_ranges(ranges)
+        raws = self._read_commits([shard for shard, _ in tasks])
         return [self._check(*task, raw) for task, raw in zip(tasks, raws, strict=True)]
 
     def _check(
-        self, shard: ShardId, sizes: Sequence[int | None] | None, raw: memoryview | None
+        self, shard: ShardId, sizes: Sequence[int | None] | None, raw: bytes | None
     ) -> ShardResult:
-        result = self._look(shard, None if raw is None else bytes(raw), sizes)
+        result = self._look(shard, raw, sizes)
         if result.ok:
             return result
         # A dump or a repair at work may have replaced the shard meanwhile. Damage stays.
@@ -137,8 +135,24 @@ class ShardChecker:
             return ShardResult(shard=shard, problems=[problem])
         return result
 
+    def _read_commits(self, shards: Sequence[ShardId]) -> list[bytes | None]:
+        # A huge object in the place of a commit is not read to its end.
+        ranges = [(commit_key(shard), 0, MAX_METADATA_BYTES) for shard in shards]
+        try:
+            raws = self._location.get_ranges(ranges)
+        except OSError as error:
+            if not _is_unreadable(error):
+                raise
+            return [self._read_commit(shard) for shard in shards]
+        return [None if raw is None else bytes(raw) for raw in raws]
+
     def _read_commit(self, shard: ShardId) -> bytes | None:
-        raw = self._location.get_ranges([(commit_key(shard), 0, MAX_METADATA_BYTES)])[0]
+        try:
+            raw = self._location.get_ranges([(commit_key(shard), 0, MAX_METADATA_BYTES)])[0]
+        except OSError as error:
+            if not _is_unreadable(error):
+                raise
+            return b""  # which is no commit either
         return None if raw is None else bytes(raw)
 
     def _parse(self, raw: bytes, result: ShardResult) -> Commit | None:
@@ -181,7 +195,7 @@ class ShardChecker:
             try:
                 self._check_object(result, one, key, stored, size)
             except OSError as error:
-                if error.errno != errno.EIO:
+                if not _is_unreadable(error):
                     raise
                 self._spoilt(result, "damaged", one, key, f"cannot be read ({error.strerror})")
 
@@ -260,3 +274,8 @@ class ShardChecker:
         if raw is None or len(raw) != length or checksums.crc32c(raw[:-CRC_BYTES]) != crc:
             raise FormatError(f"the chunk at {start} does not match the CRC32C of its commit")
         return decode_chunk(raw, one)
+
+
+def _is_unreadable(error: OSError) -> bool:
+    """Return whether an error is the disk's way to say that it has lost the bytes."""
+    return error.errno == errno.EIO

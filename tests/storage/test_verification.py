@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -166,6 +168,27 @@ class TestToldApart:
             f" the commit (XXH3-128); run `python -m storage repair {cache}`, then the dump again"
         )
 
+    @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+    @pytest.mark.parametrize("function", ["get_ranges", "read_blocks"])
+    def test_a_disk_that_lost_a_sector(
+        self, cache: Path, function: str, number: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key = commit_key(FIRST) if function == "get_ranges" else "buckets/0032x0048/bound/c/0"
+        intact = getattr(Location, function)
+
+        def failing(self: Location, what: Any, *rest: Any) -> Any:
+            if key == what or any(key == one[0] for one in what):
+                raise OSError(number, os.strerror(number))
+            return intact(self, what, *rest)
+
+        monkeypatch.setattr(Location, function, failing)
+        if number == errno.EIO:
+            problem = self.one(cache)
+            assert (problem.kind, problem.shard, problem.spoils) == ("damaged", str(FIRST), True)
+        else:  # what may not be read is not damaged
+            with pytest.raises(PermissionError):
+                verify(cache)
+
     @pytest.mark.parametrize("level", ["quick", "full"])
     @pytest.mark.parametrize("size", [0, 1, 200])
     def test_truncated(self, cache: Path, level: str, size: int) -> None:
@@ -328,13 +351,23 @@ class TestExpect:
         assert kinds(report) == ["missing"] * 3
         assert "run the dump with the config of the plan" in report.problems[0].message
 
-    def test_another_identity_names_fields_and_values(self, finished: Path) -> None:
-        report = verify(finished, "quick", self.plan(2, numerics={"precision": "float16"}))
-        (problem,) = report.problems
-        assert (problem.kind, problem.where) == ("unexpected", "numerics.precision")
-        assert f'{finished}: numerics.precision: stored "float32", wanted "float16";' in str(
-            problem
-        )
+    @pytest.mark.parametrize(
+        ("section", "name", "stored"),
+        [
+            ("teacher", "tensors", '"' + "ab" * 32 + '"'),
+            ("dataset", "sha256", '"' + "cd" * 32 + '"'),
+            ("augmentation", "scales", "[30]"),
+            ("numerics", "precision", '"float32"'),
+        ],
+    )
+    def test_another_identity_names_fields_and_values(
+        self, finished: Path, section: str, name: str, stored: str
+    ) -> None:
+        other = {**getattr(make_manifest(make_index()), section), name: "other"}
+        (problem,) = verify(finished, "quick", self.plan(2, **{section: other})).problems
+        assert (problem.kind, problem.where) == ("unexpected", f"{section}.{name}")
+        said = f'{finished}: {section}.{name}: stored {stored}, wanted "other";'
+        assert said in str(problem)
 
     def test_other_records(self, finished: Path) -> None:
         plan = self.plan(2)
