@@ -15,56 +15,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from storage.presets import codes as coding
 from storage.presets import scores
-from storage.presets.base import DecodedOutputs, Preset, RawOutputs, to_half
+from storage.presets.base import DecodedOutputs, RawOutputs, to_half
 from storage.schema import Field, Geometry
 
 SCORE_LIMIT = 32_767
 STEPS_PER_OCTAVE = 16
-MIN_SCORES_KEPT = 8192
-
-
-def default_scores_kept(geometry: Geometry) -> int:
-    """Return M by the preset's rule: one score for four anchors, at least 8192, at most all.
-
-    The rule follows R rather than R * K, since the anchors that see an object, not the classes,
-    decide how many probabilities are worth a place of their own.
-    """
-    dense = geometry.num_boxes * geometry.num_classes
-    return min(dense, max(MIN_SCORES_KEPT, -(-geometry.num_boxes // 4)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Balanced(Preset):
+class Balanced(scores.SparsePreset):
     """8-bit features, sparse scores, float16 deltas.
 
     Attributes:
-        scores_kept: M, kept scores of a record; 0 for the rule of `default_scores_kept`.
+        scores_kept: M, kept scores of a record; 0 for R / 4, at least 8,192.
     """
 
     name: ClassVar[str] = "balanced"
-    scores_kept: int = 0
-
-    def __post_init__(self) -> None:
-        if type(self.scores_kept) is not int or self.scores_kept < 0:
-            raise ValueError(
-                f"preset balanced: scores_kept {self.scores_kept!r}, expected an integer >= 0"
-            )
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"scores_kept": self.scores_kept}
-
-    def num_kept(self, geometry: Geometry) -> int:
-        """Return M for a geometry."""
-        dense = geometry.num_boxes * geometry.num_classes
-        return min(self.scores_kept, dense) or default_scores_kept(geometry)
+    anchors_per_score: ClassVar[int] = 4
+    least_scores: ClassVar[int] = 8192
 
     def fields(self, geometry: Geometry) -> list[Field]:
         num_boxes, num_kept = geometry.num_boxes, self.num_kept(geometry)

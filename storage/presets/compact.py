@@ -22,14 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from storage.presets import codes as coding
 from storage.presets import scores
-from storage.presets.base import DecodedOutputs, Preset, RawOutputs
+from storage.presets.base import DecodedOutputs, RawOutputs
 from storage.schema import Field, Geometry
 
 FEATURE_STEP = 1 / 4
@@ -39,40 +39,19 @@ DELTA_BASE = 256
 DELTA_LIMIT = 8000
 STEPS_PER_OCTAVE = 8
 VALUE_LIMIT = 255
-MIN_SCORES_KEPT = 4096
-
-
-def default_scores_kept(geometry: Geometry) -> int:
-    """Return M by the preset's rule: one score for 8 anchors, at least 4096, at most all."""
-    dense = geometry.num_boxes * geometry.num_classes
-    return min(dense, max(MIN_SCORES_KEPT, -(-geometry.num_boxes // 8)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compact(Preset):
+class Compact(scores.SparsePreset):
     """Entropy-coded features and deltas, sparse scores.
 
     Attributes:
-        scores_kept: M, kept scores of a record; 0 for the rule of `default_scores_kept`.
+        scores_kept: M, kept scores of a record; 0 for R / 8, at least 4,096.
     """
 
     name: ClassVar[str] = "compact"
-    scores_kept: int = 0
-
-    def __post_init__(self) -> None:
-        if type(self.scores_kept) is not int or self.scores_kept < 0:
-            raise ValueError(
-                f"preset compact: scores_kept {self.scores_kept!r}, expected an integer >= 0"
-            )
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"scores_kept": self.scores_kept}
-
-    def num_kept(self, geometry: Geometry) -> int:
-        """Return M for a geometry."""
-        dense = geometry.num_boxes * geometry.num_classes
-        return min(self.scores_kept, dense) or default_scores_kept(geometry)
+    anchors_per_score: ClassVar[int] = 8
+    least_scores: ClassVar[int] = 4096
 
     def fields(self, geometry: Geometry) -> list[Field]:
         num_kept, planes = self.num_kept(geometry), 4 * geometry.num_anchors

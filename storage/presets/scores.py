@@ -16,10 +16,13 @@ anchors an image, M kept scores of a record, G = L * A groups of anchors.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from storage.presets.base import Preset
 from storage.presets.codes import TINY, pack_pairs, unpack_pairs
 from storage.schema import Field, Geometry
 
@@ -30,6 +33,40 @@ POWER_OFFSET = 4
 NUM_POWERS = 16
 
 _LOG = "0: none, else score_bound * 2 ** ((code - 255) / {})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsePreset(Preset):
+    """A preset that keeps the M largest scores of a record.
+
+    The rule for M follows R rather than R * K, since the anchors that see an object, not the
+    classes, decide how many probabilities are worth a place of their own; its least value, since
+    small images have objects too.
+
+    Attributes:
+        scores_kept: M; 0 for the preset's rule.
+        anchors_per_score: by the rule, M = R / anchors_per_score.
+        least_scores: but at least this, and at most all.
+    """
+
+    anchors_per_score: ClassVar[int]
+    least_scores: ClassVar[int]
+    scores_kept: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.scores_kept) is not int or self.scores_kept < 0:
+            raise ValueError(
+                f"preset {self.name}: scores_kept {self.scores_kept!r}, expected an integer >= 0"
+            )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"scores_kept": self.scores_kept}
+
+    def num_kept(self, geometry: Geometry) -> int:
+        """Return M for a geometry."""
+        by_rule = max(self.least_scores, -(-geometry.num_boxes // self.anchors_per_score))
+        return min(self.scores_kept or by_rule, geometry.num_boxes * geometry.num_classes)
 
 
 def rest_fields(geometry: Geometry, steps_per_octave: int, compression: str | None) -> list[Field]:

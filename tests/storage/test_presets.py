@@ -21,7 +21,7 @@ from storage import (
     get_preset,
     preset_names,
 )
-from storage.presets import balanced, compact
+from storage.presets import balanced
 from storage.presets.base import DecodedOutputs
 from storage.presets.scores import _decode_logarithms, _encode_logarithms
 
@@ -326,10 +326,10 @@ class TestBalancedScores:
         assert means[0, 0] == 0 and means[0, 255] == bound[0]
 
     def test_the_number_kept_follows_the_documented_rule(self) -> None:
-        assert balanced.default_scores_kept(COCO) == COCO.num_boxes / 4
-        assert compact.default_scores_kept(COCO) == COCO.num_boxes / 8
+        assert get_preset("balanced").num_kept(COCO) == COCO.num_boxes / 4
+        assert get_preset("compact").num_kept(COCO) == COCO.num_boxes / 8
         small = Geometry(64, 64, ((8, 8),), 4, 3, 9)
-        assert balanced.default_scores_kept(small) == 8 * 8 * 9 * 3
+        assert get_preset("balanced").num_kept(small) == 8 * 8 * 9 * 3
 
     def test_more_scores_than_an_index_can_count_are_refused(self) -> None:
         huge = Geometry(8000, 8000, ((4000, 4000),), 1, 80, 9)
