@@ -80,13 +80,13 @@ class Loop(SimpleTrainer):
         batch = self._next_batch()
         waited = time.perf_counter() - start
         self.optimizer.zero_grad()
-        found = []
         size = len(batch) // self._accumulate
-        for last_first in range(0, len(batch), size):
-            part = batch[last_first : last_first + size]
-            with self._synchronised(last_first + size >= len(batch)):
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        found = []
+        for number, part in enumerate(parts, start=1):
+            with self._synchronised(last=number == len(parts)):
                 losses = self._forward(part)
-                total = torch.stack(list(losses.values())).sum() / self._accumulate
+                total = torch.stack(list(losses.values())).sum() / len(parts)
                 self.grad_scaler.scale(total).backward()
             found.append(self._checked(losses, part))
         self.after_backward()
@@ -121,7 +121,7 @@ class Loop(SimpleTrainer):
         ids = ", ".join(str(item.get("image_id", "?")) for item in part)
         return f"iteration {self.iter}, images {ids}"
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+    def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between the ranks in the last part alone."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
