@@ -10,7 +10,6 @@ Teachers, students and data that lie in the output folder from an earlier run ar
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,10 +115,11 @@ def size_rows(subject: Subject) -> list[Row]:
     """
     rows = []
     for preset, budget in BUDGET_MB.items():
-        cache = _dump(
-            subject.job, f"large_{preset}", preset,
+        cache = subject.job.dump(
+            preset,
             "VIEWS.SCALES", "(800,)", "VIEWS.MAX_SIZE", 1333, "VIEWS.NUM", 1, "TEACHER.BATCH", 1,
-            "CACHE.SHARD_RECORDS", 4, "DATASET.MAX_IMAGES", _NUM_LARGE_IMAGES,
+            "CACHE.SHARD_RECORDS", 1, "DATASET.MAX_IMAGES", _NUM_LARGE_IMAGES,
+            name=f"caches/large_{preset}",
         )  # fmt: skip
         name = f"{subject.name}, {subject.num_classes} classes: 800x1344 record of {preset}, MB"
         rows.append(Row(name=name, value=_largest_record(cache) / 1e6, limit=budget))
@@ -142,18 +142,8 @@ def _split_of(data: Path) -> str:
     return splits[0]
 
 
-def _dump(job: Pipeline, name: str, preset: str, *overrides: Any) -> Path:
-    cache = job.folder / "caches" / name
-    shutil.rmtree(cache, ignore_errors=True)
-    job.run(
-        f"dump {name}", "stage1_dump", "run", "--config-file", job.config("distill"),
-        "CACHE.LOCATION", cache, "CACHE.PRESET", preset, *overrides,
-    )  # fmt: skip
-    return cache
-
-
 def _measure(job: Pipeline, preset: str) -> dict[str, Any]:
-    cache = _dump(job, preset, preset)
+    cache = job.dump(preset, name=f"caches/{preset}")
     # Exit code 1 says that a limit was missed: a result, not a failure.
     output = job.run(
         f"fidelity {preset}", "stage2_distill", "fidelity", "--json", "--views", NUM_VIEWS,

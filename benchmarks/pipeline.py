@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -105,13 +106,16 @@ class Pipeline:
         )  # fmt: skip
         return self.teacher_weights
 
-    def dump(self) -> None:
-        """Write the teacher cache."""
-        ranks = min(2, os.cpu_count() or 1)
+    def dump(self, preset: str = "balanced", *overrides: Any, name: str = "cache") -> Path:
+        """Write a teacher cache anew, and give its folder."""
+        cache = self.folder / name
+        shutil.rmtree(cache, ignore_errors=True)
         self.run(
-            "dump", "stage1_dump", "run", "--num-gpus", ranks,
+            f"dump {cache.name}", "stage1_dump", "run", "--num-gpus", min(2, os.cpu_count() or 1),
             "--config-file", self.config("distill"),
+            "CACHE.LOCATION", cache, "CACHE.PRESET", preset, *overrides,
         )  # fmt: skip
+        return cache
 
     def verify(self) -> None:
         """Check every byte of the cache."""
