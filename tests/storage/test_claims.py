@@ -6,15 +6,25 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from storage import CacheWriter, ClaimLostError
 from storage.claims import Claims
+from storage.exclusive import claimed_metadata
 from storage.layout import claim_folder, commit_key
 from storage.location import Location
-from tests.storage.cases import contents, fill, make_arrays, make_cache, make_index, make_manifest
+from tests.storage.cases import (
+    FIRST,
+    contents,
+    fill,
+    make_arrays,
+    make_cache,
+    make_index,
+    make_manifest,
+)
 
 NewLocation = Callable[[], Location]
 
@@ -82,6 +92,22 @@ def test_a_claim_lost_while_writing_leaves_no_commit(
     assert slow.location.get(commit_key(shard)) is None
 
 
+def test_a_claim_is_looked_up_where_clocks_that_differ_by_half_its_time_could_have_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = (Claims(Location(tmp_path)) for _ in range(2))
+    clock = SimpleNamespace(time=lambda: now[0])
+    monkeypatch.setattr("storage.claims.time", clock)
+    now = [1000.0]
+    assert slow.take(FIRST, "slow", 60)
+    now[0] = 1061.0  # by the clock of another machine
+    assert quick.take(FIRST, "quick", 60)
+    now[0] = 1029.0
+    assert slow.holds(FIRST, look=False) and not slow.holds(FIRST)
+    now[0] = 1031.0
+    assert not slow.holds(FIRST, look=False)
+
+
 def test_an_expired_claim_that_nobody_took_is_prolonged(new_location: NewLocation) -> None:
     writer = open_writer(new_location())
     shard = writer.missing()[0]
@@ -139,3 +165,23 @@ def test_two_writers_share_a_plan(new_location: NewLocation) -> None:
         turn += 1
     make_cache(alone, num_views=2)
     assert contents(place) == contents(alone)
+
+
+def test_metadata_is_written_by_one_at_a_time(new_location: NewLocation) -> None:
+    place = new_location()
+    inside, most = [0], [0]
+
+    def work() -> None:
+        with claimed_metadata(place):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.05)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert place.sizes("claims") == {}
