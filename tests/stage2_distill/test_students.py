@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from detectors.evaluate import evaluate
 from detectors.hooks import WAITING
@@ -85,6 +86,37 @@ def test_a_step_in_parts_sees_the_images_of_the_whole_batch(
     losses = losses_of(train(configure(), *size, "SOLVER.ACCUMULATE", 2))
     assert losses.keys() == OWN_LOSSES | GID_LOSSES
     assert seen == [batch[i : i + 2] for batch in whole for i in (0, 2)]
+
+
+def test_a_step_in_parts_of_equal_counts_is_the_step_of_the_whole_batch(
+    configure: Configure,
+) -> None:
+    """No batch norm, relations within images, and the running average where it settles."""
+    nodes = {
+        "MODEL": model(RESNETS={**RESNETS, "NORM": "LN"}),
+        "GID": {"RELATION_SCOPE": "image"},
+        "SOLVER": {"IMS_PER_BATCH": 4},
+    }
+    found = []
+    for parts in (1, 2):
+        trainer = build(configure("exact", **nodes), "SOLVER.ACCUMULATE", parts)
+        pair = next(iter(trainer.build_train_loader(trainer.cfg)))[:2]
+        loop = trainer._trainer
+        with EventStorage() as storage:
+            loop.model(pair)
+            positives = storage.latest()["num_pos_anchors"][0] * len(pair)
+        trainer.detector.loss_normalizer = positives * 2 / parts
+        loop._data_loader_iter_obj = iter([pair * 2])
+        loop.iter = 0
+        with EventStorage() as storage:
+            loop.run_step()
+            losses = {k: v[0] for k, v in storage.latest().items() if k.startswith("loss_")}
+        found.append((losses, dict(trainer.detector.named_parameters())))
+    (whole, weights), (in_parts, other_weights) = found
+    assert whole.keys() == OWN_LOSSES | GID_LOSSES
+    assert in_parts == pytest.approx(whole, rel=1e-5)
+    for name, weight in weights.items():
+        torch.testing.assert_close(other_weights[name], weight, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
