@@ -54,6 +54,7 @@ class DumpReport:
     Attributes:
         shards, records: what it wrote.
         elapsed_sec: time from the first claim to the last commit.
+        cpu_sec: CPU time of this process meanwhile, without that of its image workers.
         failures: views that could not be rendered; their shards are not in the cache.
         shares: where the time went.
     """
@@ -61,6 +62,7 @@ class DumpReport:
     shards: int
     records: int
     elapsed_sec: float
+    cpu_sec: float
     failures: tuple[Failure, ...]
     shares: Shares
 
@@ -170,7 +172,7 @@ class DumpJob:
             shown=self._rank.local == 0,
             count_missing=self._count_missing if self._rank.world_size > 1 else None,
         )
-        start = time.monotonic()
+        start, cpu_start = time.monotonic(), time.process_time()
         try:
             with ShardWriters(self._write, self._profile) as self._writers:
                 while missing:
@@ -185,6 +187,7 @@ class DumpJob:
             shards=self._log.shards,
             records=self._log.records,
             elapsed_sec=elapsed,
+            cpu_sec=time.process_time() - cpu_start,
             failures=tuple(self._failures),
             shares=self._profile.shares(elapsed),
         )
