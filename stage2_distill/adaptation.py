@@ -93,16 +93,16 @@ def _convolve(conv: nn.Conv2d, level: Tensor, cells: Tensor) -> Tensor:
     images, _, height, width = level.shape
     side = conv.kernel_size[0]
     halo = F.max_pool2d(cells.float(), side, stride=1, padding=side // 2) > 0
-    sources = level.movedim(1, -1)[halo]  # (Q, c)
+    # Places once, not masks again and again: a GPU is waited for at every mask.
+    around, (image, row, column) = halo.nonzero(as_tuple=True), cells.nonzero(as_tuple=True)
+    sources = level.movedim(1, -1)[around]  # (Q, c)
     # Number the halo's cells; everything else, the border included, is a row of zeros.
     numbers = torch.full_like(cells, len(sources), dtype=torch.long)
-    numbers[halo] = torch.arange(len(sources), device=level.device)
+    numbers[around] = torch.arange(len(sources), device=level.device)
     numbers = F.pad(numbers, (side // 2,) * 4, value=len(sources))
-    taps = [
-        numbers[:, y : y + height, x : x + width][cells] for y in range(side) for x in range(side)
-    ]
+    taps = [numbers[image, row + y, column + x] for y in range(side) for x in range(side)]
     patches = F.pad(sources, (0, 0, 0, 1))[torch.stack(taps, dim=1)].flatten(1)  # (P, k * k * c)
     values = F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
     result = values.new_zeros((images, conv.out_channels, height, width))
-    result.movedim(1, -1)[cells] = values
+    result.movedim(1, -1)[image, row, column] = values
     return result
