@@ -63,12 +63,14 @@ def killed_at_put(server: S3Server, number: int, *, restart: bool) -> Iterator[N
                     restarts[0].start()
         put(self, key, data)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Location, "put", killing_put)
-        yield
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Location, "put", killing_put)
+            yield
+    finally:
+        for thread in restarts:
+            thread.join()
     assert left[0] <= 0, "the dump put fewer objects"
-    for thread in restarts:
-        thread.join()
 
 
 def test_a_dump_to_s3_equals_a_local_one(

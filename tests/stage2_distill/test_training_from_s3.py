@@ -52,6 +52,9 @@ def test_spawned_workers_read_from_s3_while_the_server_is_killed_and_started_aga
         step()
 
     trainer.run_step = run_step  # type: ignore[method-assign]
-    trainer.train()
-    revival.join()
+    try:
+        trainer.train()
+    finally:
+        if revival.ident is not None:
+            revival.join()
     assert losses_of(trainer) == expected
