@@ -93,7 +93,9 @@ class KeepBest(hooks.BestCheckpointer):
         """Remember, in a resumed run."""
         if self.trainer.start_iter > 0 and self._note.exists():
             note: dict[str, Any] = json.loads(self._note.read_text())
-            self.best_metric, self.best_iter = note[self._val_metric], note["iteration"]
+            # Of another metric, where DATASETS.TEST was changed, there is nothing to remember.
+            if self._val_metric in note:
+                self.best_metric, self.best_iter = note[self._val_metric], note["iteration"]
 
     def _best_checking(self) -> None:
         before = self.best_iter

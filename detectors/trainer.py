@@ -98,6 +98,14 @@ class Trainer(DefaultTrainer):
             on_data_failure=lambda: this._save_last_whole_step(),
         )
 
+    def run_step(self) -> None:
+        """One step; a run that fails in its last one is not evaluated as if it were finished."""
+        try:
+            super().run_step()
+        except Exception:
+            self.iter = min(self.iter, self.max_iter - 2)
+            raise
+
     def _save_last_whole_step(self) -> None:
         """Write the checkpoint of the step before this one, so that nothing trained is lost."""
         self.iter -= 1

@@ -129,3 +129,21 @@ def test_a_run_that_fails_at_its_first_batch_writes_no_checkpoint(
     with pytest.raises(StoreAccessError):
         train(configured(configure, cache, "first", 0), *STEPS)
     assert not list((cache.parent / "first").glob("model_*"))
+
+
+def test_a_run_that_fails_in_its_last_step_is_not_evaluated(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(configure(), "SOLVER.MAX_ITER", 2)
+    loop = trainer._trainer
+    forward = loop._forward
+
+    def diverges(part: Any) -> Any:
+        losses = forward(part)
+        return {k: v * float("nan") for k, v in losses.items()} if loop.iter == 1 else losses
+
+    monkeypatch.setattr(loop, "_forward", diverges)
+    with pytest.raises(FloatingPointError, match=r"iteration 1, images .*: loss_cls is nan"):
+        trainer.train()
+    assert not (Path(trainer.cfg.OUTPUT_DIR) / "inference").exists()
+    assert not (Path(trainer.cfg.OUTPUT_DIR) / "student_final.pth").exists()
