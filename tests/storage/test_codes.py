@@ -171,3 +171,7 @@ class TestCompact:
             data = codes[field.name].numpy().tobytes()
             size += len(zstd.encode(data)) if field.compression else len(data)
         assert size <= 3.2e6 - 10_000
+        # What a plan announces is about right, too.
+        announced = preset.typical_bytes(COCO)
+        assert announced.keys() == {one.name for one in preset.fields(COCO) if one.compression}
+        assert 2.0e6 < sum(announced.values()) < size
