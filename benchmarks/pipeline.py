@@ -69,11 +69,12 @@ class Pipeline:
 
     def write_configs(self) -> None:
         """Write the demo's configs for this folder and data; the shipped ones are their bases."""
-        annotations = self.data / "annotations" / f"instances_{self.split}.json"
-        classes = json.loads(annotations.read_text())
+        folder = self.data / "annotations"
+        classes = json.loads((folder / f"instances_{self.split}.json").read_text())
+        tested = "val" if (folder / "instances_val.json").exists() else self.split
         common = {
             "DATASET": {"FOLDER": str(self.data)},
-            "DATASETS": {"TRAIN": [f"folder_{self.split}"]},
+            "DATASETS": {"TRAIN": [f"folder_{self.split}"], "TEST": [f"folder_{tested}"]},
             "MODEL": {"RETINANET": {"NUM_CLASSES": len(classes["categories"])}},
         }
         self._write_config(

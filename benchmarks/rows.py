@@ -36,7 +36,7 @@ def print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         bound = f"{'>=' if row.at_least else '<='} {row.limit:g}"
         verdict = "reached" if row.reached else "NOT REACHED"
-        print(f"{row.name:{width}}  {row.value:10.3f}  {bound:>10}  {verdict}")
+        print(f"{row.name:{width}}  {row.value:10.6g}  {bound:>10}  {verdict}")
 
 
 def write_json(rows: Sequence[Row], path: str | Path) -> None:
