@@ -30,6 +30,7 @@ import numpy as np
 
 from storage import checksums
 from storage.errors import CacheError
+from storage.exclusive import METADATA, claimed_metadata
 from storage.index import Index, ShardTable
 from storage.layout import (
     BUCKETS,
@@ -38,6 +39,7 @@ from storage.layout import (
     DIGEST_KEY,
     INDEX,
     ROOT_KEY,
+    claim_folder,
     commit_key,
     object_key,
     root_json,
@@ -135,8 +137,14 @@ def drop_views(
         ValueError, FileNotFoundError, FormatError, VersionError: as of `plan_drop`.
     """
     location = Location(location)
+    _read(location, keep)  # refused before anything is claimed
+    with claimed_metadata(location):
+        _refuse_work_in_progress(location)
+        _drop(location, keep, progress)
+
+
+def _drop(location: Location, keep: int, progress: bool) -> None:
     old, index = _read(location, keep)
-    _refuse_work_in_progress(location)
     manifest, kept = _kept(old.manifest, index, keep)
     sealed, objects = seal(manifest, kept)
     root = root_json(sealed)
@@ -190,6 +198,8 @@ def _leftover(
 
 def _refuse_work_in_progress(location: Location) -> None:
     for key in location.sizes(CLAIMS):
+        if key.startswith(f"{claim_folder(METADATA)}/"):
+            continue  # ours
         raw = location.get(key)
         claim = _claim(raw or b"")
         if claim.get("expires", 0) > time.time():

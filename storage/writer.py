@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +20,7 @@ from storage.errors import (
     StoreAccessError,
     StoreFullError,
 )
+from storage.exclusive import claimed_metadata
 from storage.index import Index, ShardTable
 from storage.layout import (
     BUCKETS,
@@ -43,13 +39,6 @@ from storage.manifest import Manifest, check_version
 from storage.metadata import Root, publish, read_index, read_root
 from storage.schema import Field, ShardId
 from storage.shards import describe, encode_shard
-
-logger = logging.getLogger(__name__)
-
-# Metadata is claimed like a shard. A job that dies while it writes holds the others up this long.
-_METADATA = ShardId("metadata", 0)
-_LEASE_SEC = 30.0
-_PAUSE_SEC = 0.2
 
 _OURS = {ROOT_KEY, DIGEST_KEY, INDEX, BUCKETS, COMMITS, CLAIMS, LOG}
 
@@ -205,7 +194,7 @@ class CacheWriter:
         root, done = self._look(manifest)
         if root is None or not done:
             # Alone, and after another look: a job with another config may have started as well.
-            with self._claimed_metadata():
+            with claimed_metadata(self.location):
                 root, done = self._look(manifest)
                 if root is None or not done:
                     old = None if root is None else root.sha256
@@ -222,28 +211,6 @@ class CacheWriter:
         root.manifest.check_identity(manifest, str(self.location))
         grows = self._check_index(root.manifest)
         return root, not (grows or root.growing) and self._index_is_intact(root.manifest)
-
-    @contextmanager
-    def _claimed_metadata(self) -> Iterator[None]:
-        """Wait until nobody else writes this store's metadata, and keep others from it."""
-        owner = f"{socket.gethostname()} {os.getpid()}"
-        ended = threading.Event()
-
-        def keep() -> None:
-            while not ended.wait(_LEASE_SEC / 3):
-                self._claims.take(_METADATA, owner, _LEASE_SEC)
-
-        while not self._claims.take(_METADATA, owner, _LEASE_SEC):
-            logger.info("%s: another job is writing the metadata; waiting for it", self.location)
-            time.sleep(_PAUSE_SEC)
-        keeper = threading.Thread(target=keep, name="metadata claim", daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            keeper.join()
-            self._claims.release(_METADATA)
 
     def _check_index(self, stored: Manifest) -> bool:
         """Return whether the given index goes beyond the stored one, which must begin it."""

@@ -24,11 +24,11 @@ FULL = os.environ.get("FULL_FAULTS") == "1"  # as `make faults` has it
 # A writer that works through the plan as a rank does, claims included, without PyTorch.
 WRITER = f"""
 import sys
-import storage.writer
+import storage.exclusive
 from tests.storage.cases import make_arrays, make_index, make_manifest
 from storage import CacheWriter, ClaimLostError, IdentityError
 index = make_index({NUM_IMAGES}, {NUM_VIEWS})
-storage.writer._LEASE_SEC = float(sys.argv[2])
+storage.exclusive._LEASE_SEC = float(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 try:

@@ -1,0 +1,49 @@
+"""One at a time: whoever writes a store's metadata holds a claim on it, as on a shard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from storage.claims import Claims
+from storage.location import Location
+from storage.schema import ShardId
+
+logger = logging.getLogger(__name__)
+
+METADATA = ShardId("metadata", 0)
+
+# A job that dies while it writes metadata holds the others up this long.
+_LEASE_SEC = 30.0
+_PAUSE_SEC = 0.2
+
+
+@contextmanager
+def claimed_metadata(location: Location) -> Iterator[None]:
+    """Wait until nobody else writes a store's metadata, and keep others from it.
+
+    What was read before has to be read again inside: it may be out of date.
+    """
+    claims, ended = Claims(location), threading.Event()
+    owner = f"{socket.gethostname()} {os.getpid()}"
+
+    def keep() -> None:
+        while not ended.wait(_LEASE_SEC / 3):
+            claims.take(METADATA, owner, _LEASE_SEC)
+
+    while not claims.take(METADATA, owner, _LEASE_SEC):
+        logger.info("%s: another job is writing the metadata; waiting for it", location)
+        time.sleep(_PAUSE_SEC)
+    keeper = threading.Thread(target=keep, name="metadata claim", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
+        claims.release(METADATA)
