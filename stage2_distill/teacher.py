@@ -8,7 +8,7 @@ Shape letters: N images, K classes, R anchors an image, C channels, L levels, S 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -204,19 +204,27 @@ def _by_padded_size(
     for position, item in enumerate(batch):
         size = padded_size(item["image"], family.size_divisibility(cfg))
         members.setdefault(size, []).append(position)
-    groups = []
-    for (height, width), positions in members.items():
-        geometry = family.geometry(cfg, height, width)
-        decoded = outputs_of(positions, geometry)
-        groups.append(
-            TeacherGroup(
-                positions=positions,
-                features=split_levels(decoded.features, geometry.level_sizes),
-                probabilities=decoded.probabilities,
-                deltas=decoded.deltas,
-            )
-        )
-    return assemble(groups, level_sizes, geometry.num_anchors)
+
+    def groups() -> Iterator[TeacherGroup]:
+        for (height, width), positions in members.items():
+            geometry = family.geometry(cfg, height, width)
+            yield _group(positions, geometry, outputs_of(positions, geometry))
+
+    return assemble(
+        groups(),
+        num_images=len(batch),
+        level_sizes=level_sizes,
+        num_anchors=family.geometry(cfg, *next(iter(members))).num_anchors,
+    )
+
+
+def _group(positions: list[int], geometry: Geometry, decoded: DecodedOutputs) -> TeacherGroup:
+    return TeacherGroup(
+        positions=positions,
+        features=split_levels(decoded.features, geometry.level_sizes),
+        probabilities=decoded.probabilities,
+        deltas=decoded.deltas,
+    )
 
 
 def padded_size(image: Tensor, divisibility: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ are ordered level, H, W, A; positions level, H, W.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,14 +85,20 @@ def split_levels(features: Tensor, level_sizes: LevelSizes) -> list[Tensor]:
 
 
 def assemble(
-    groups: Sequence[TeacherGroup], level_sizes: LevelSizes, num_anchors: int
+    groups: Iterable[TeacherGroup],
+    *,
+    num_images: int,
+    level_sizes: LevelSizes,
+    num_anchors: int,
 ) -> TeacherBatch:
     """Put groups of records onto the grid of the batch.
 
-    A single group of the batch's own size, in the batch's order, is passed on without a copy.
+    A single group of the batch's own size, in the batch's order, is passed on without a copy. Of
+    others, one at a time is alive beside the batch, if `groups` makes them as they are asked for.
 
     Args:
         groups: together they fill the places 0..N-1, each once.
+        num_images: N.
         level_sizes: (H_l, W_l) of the batch's L levels, none smaller than a group's.
         num_anchors: A.
 
@@ -101,29 +107,34 @@ def assemble(
             grid, or shapes contradict each other.
     """
     sizes = [(int(height), int(width)) for height, width in level_sizes]
-    num_images = _check_places(groups)
+    filled: list[int] = []
+    whole: TeacherBatch | None = None
     for group in groups:
-        _check_group(group, sizes, num_anchors, like=groups[0])
-    first = groups[0]
-    if list(first.positions) == list(range(num_images)) and first.level_sizes == sizes:
-        return TeacherBatch(
-            features=[level.float() for level in first.features],
-            probabilities=first.probabilities.float(),
-            deltas=first.deltas.float(),
-            valid=first.deltas.new_ones(first.deltas.shape[:2], dtype=torch.bool),
-        )
-    return _merge(groups, num_images, sizes, num_anchors)
+        filled.extend(group.positions)
+        _check_places(filled, num_images)
+        _check_group(group, sizes, num_anchors, like=whole or group)
+        if list(group.positions) == list(range(num_images)) and group.level_sizes == sizes:
+            whole = _as_batch(group)
+        else:
+            whole = whole or _empty_batch(group, num_images, sizes, num_anchors)
+            _put(whole, group, sizes, num_anchors)
+        del group
+    _check_places(filled, num_images, all_of_them=True)
+    assert whole is not None
+    return whole
 
 
 def _sizes(features: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [(int(level.shape[-2]), int(level.shape[-1])) for level in features]
 
 
-def _check_places(groups: Sequence[TeacherGroup]) -> int:
-    places = sorted(place for group in groups for place in group.positions)
-    if not places or places != list(range(len(places))):
-        raise ValueError(f"the groups must fill the places 0..N-1 once each, got {places}")
-    return len(places)
+def _check_places(filled: list[int], num_images: int, *, all_of_them: bool = False) -> None:
+    places = set(filled)
+    wanted = set(range(num_images))
+    if len(places) != len(filled) or not places <= wanted or (all_of_them and places != wanted):
+        raise ValueError(
+            f"the groups must fill the places 0..{num_images - 1} once each, got {sorted(filled)}"
+        )
 
 
 def _check_group(
@@ -131,7 +142,7 @@ def _check_group(
     batch_sizes: list[tuple[int, int]],
     num_anchors: int,
     *,
-    like: TeacherGroup,
+    like: TeacherGroup | TeacherBatch,
 ) -> None:
     sizes = group.level_sizes
     if len(sizes) != len(batch_sizes) or any(
@@ -156,37 +167,47 @@ def _check_group(
             )
 
 
-def _merge(
-    groups: Sequence[TeacherGroup],
-    num_images: int,
+def _as_batch(group: TeacherGroup) -> TeacherBatch:
+    return TeacherBatch(
+        features=[level.float() for level in group.features],
+        probabilities=group.probabilities.float(),
+        deltas=group.deltas.float(),
+        valid=group.deltas.new_ones(group.deltas.shape[:2], dtype=torch.bool),
+    )
+
+
+def _empty_batch(
+    like: TeacherGroup, num_images: int, level_sizes: list[tuple[int, int]], num_anchors: int
+) -> TeacherBatch:
+    """Memory for a batch of N images with the channels and classes of a group."""
+    boxes = num_anchors * sum(h * w for h, w in level_sizes)
+    channels, classes = like.features[0].shape[1], like.probabilities.shape[2]
+    empty, zeros = like.deltas.new_empty, like.deltas.new_zeros
+    return TeacherBatch(
+        features=[empty((num_images, channels, *s), dtype=torch.float32) for s in level_sizes],
+        probabilities=zeros((num_images, boxes, classes), dtype=torch.float32),
+        deltas=zeros((num_images, boxes, 4), dtype=torch.float32),
+        valid=zeros((num_images, boxes), dtype=torch.bool),
+    )
+
+
+def _put(
+    whole: TeacherBatch,
+    group: TeacherGroup,
     level_sizes: list[tuple[int, int]],
     num_anchors: int,
-) -> TeacherBatch:
-    first = groups[0]
-    like = first.deltas
-    boxes = num_anchors * sum(h * w for h, w in level_sizes)
-    maps = [
-        like.new_empty((num_images, first.features[0].shape[1], h, w), dtype=torch.float32)
-        for h, w in level_sizes
-    ]
-    classes = first.probabilities.shape[2]
-    probabilities = like.new_zeros((num_images, boxes, classes), dtype=torch.float32)
-    deltas = like.new_zeros((num_images, boxes, 4), dtype=torch.float32)
-    valid = like.new_zeros((num_images, boxes, 1), dtype=torch.bool)
-    for group in groups:
-        places = torch.as_tensor(list(group.positions), device=like.device)
-        for target, level in zip(maps, group.features, strict=True):
-            target[places] = _extend(level.float(), target.shape[2], target.shape[3])
-        everywhere = valid.new_ones((len(places), group.deltas.shape[1], 1))
-        for whole, part in (
-            (probabilities, group.probabilities),
-            (deltas, group.deltas),
-            (valid, everywhere),
-        ):
-            _place(whole, places, part, group.level_sizes, level_sizes, num_anchors)
-    return TeacherBatch(
-        features=maps, probabilities=probabilities, deltas=deltas, valid=valid.squeeze(2)
-    )
+) -> None:
+    """Write a group into its places of the batch."""
+    places = torch.as_tensor(list(group.positions), device=whole.deltas.device)
+    for target, level in zip(whole.features, group.features, strict=True):
+        target[places] = _extend(level.float(), target.shape[2], target.shape[3])
+    everywhere = whole.valid.new_ones((len(places), group.deltas.shape[1], 1))
+    for target, part in (
+        (whole.probabilities, group.probabilities),
+        (whole.deltas, group.deltas),
+        (whole.valid[..., None], everywhere),
+    ):
+        _place(target, places, part, group.level_sizes, level_sizes, num_anchors)
 
 
 def _extend(level: Tensor, height: int, width: int) -> Tensor:

@@ -65,7 +65,7 @@ class Case:
             )
             for place, image in enumerate(self.images)
         ]
-        return assemble(groups, self.sizes, self.num_anchors)
+        return together(groups, self.sizes, self.num_anchors)
 
     def select(self, config: GidConfig) -> list[GeneralInstances]:
         """GISM of the package."""
@@ -103,6 +103,14 @@ class Case:
             deltas[place] = image.deltas[own]
             valid[place] = True
         return probabilities, deltas, valid
+
+
+def together(
+    groups: list[TeacherGroup], sizes: list[tuple[int, int]], num_anchors: int
+) -> TeacherBatch:
+    """Groups on the grid of a batch that they make up."""
+    count = sum(len(group.positions) for group in groups)
+    return assemble(groups, num_images=count, level_sizes=sizes, num_anchors=num_anchors)
 
 
 def tensor(array: Array) -> Tensor:

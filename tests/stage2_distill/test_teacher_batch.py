@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from stage2_distill.teacher_batch import (
     assemble,
     split_levels,
 )
-from tests.stage2_distill.cases import Case, make_case, tensor
+from tests.stage2_distill.cases import Case, make_case, tensor, together
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -32,7 +34,7 @@ def group(case: Case, number: int, positions: list[int]) -> TeacherGroup:
     )
 
 
-def together(groups: list[TeacherGroup], positions: list[int]) -> TeacherGroup:
+def joined(groups: list[TeacherGroup], positions: list[int]) -> TeacherGroup:
     """Groups of one size as one."""
     return TeacherGroup(
         positions=positions,
@@ -71,12 +73,12 @@ def test_every_anchor_and_cell_comes_to_its_place(seed: int) -> None:
 def test_groups_come_to_their_places_in_any_order() -> None:
     case = make_case(2, "random", images=3)
     case.images[2] = dataclasses.replace(case.images[0])
-    pair = together([group(case, 0, [0]), group(case, 2, [2])], [0, 2])
-    grouped = assemble([group(case, 1, [1]), pair], case.sizes, case.num_anchors)
+    pair = joined([group(case, 0, [0]), group(case, 2, [2])], [0, 2])
+    grouped = together([group(case, 1, [1]), pair], case.sizes, case.num_anchors)
     assert_equal(grouped, case.teacher())
     swapped = dataclasses.replace(pair, positions=[2, 0])
     assert_equal(
-        assemble([swapped, group(case, 1, [1])], case.sizes, case.num_anchors),
+        together([swapped, group(case, 1, [1])], case.sizes, case.num_anchors),
         case.teacher(),
     )
 
@@ -84,7 +86,7 @@ def test_groups_come_to_their_places_in_any_order() -> None:
 def test_one_group_of_the_batches_size_is_not_copied() -> None:
     case = make_case(4, "random")
     only = group(case, 0, [0])
-    batch = assemble([only], case.sizes, case.num_anchors)
+    batch = together([only], case.sizes, case.num_anchors)
     assert batch.probabilities.data_ptr() == only.probabilities.data_ptr()
     assert batch.deltas.data_ptr() == only.deltas.data_ptr()
     for level, given_ in zip(batch.features, only.features, strict=True):
@@ -96,9 +98,26 @@ def test_a_group_in_another_order_is_reordered() -> None:
     case = make_case(4, "random")
     one, two = group(case, 0, [0]), group(case, 0, [1])
     two = dataclasses.replace(two, deltas=two.deltas + 1)
-    both = together([two, one], [1, 0])
-    batch = assemble([both], case.sizes, case.num_anchors)
+    both = joined([two, one], [1, 0])
+    batch = together([both], case.sizes, case.num_anchors)
     assert torch.equal(batch.deltas, torch.cat([one.deltas, two.deltas]))
+
+
+def test_one_group_at_a_time_is_alive_beside_the_batch() -> None:
+    case = make_case(2, "random", images=3)
+    alive: list[weakref.ref[TeacherGroup]] = []
+
+    def made() -> Iterator[TeacherGroup]:
+        for number in range(3):
+            assert not any(one() for one in alive)
+            yield remembered(group(case, number, [number]))
+
+    def remembered(one: TeacherGroup) -> TeacherGroup:
+        alive.append(weakref.ref(one))
+        return one
+
+    batch = assemble(made(), num_images=3, level_sizes=case.sizes, num_anchors=case.num_anchors)
+    assert_equal(batch, case.teacher())
 
 
 def test_codes_in_half_precision_become_float32() -> None:
@@ -113,7 +132,7 @@ def test_codes_in_half_precision_become_float32() -> None:
         for place, image in enumerate(case.images)
     ]
     for chosen, sizes in ((groups, case.sizes), (groups[:1], case.images[0].sizes)):
-        batch = assemble(chosen, sizes, case.num_anchors)
+        batch = together(chosen, sizes, case.num_anchors)
         for values in (*batch.features, batch.probabilities, batch.deltas):
             assert values.dtype == torch.float32
 
@@ -136,26 +155,26 @@ def test_levels_that_do_not_add_up_are_refused() -> None:
 def test_places_are_filled_once_each(positions: list[list[int]]) -> None:
     case = make_case(2, "random", images=2)
     groups = [group(case, number, where) for number, where in enumerate(positions)]
-    with pytest.raises(ValueError, match=r"places 0\.\.N-1 once each"):
-        assemble(groups, case.sizes, case.num_anchors)
+    with pytest.raises(ValueError, match=r"places 0\.\.1 once each"):
+        together(groups, case.sizes, case.num_anchors)
 
 
 def test_no_records_make_no_batch() -> None:
-    with pytest.raises(ValueError, match=r"places 0\.\.N-1 once each, got \[\]"):
-        assemble([], [(2, 2)], 1)
+    with pytest.raises(ValueError, match=r"places 0\.\.0 once each, got \[\]"):
+        assemble([], num_images=1, level_sizes=[(2, 2)], num_anchors=1)
 
 
 def test_a_record_larger_than_the_batch_is_refused() -> None:
     case = make_case(2, "random")
     smaller = [(h - 1, w) for h, w in case.sizes]
     with pytest.raises(ValueError, match="do not fit into the batch's levels"):
-        assemble([group(case, 0, [0])], smaller, case.num_anchors)
+        together([group(case, 0, [0])], smaller, case.num_anchors)
 
 
 def test_a_record_with_other_levels_is_refused() -> None:
     case = make_case(2, "random")
     with pytest.raises(ValueError, match="do not fit into the batch's levels"):
-        assemble([group(case, 0, [0])], case.sizes[:1], case.num_anchors)
+        together([group(case, 0, [0])], case.sizes[:1], case.num_anchors)
 
 
 @pytest.mark.parametrize("field", ["probabilities", "deltas"])
@@ -164,14 +183,14 @@ def test_arrays_that_contradict_the_grid_are_refused(field: str) -> None:
     broken = group(case, 0, [0])
     broken = dataclasses.replace(broken, **{field: getattr(broken, field)[:, 1:]})
     with pytest.raises(ValueError, match=f"{field} must be"):
-        assemble([broken], case.sizes, case.num_anchors)
+        together([broken], case.sizes, case.num_anchors)
 
 
 def test_records_with_other_channels_or_classes_are_refused() -> None:
     case, other = make_case(2, "random"), make_case(2, "random", channels=5)
     with pytest.raises(ValueError, match="features of level 0 must be"):
-        assemble([group(case, 0, [0]), group(other, 0, [1])], case.sizes, case.num_anchors)
+        together([group(case, 0, [0]), group(other, 0, [1])], case.sizes, case.num_anchors)
     fewer = group(case, 0, [1])
     fewer = dataclasses.replace(fewer, probabilities=fewer.probabilities[:, :, 1:])
     with pytest.raises(ValueError, match="probabilities must be"):
-        assemble([group(case, 0, [0]), fewer], case.sizes, case.num_anchors)
+        together([group(case, 0, [0]), fewer], case.sizes, case.num_anchors)
