@@ -42,6 +42,8 @@ class Trainer(DefaultTrainer):
     `build_train_loader`; what is saved, evaluated and exported stays the plain detector.
     """
 
+    iter: int
+
     def __init__(self, cfg: CfgNode) -> None:
         # Not DefaultTrainer's own: it ties the checkpoint to the trained module, and data
         # parallelism to GPUs.
