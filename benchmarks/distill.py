@@ -2,7 +2,7 @@
 
 ResNet-101 teaches ResNet-50, both RetinaNets with 80 classes and 256 channels as in the configs for
 COCO, with random weights. The three students take turns, step by step, in one process, so that
-whatever else the machine does falls on all of them alike; ratios are medians over the rounds.
+whatever else the machine does falls on all of them alike; compared are their median steps.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def measure(job: Settings) -> list[Row]:
         for place in range(len(SOURCES)):
             students[SOURCES[(number + place) % len(SOURCES)]].step()
     times = {source: np.array(one.steps[job.warmup :]) for source, one in students.items()}
-    for source in SOURCES:
-        print(f"{source:>6}: {np.median(times[source]):.3f} s a step")
+    typical = {source: float(np.median(seconds)) for source, seconds in times.items()}
+    for source, seconds in typical.items():
+        print(f"{source:>6}: {seconds:.3f} s a step")
     waited = sum(students["cache"].waits[job.warmup :]) / times["cache"].sum()
     on_gpu = torch.cuda.is_available()
     selection = selection_share(students["live"].trainer)
@@ -105,12 +106,12 @@ def measure(job: Settings) -> list[Row]:
     return [
         Row(
             name="step, cache / ground truth only",
-            value=float(np.median(times["cache"] / times["none"])),
+            value=typical["cache"] / typical["none"],
             limit=1.10 if on_gpu else 1.15,
         ),
         Row(
             name="step, cache / live teacher",
-            value=float(np.median(times["cache"] / times["live"])),
+            value=typical["cache"] / typical["live"],
             limit=0.75,
         ),
         Row(name="waiting for data, share of the cache's steps", value=float(waited), limit=0.02),
