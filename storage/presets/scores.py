@@ -141,16 +141,19 @@ def encode_rest(
     Returns:
         The four fields of `rest_fields`.
     """
-    logits = logits.float()
-    dropped = torch.sigmoid(logits).contiguous()  # [n, R, K], zero where kept
+    dropped = torch.sigmoid(logits.float()).contiguous()  # [n, R, K], zero where kept
     dropped.flatten(1).scatter_(1, index, 0.0)
     bound = dropped.amax(dim=(1, 2))  # [n]
     kept = torch.zeros_like(dropped, dtype=torch.bool)
     kept.flatten(1).scatter_(1, index, True)
-    num_dropped = geometry.num_classes - kept.sum(dim=2)  # [n, R]
+    anchor = torch.div(index, geometry.num_classes, rounding_mode="floor")
+    num_kept = dropped.new_zeros(dropped.shape[:2]).scatter_add_(
+        1, anchor, torch.ones_like(anchor, dtype=torch.float32)
+    )
+    num_dropped = geometry.num_classes - num_kept  # [n, R]
     profile = _profiles(dropped, kept, geometry)
     codes = _encode_logarithms(profile, bound, PROFILE_STEPS)
-    power = _fit_powers(dropped, logits, _decode_logarithms(codes, bound, PROFILE_STEPS), geometry)
+    power = _fit_powers(dropped, _decode_logarithms(codes, bound, PROFILE_STEPS), geometry)
     mean = dropped.sum(dim=2) / num_dropped.clamp(min=1)
     packed = pack_pairs(power[:, None] - NUM_POWERS // 2)[:, 0]
     return {
@@ -222,12 +225,11 @@ def _profiles(dropped: Tensor, kept: Tensor, geometry: Geometry) -> Tensor:
     return torch.stack(means, dim=1)
 
 
-def _fit_powers(dropped: Tensor, logits: Tensor, profile: Tensor, geometry: Geometry) -> Tensor:
+def _fit_powers(dropped: Tensor, profile: Tensor, geometry: Geometry) -> Tensor:
     """Fit each anchor's power by least squares of logarithms, weighted by probability.
 
     Args:
         dropped: (n, R, K), zero where kept.
-        logits: (n, R, K) float32.
         profile: (n, L, A, K) float32, as it will be decoded.
 
     Returns:
@@ -236,12 +238,14 @@ def _fit_powers(dropped: Tensor, logits: Tensor, profile: Tensor, geometry: Geom
     log_profile = _logarithms(profile).flatten(1, 2)  # [n, G, K]
     groups = _groups(geometry, dropped.device)
     codes = []
-    for weight, logit, log_group in zip(dropped, logits, log_profile, strict=True):
+    for weight, log_group in zip(dropped, log_profile, strict=True):
         centred = log_group[groups]  # [R, K]
         total = weight.sum(dim=1, keepdim=True).clamp(min=TINY)
         centred -= (weight * centred).sum(dim=1, keepdim=True) / total
         weighted = weight * centred
-        excess = torch.nn.functional.logsigmoid(logit) - log_group[groups]
+        # Where the probability is zero, so is its weight. (PyTorch's logsigmoid takes ten times as
+        # long on a CPU.)
+        excess = weight.clamp(min=TINY).log_() - log_group[groups]
         slope = (weighted * excess).sum(dim=1) / (weighted * centred).sum(dim=1).clamp(min=TINY)
         code = (slope / POWER_STEP).round_() + POWER_OFFSET
         codes.append(code.clamp_(0, NUM_POWERS - 1).to(torch.int16))
