@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,47 +82,66 @@ class Setting:
         return self.folder / "dump.yaml"
 
 
+@dataclass(kw_only=True)
+class Runs:
+    """What was measured, one entry a round; `together` stays empty with a single GPU."""
+
+    forward: list[Spent] = field(default_factory=list)
+    dump: list[Spent] = field(default_factory=list)
+    together: list[Spent] = field(default_factory=list)
+
+    def round(self, setting: Setting) -> str:
+        """Measure once more each; return a line."""
+        self.forward += _in_processes(_forward, setting, 1)
+        self.dump += _in_processes(_dump, setting, 1)
+        if setting.device == "cpu" or torch.cuda.device_count() > 1:
+            ranks = _in_processes(_dump, setting, 2)
+            start, end = min(one.start for one in ranks), max(one.end for one in ranks)
+            cpu_sec = sum(one.cpu_sec for one in ranks)
+            self.together.append(Spent(start=start, end=end, cpu_sec=cpu_sec))
+        return ", ".join(f"{name} {runs[-1].seconds:.1f} s" for name, runs in self._named)
+
+    def cpu_times(self) -> str:
+        """A line: what the elapsed times would be beside no other work, if nothing waited."""
+        times = [
+            f"{name} {statistics.median(one.cpu_sec for one in runs):.1f} s"
+            for name, runs in self._named
+        ]
+        return f"CPU time: {', '.join(times)}"
+
+    def rows(self, device: str) -> list[Row]:
+        """The ratios of the medians."""
+        seconds = {
+            name: statistics.median(one.seconds for one in runs) for name, runs in self._named
+        }
+        overhead = seconds["dump"] / seconds["forward"]
+        rows = [Row(name="dump time / forward time", value=overhead, limit=OVERHEAD_LIMIT[device])]
+        if self.together:
+            rows.append(
+                Row(
+                    name="efficiency of two ranks",
+                    value=seconds["dump"] / (2 * seconds["two ranks"]),
+                    limit=EFFICIENCY_LIMIT,
+                    at_least=True,
+                )
+            )
+        return rows
+
+    @property
+    def _named(self) -> list[tuple[str, list[Spent]]]:
+        named = [("forward", self.forward), ("dump", self.dump), ("two ranks", self.together)]
+        return [(name, runs) for name, runs in named if runs]
+
+
 def measure(setting: Setting, rounds: int) -> list[Row]:
     """Measure in alternating rounds; prints each, and the profile of the last dump."""
     prepare(setting)
-    forward, dump, together = [], [], []
-    with_two = setting.device == "cpu" or torch.cuda.device_count() > 1
+    runs = Runs()
     for number in range(rounds):
-        forward.append(_in_processes(_forward, setting, 1)[0])
-        dump.append(_in_processes(_dump, setting, 1)[0])
-        line = f"round {number + 1}: forward {forward[-1].seconds:.1f} s"
-        line += f", dump {dump[-1].seconds:.1f} s"
-        if with_two:
-            ranks = _in_processes(_dump, setting, 2)
-            start, end = min(one.start for one in ranks), max(one.end for one in ranks)
-            together.append(Spent(start=start, end=end))
-            line += f", two ranks {together[-1].seconds:.1f} s"
-        print(line, flush=True)
-    print(dump[-1].profile)
-    # Elapsed time counts; CPU time says what it would be beside no other work.
-    cpu = [statistics.median(one.cpu_sec for one in runs) for runs in (forward, dump)]
-    print(f"CPU time: forward {cpu[0]:.1f} s, dump {cpu[1]:.1f} s, {cpu[1] / cpu[0]:.3f} of it")
-    median = [statistics.median(one.seconds for one in runs) for runs in (forward, dump)]
-    rows = [
-        Row(
-            name="dump time / forward time",
-            value=median[1] / median[0],
-            limit=OVERHEAD_LIMIT[setting.device],
-        )
-    ]
-    if with_two:
-        two = statistics.median(one.seconds for one in together)
-        rows.append(
-            Row(
-                name="efficiency of two ranks",
-                value=median[1] / (2 * two),
-                limit=EFFICIENCY_LIMIT,
-                at_least=True,
-            )
-        )
-    else:
-        print("one GPU: two ranks are not measured")
-    return rows
+        print(f"round {number + 1}: {runs.round(setting)}", flush=True)
+    print(runs.dump[-1].profile)
+    print(runs.cpu_times())
+    return runs.rows(setting.device)
 
 
 def prepare(setting: Setting) -> None:
@@ -198,7 +217,7 @@ def _write_teacher(setting: Setting, rank: int, count: int) -> None:
         # Small residual branches keep a hundred untrained layers from growing without bounds.
         if name.endswith("conv3.norm.weight"):
             buffer.fill_(0.2)
-    image = next((setting.folder / "data" / "images").glob("train_*"))
+    image = min((setting.folder / "data" / "images").glob("train_*"))
     sample = torch.from_numpy(read_image(str(image), "BGR").copy()).permute(2, 0, 1)
     with torch.no_grad():
         images = model.preprocess_image([{"image": sample}])
