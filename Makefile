@@ -11,7 +11,7 @@ help:
 	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html"
 	@echo "make test                all tests"
 	@echo "make faults              damage, kills and races of the cache, a thousand and more; minutes"
-	@echo "make benchmarks          what the numbers in the README come from; half an hour and more"
+	@echo "make benchmarks          what the numbers in the README come from; hours"
 	@echo "make lint                ruff and mypy"
 	@echo "make format              ruff, changing the files"
 	@echo "make setup               only the environment, in .venv"
@@ -28,10 +28,15 @@ test: setup
 
 # The tests of these files in full; make test runs a few of each kind.
 faults: setup
-	FULL_FAULTS=1 $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
-		tests/storage/test_crash.py tests/storage/test_at_work.py
+	GID_FAULTS=full $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
+		tests/storage/test_crash.py tests/storage/test_at_work.py \
+		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py
 
+# PHOTOGRAPHS="folder folder" adds real images, best one set of 3 and one of 80 classes.
 benchmarks: setup
+	$(VENV) -m benchmarks.cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
+	$(VENV) -m benchmarks.dump
+	$(VENV) -m benchmarks.distill
 	$(VENV) -m benchmarks.accuracy
 
 lint: setup

@@ -34,7 +34,13 @@ def test_the_whole_pipeline_runs(report: Report) -> None:
     assert len(CacheReader(report.pipeline.cache)) == 6
     assert CacheReader(report.pipeline.cache).missing() == []
     assert len(report.pictures) > 0
-    assert {"teacher", "dump cache", "verify", "baseline", "distilled"} <= report.pipeline.seconds.keys()
+    assert {
+        "teacher",
+        "dump cache",
+        "verify",
+        "baseline",
+        "distilled",
+    } <= report.pipeline.seconds.keys()
 
 
 def test_the_report_is_one_file_that_needs_no_other(report: Report, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from tests.storage.cases import (
     make_manifest,
 )
 
-FULL = os.environ.get("FULL_FAULTS") == "1"  # as `make faults` has it
+FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
 FIRST = ShardId(WIDE.name, 0)
 
 

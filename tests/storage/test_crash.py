@@ -19,7 +19,7 @@ from storage.location import PARTIAL_SUFFIX, Location
 from tests.storage.cases import contents, fill, make_arrays, make_cache, make_index, make_manifest
 
 NUM_IMAGES, NUM_VIEWS = 12, 2
-FULL = os.environ.get("FULL_FAULTS") == "1"  # as `make faults` has it
+FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
 
 # A writer that works through the plan as a rank does, claims included, without PyTorch.
 WRITER = f"""

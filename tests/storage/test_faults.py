@@ -15,7 +15,7 @@ from storage.errors import CacheError
 from tests.storage import faults
 from tests.storage.cases import contents, fill, make_index, make_manifest
 
-FULL = os.environ.get("FULL_FAULTS") == "1"  # as `make faults` has it
+FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
 PER_KIND = 20 if FULL else 1
 MENDED = 4 if FULL else 5  # one of so many is mended, too
 VITAL = ("root", "manifest.sha256", "index column")

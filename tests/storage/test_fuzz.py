@@ -30,7 +30,7 @@ from tests.storage import faults
 from tests.storage.cases import contents, make_index, reframe
 from tests.storage.test_schema import HOSTILE, JSON, paths, replaced
 
-FULL = os.environ.get("FULL_FAULTS") == "1"  # as `make faults` has it
+FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
 FUZZ = settings(
     max_examples=200 if FULL else 12, deadline=None, suppress_health_check=list(HealthCheck)
 )
