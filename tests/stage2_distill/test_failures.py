@@ -67,7 +67,7 @@ def test_a_damaged_chunk_stops_the_run_which_resumes_after_the_repair(
 ) -> None:
     whole = losses_of(train(configured(configure, cache, "whole", workers), *STEPS))
     path = configured(configure, cache, "stopped", workers)
-    reader, record = first_read_in(build(path, *STEPS), step=3)
+    reader, record = first_read_in(build(path, *STEPS, "DATALOADER.NUM_WORKERS", 0), step=3)
     path_of_object, offset = features_of(cache, reader, record)
     flip(path_of_object, offset)
     with pytest.raises(CorruptChunkError) as caught:
