@@ -192,6 +192,8 @@ def _teachers(cfg: CfgNode) -> tuple[Teacher, Teacher]:
         one = cfg.clone()
         one.defrost()
         one.TEACHER.SOURCE = source
+        if source == "live":
+            one.TEACHER.PRECISION = "float32"  # the reference, whatever the dump computed in
         teacher = open_teacher(one)
         assert teacher is not None
         found.append(teacher)
