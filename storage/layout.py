@@ -73,7 +73,10 @@ def parse_root(raw: bytes, store: str) -> Manifest:
     attributes = root.get("attributes") if isinstance(root, dict) else None
     if not isinstance(attributes, dict) or "gid" not in attributes:
         raise FormatError(f"{store}: not a teacher cache ({ROOT_KEY} has no attribute 'gid')")
-    return Manifest.from_json(attributes["gid"], store)
+    manifest = Manifest.from_json(attributes["gid"], store)
+    if not manifest.slots:
+        raise FormatError(f"{store}: the manifest is malformed (no slots)")
+    return manifest
 
 
 def derived_objects(manifest: Manifest, index: Index) -> Iterator[tuple[str, bytes]]:

@@ -238,6 +238,10 @@ class TestManifest:
         with pytest.raises(VersionError, match=r"version 2.*up to version 1"):
             parse_root(json.dumps(value).encode(), "store")
 
+    def test_a_manifest_that_was_never_sealed_is_refused(self) -> None:
+        with pytest.raises(FormatError, match=r"store: the manifest is malformed \(no slots\)"):
+            parse_root(root_json(make_manifest(INDEX)), "store")
+
     def test_sections_must_be_json(self) -> None:
         with pytest.raises(ValueError, match=r"not a JSON value|not JSON compliant"):
             make_manifest(INDEX, teacher={"tensors": {1, 2}})
