@@ -34,7 +34,7 @@ from stage2_distill import distiller
 from stage2_distill.trainer import DistillTrainer
 
 from .pipeline import Pipeline
-from .rows import Row, print_table, write_json
+from .rows import Row, conclude
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SOURCES = ("none", "cache", "live")
@@ -229,10 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             print(_own_peak(job, args.memory_of))
             return 0
         rows = measure(job)
-    print_table(rows)
-    if args.json:
-        write_json(rows, args.json)
-    return 0 if all(row.reached for row in rows) else 1
+    return conclude(rows, args.json)
 
 
 def _own_peak(job: Settings, source: str) -> int:

@@ -39,7 +39,7 @@ from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import export_model, family_of
 
 from . import plan_speed
-from .rows import Row, print_table, write_json
+from .rows import Row, conclude
 
 OVERHEAD_LIMIT = {"cpu": 1.15, "cuda": 1.10}
 EFFICIENCY_LIMIT = 0.9
@@ -302,10 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = measure(setting, args.rounds)
         if not args.no_plan:
             rows += plan_speed.measure(Path(folder) / "plan")
-    print_table(rows)
-    if args.json:
-        write_json(rows, args.json)
-    return 0 if all(row.reached for row in rows) else 1
+    return conclude(rows, args.json)
 
 
 if __name__ == "__main__":

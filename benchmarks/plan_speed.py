@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .rows import Row, print_table, write_json
+from .rows import Row, conclude
 
 CONFIG = (
     Path(__file__).parent.parent / "configs/distill/r50_2x_multiscale_from_r101_1x_multiscale.yaml"
@@ -177,10 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     args = parser.parse_args(argv)
     rows = measure(args.output)
-    print_table(rows)
-    if args.json:
-        write_json(rows, args.json)
-    return 0 if all(row.reached for row in rows) else 1
+    return conclude(rows, args.json)
 
 
 if __name__ == "__main__":

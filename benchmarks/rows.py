@@ -43,3 +43,11 @@ def write_json(rows: Sequence[Row], path: str | Path) -> None:
     """Write the rows as a JSON list, each with its `reached`."""
     entries = [{**asdict(row), "reached": row.reached} for row in rows]
     Path(path).write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def conclude(rows: Sequence[Row], path: str | Path | None) -> int:
+    """Print the rows, write them where asked; the exit code, 0 only if all are reached."""
+    print_table(rows)
+    if path:
+        write_json(rows, path)
+    return 0 if all(row.reached for row in rows) else 1

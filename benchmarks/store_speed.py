@@ -45,7 +45,7 @@ from storage.schema import common_fields
 from storage.shards import decode_chunk
 from storage.workers import mapped
 
-from .rows import Row, print_table, write_json
+from .rows import Row, conclude
 
 # (preset, its parameters, records of the store): 0.4 to 1 GB each.
 STORES: tuple[tuple[str, dict[str, Any], int], ...] = (
@@ -296,10 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     args = parser.parse_args(argv)
     rows = [*reading(args.output), *opening(args.output), *verifying(args.output)]
-    print_table(rows)
-    if args.json:
-        write_json(rows, args.json)
-    return 0 if all(row.reached for row in rows) else 1
+    return conclude(rows, args.json)
 
 
 if __name__ == "__main__":
