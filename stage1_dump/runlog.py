@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any
 
 from storage import CacheError, CacheWriter, read_logs
@@ -73,12 +72,7 @@ class RunLog:
         self._keeper.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._keeper.join()
         self._note(ended=True)
