@@ -10,7 +10,7 @@ import torch
 
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
-from stage2_distill.fidelity import INITIAL, LIMITS, checkpoints_of
+from stage2_distill.fidelity import INITIAL, LIMITS, StudentFidelity, checkpoints_of
 from storage import DecodedOutputs
 from storage.presets.exact import Exact
 from tests.stage2_distill.conftest import Configure
@@ -119,3 +119,15 @@ def test_the_stages_are_the_beginning_the_half_and_the_end(tmp_path: Path) -> No
     (tmp_path / "model_final.pth").touch()
     names = [Path(one).name for one in checkpoints_of(tmp_path)]
     assert names == [INITIAL, "model_0000199.pth", "model_0000399.pth"]
+
+
+@pytest.mark.parametrize(
+    "worse", [{"matched": 0.89}, {"errors": {"a": 0.0, "b": 0.031}}, {"cosine": 0.9899}]
+)
+def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, Any]) -> None:
+    limits = LIMITS["compact", ""]
+    good = StudentFidelity(
+        student=INITIAL, instances=10, matched=0.9, errors={"a": 0.03, "b": 0.0}, cosine=0.99
+    )
+    assert good.reaches(limits)
+    assert not replace(good, **worse).reaches(limits)
