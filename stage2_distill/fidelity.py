@@ -218,8 +218,8 @@ def _load_student(cfg: CfgNode, student: str, teacher: Teacher) -> Distiller:
         teacher_channels=teacher.cfg.MODEL.FPN.OUT_CHANNELS,
     ).to(cfg.MODEL.DEVICE)
     if student != INITIAL:
-        SafeCheckpointer(detector, strict=True).load(weights_path(student), checkpointables=[])
-        saved = torch.load(student, map_location="cpu", weights_only=True)
+        checkpointer = SafeCheckpointer(detector, strict=True)
+        saved = checkpointer.load(weights_path(student), checkpointables=[])
         if "adaptation" not in saved:
             raise ValueError(
                 f"{student}: holds no adaptation layer; expected a checkpoint of stage2_distill"
