@@ -8,7 +8,7 @@ warnings.filterwarnings("ignore", message=".*(torch.jit.script|torch.meshgrid)")
 from .checkpoint import SafeCheckpointer, export_model, load_model, weights_path  # noqa: E402
 from .family import DetectorFamily, family_of  # noqa: E402
 from .fingerprint import config_fingerprint, teacher_fingerprint  # noqa: E402
-from .images import to_model_image  # noqa: E402
+from .images import to_model_image, training_images  # noqa: E402
 from .outputs import DenseOutputs  # noqa: E402
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "load_model",
     "teacher_fingerprint",
     "to_model_image",
+    "training_images",
     "weights_path",
 ]

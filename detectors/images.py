@@ -1,11 +1,44 @@
-"""From a rendered view to what a model takes."""
+"""Which images a model is trained on, and what it takes of a rendered view."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
 from torch import Tensor
+
+from configs.loader import settings
+from dataset.registry import locate
+from dataset.subset import planned_images
+
+
+def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The images of DATASETS.TRAIN that detectron2 would train on, as its dataset dicts.
+
+    Raises:
+        ValueError: none is left after filtering.
+    """
+    try:
+        images = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    except AssertionError as error:
+        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
+    dataset = settings(cfg).dataset
+    if dataset.image_list or dataset.max_images:
+        # The plan chooses among all images, with and without objects.
+        planned = [planned_images(locate(name)[0], dataset) for name in cfg.DATASETS.TRAIN]
+        kept = {image_id for table in planned for image_id in table.ids.tolist()}
+        images = [x for x in images if x["image_id"] in kept]
+    if not images:
+        raise ValueError(
+            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: no image to train on is among those of "
+            "DATASET.IMAGE_LIST and DATASET.MAX_IMAGES"
+        )
+    return images
 
 
 def to_model_image(pixels_rgb: np.ndarray, cfg: CfgNode) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
@@ -29,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
 from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
+from .images import training_images
 from .loop import Loop
 from .rank_state import RankState
 
@@ -74,6 +76,10 @@ class Trainer(DefaultTrainer):
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """The module to train; its forward takes a batch and gives the losses by name."""
         return detector
+
+    def build_train_loader(self, cfg: CfgNode) -> Iterable[Any]:
+        """detectron2's, over the images that `DATASET` asks for."""
+        return build_detection_train_loader(cfg, dataset=training_images(cfg))
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """What a checkpoint carries beside the detector and the trainer's own state."""

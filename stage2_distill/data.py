@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, detection_utils, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, detection_utils
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from configs.loader import settings
 from configs.schema import Settings
-from dataset.registry import locate
-from dataset.subset import planned_images
 from dataset.views import RenderedView, plan_view, render
-from detectors import to_model_image
+from detectors import to_model_image, training_images
 from storage import CacheReader
 
 from .pixels import PixelCheck
@@ -155,32 +153,6 @@ def largest_item_bytes(cfg: CfgNode, reader: CacheReader | None) -> int:
         + sum(one.num_bytes for one in manifest.fields[name] if one.name in reader.field_names)
         for name, geometry in manifest.geometries.items()
     )
-
-
-def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The images of DATASETS.TRAIN that detectron2 would train on, as its dataset dicts.
-
-    Raises:
-        ValueError: none is left after filtering.
-    """
-    try:
-        images = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-    except AssertionError as error:
-        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
-    dataset = settings(cfg).dataset
-    if dataset.image_list or dataset.max_images:
-        # The plan chooses among all images, with and without objects.
-        planned = [planned_images(locate(name)[0], dataset) for name in cfg.DATASETS.TRAIN]
-        kept = {image_id for table in planned for image_id in table.ids.tolist()}
-        images = [x for x in images if x["image_id"] in kept]
-    if not images:
-        raise ValueError(
-            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: no image to train on is among those of "
-            "DATASET.IMAGE_LIST and DATASET.MAX_IMAGES"
-        )
-    return images
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

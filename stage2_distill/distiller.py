@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from configs.loader import settings
 from configs.schema import GidConfig
-from detectors import DenseOutputs, DetectorFamily
+from detectors import DenseOutputs, DetectorFamily, family_of
 
 from .adaptation import Adaptation
 from .gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of, select
 from .losses import assign_anchors, gid_losses, warmup_factor
 from .pooling import GiPooler
-from .teacher import TeacherSource
+from .teacher import Teacher, TeacherSource
 from .teacher_batch import TeacherBatch
 
 
@@ -138,3 +140,30 @@ class Distiller(nn.Module):
             outputs,
             warmup=warmup_factor(storage.iter, self._gid.warmup_iters),
         )
+
+
+def build_distiller(cfg: CfgNode, detector: nn.Module, teacher: Teacher | None) -> Distiller:
+    """Put a student into the step that its config asks for.
+
+    Args:
+        cfg: the student's.
+        detector: the student.
+        teacher: whom it learns from, live or cached; None trains on ground truth alone.
+
+    Raises:
+        ValueError: GID.ADAPTATION none, with pyramids of different channel counts.
+    """
+    family, gid = family_of(cfg), settings(cfg).gid
+    adaptation = Adaptation(
+        gid.adaptation if teacher else "none",
+        student_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        teacher_channels=(teacher.cfg if teacher else cfg).MODEL.FPN.OUT_CHANNELS,
+    ).to(cfg.MODEL.DEVICE)
+    return Distiller(
+        detector,
+        adaptation,
+        family=family,
+        source=teacher.source(student_format=cfg.INPUT.FORMAT) if teacher else None,
+        pooler=GiPooler(family.strides(cfg), gid),
+        gid=gid,
+    )

@@ -22,13 +22,11 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
 from configs.loader import settings
-from detectors import SafeCheckpointer, family_of, weights_path
+from detectors import SafeCheckpointer, training_images, weights_path
 
-from .adaptation import Adaptation
-from .data import ViewDataset, training_images
-from .distiller import Distiller
+from .data import ViewDataset
+from .distiller import Distiller, build_distiller
 from .gism import GeneralInstances
-from .pooling import GiPooler
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
 
@@ -210,13 +208,8 @@ def _spread(num_images: int, num_views: int, count: int) -> list[Draw]:
 def _load_student(cfg: CfgNode, student: str, teacher: Teacher) -> Distiller:
     """Build a student with its adaptation, in training mode, as training would have it."""
     torch.manual_seed(max(cfg.SEED, 0))
-    family, gid = family_of(cfg), settings(cfg).gid
     detector = build_model(cfg)
-    adaptation = Adaptation(
-        gid.adaptation,
-        student_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        teacher_channels=teacher.cfg.MODEL.FPN.OUT_CHANNELS,
-    ).to(cfg.MODEL.DEVICE)
+    distiller = build_distiller(cfg, detector, teacher)
     if student != INITIAL:
         checkpointer = SafeCheckpointer(detector, strict=True)
         saved = checkpointer.load(weights_path(student), checkpointables=[])
@@ -225,17 +218,10 @@ def _load_student(cfg: CfgNode, student: str, teacher: Teacher) -> Distiller:
                 f"{student}: holds no adaptation layer; expected a checkpoint of stage2_distill"
                 " train (model_*.pth), not an exported student"
             )
-        adaptation.load_state_dict(saved["adaptation"])
+        distiller.adaptation.load_state_dict(saved["adaptation"])
     elif cfg.MODEL.WEIGHTS:
         SafeCheckpointer(detector).load(weights_path(cfg.MODEL.WEIGHTS), checkpointables=[])
-    return Distiller(
-        detector,
-        adaptation,
-        family=family,
-        source=None,
-        pooler=GiPooler(family.strides(cfg), gid),
-        gid=gid,
-    ).train()
+    return distiller.train()
 
 
 class _Comparison:

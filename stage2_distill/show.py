@@ -15,9 +15,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from configs.loader import settings
-from detectors import family_of, load_model
+from detectors import family_of, load_model, training_images
 
-from .data import ViewDataset, training_images
+from .data import ViewDataset
 from .gism import GeneralInstances, select
 from .sampler import Draw
 from .teacher import open_teacher

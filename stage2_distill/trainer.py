@@ -15,12 +15,10 @@ from detectors import export_model, family_of, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.trainer import Trainer
 
-from .adaptation import Adaptation
 from .data import build_data
-from .distiller import Distiller
+from .distiller import build_distiller
 from .gism import KINDS
 from .inherit import inherit_head
-from .pooling import GiPooler
 from .prefetch import DeviceLoader
 from .teacher import open_teacher
 
@@ -63,27 +61,12 @@ class DistillTrainer(Trainer):
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """Put the detector into the distilling step."""
-        family, gid = family_of(self.cfg), settings(self.cfg).gid
-        teacher_cfg = self._teacher.cfg if self._teacher else self.cfg
-        self.adaptation = Adaptation(
-            gid.adaptation if self._teacher else "none",
-            student_channels=self.cfg.MODEL.FPN.OUT_CHANNELS,
-            teacher_channels=teacher_cfg.MODEL.FPN.OUT_CHANNELS,
-        ).to(self.cfg.MODEL.DEVICE)
-        return Distiller(
-            detector,
-            self.adaptation,
-            family=family,
-            source=self._teacher.source(student_format=self.cfg.INPUT.FORMAT)
-            if self._teacher
-            else None,
-            pooler=GiPooler(family.strides(self.cfg), gid),
-            gid=gid,
-        )
+        self.distiller = build_distiller(self.cfg, detector, self._teacher)
+        return self.distiller
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """The adaptation layer is a part of the checkpoint, not of the student in it."""
-        return {**super().extra_checkpointables(), "adaptation": self.adaptation}
+        return {**super().extra_checkpointables(), "adaptation": self.distiller.adaptation}
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""

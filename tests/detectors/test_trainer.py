@@ -10,9 +10,13 @@ import pytest
 import torch
 import yaml
 
+from configs.loader import load_config
 from dataset.scenes import CLASS_NAMES
 from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors import training_images
 from detectors.__main__ import main
+from detectors.command import register_data
+from detectors.trainer import Trainer
 from tests.tiny import DETECTOR
 
 
@@ -45,6 +49,17 @@ def config(data: Path, tmp_path: Path) -> Path:
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(path, weights_only=True)["model"])
+
+
+def test_training_sees_the_images_asked_for_alone(config: Path, tmp_path: Path) -> None:
+    everything = load_config(str(config))
+    register_data(everything)
+    chosen = sorted(image["image_id"] for image in training_images(everything))[::3]
+    listed = tmp_path / "images.txt"
+    listed.write_text("".join(f"{image_id}\n" for image_id in chosen))
+    cfg = load_config(str(config), ["DATASET.IMAGE_LIST", str(listed)])
+    batches = iter(Trainer(cfg).build_train_loader(cfg))
+    assert {item["image_id"] for _ in chosen for item in next(batches)} == set(chosen)
 
 
 def test_training_writes_a_checkpoint_that_evaluation_takes(

@@ -79,7 +79,7 @@ def test_the_initial_student_is_the_one_that_training_begins_with(configure: Con
     student = fidelity._load_student(trainer.cfg, INITIAL, teacher)
     for mine, theirs in (
         (student.detector.state_dict(), trainer.detector.state_dict()),
-        (student.adaptation.state_dict(), trainer.adaptation.state_dict()),
+        (student.adaptation.state_dict(), trainer.distiller.adaptation.state_dict()),
     ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)

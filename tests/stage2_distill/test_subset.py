@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from configs.loader import load_config
+from detectors import training_images
 from detectors.command import register_data
 from stage1_dump.dump import run as dump
 from stage2_distill.cache_check import open_cache
-from stage2_distill.data import build_data, training_images
+from stage2_distill.data import build_data
 from storage import CacheReader
 from tests.stage2_distill.conftest import Configure
 

@@ -95,9 +95,11 @@ def test_worker_processes_change_nothing(configure: Configure) -> None:
 
 def test_the_adaptation_layer_is_trained_and_left_behind(configure: Configure) -> None:
     trainer = train(configure(), "SOLVER.MAX_ITER", 1)
-    before = {k: v.clone() for k, v in trainer.adaptation.state_dict().items()}
+    before = {k: v.clone() for k, v in trainer.distiller.adaptation.state_dict().items()}
     again = train(configure(), "SOLVER.MAX_ITER", 3)
-    assert not torch.equal(before["conv.weight"], again.adaptation.state_dict()["conv.weight"])
+    assert not torch.equal(
+        before["conv.weight"], again.distiller.adaptation.state_dict()["conv.weight"]
+    )
     output = Path(again.cfg.OUTPUT_DIR)
     exported = torch.load(output / "student_final.pth", weights_only=True)
     assert exported.keys() == {"model"}
