@@ -73,15 +73,14 @@ class Balanced(scores.SparsePreset):
     def _encode(self, raw: RawOutputs, geometry: Geometry) -> dict[str, Tensor]:
         features = raw.features.detach()
         scale = coding.largest(features, geometry) / coding.FEATURE_LIMIT
-        logits = raw.logits.detach()
-        index, value = scores.keep_largest(logits, self.num_kept(geometry))
+        index, value, dropped = scores.keep_largest(raw.logits.detach(), self.num_kept(geometry))
         remedy = "use preset exact with CACHE.DTYPE float32"
         return {
             "features": coding.quantise(features, scale, geometry),
             "feature_scale": scale,
             "score_index": index.to(torch.int32),
             "score_value": (value * SCORE_LIMIT).round_().to(torch.int16),
-            **scores.encode_rest(logits, index, geometry, STEPS_PER_OCTAVE),
+            **scores.encode_rest(dropped, index, geometry, STEPS_PER_OCTAVE),
             "deltas": to_half(raw.deltas.detach(), "deltas", remedy),
         }
 

@@ -125,13 +125,12 @@ class Compact(scores.SparsePreset):
         return {one.name: round(one.num_bytes * _SHARE_LEFT[one.name]) for one in fields}
 
     def _encode(self, raw: RawOutputs, geometry: Geometry) -> dict[str, Tensor]:
-        logits = raw.logits.detach()
-        index, value = scores.keep_largest(logits, self.num_kept(geometry))
+        index, value, dropped = scores.keep_largest(raw.logits.detach(), self.num_kept(geometry))
         return {
             **_encode_features(raw.features.detach(), geometry),
             "score_gap": _encode_gaps(index),
             "score_value": (value.sqrt() * VALUE_LIMIT).round_().to(torch.uint8),
-            **scores.encode_rest(logits, index, geometry, STEPS_PER_OCTAVE),
+            **scores.encode_rest(dropped, index, geometry, STEPS_PER_OCTAVE),
             **_encode_deltas(raw.deltas.detach(), geometry),
         }
 

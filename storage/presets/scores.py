@@ -111,29 +111,33 @@ def rest_fields(geometry: Geometry, steps_per_octave: int, compression: str | No
     ]  # fmt: skip
 
 
-def keep_largest(logits: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
-    """Find the M largest probabilities of each record.
+def keep_largest(logits: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Part the M largest probabilities of each record from the others.
 
     Args:
         logits: (n, R, K) floating point.
         num_kept: M, at most R * K.
 
     Returns:
-        (n, M) int64 flat indices anchor * K + class, ascending, and (n, M) float32 probabilities.
+        (n, M) int64 flat indices anchor * K + class, ascending; (n, M) float32 probabilities; and
+        those dropped, (n, R, K) float32, zero where one was kept.
     """
     # float32 first: the sigmoid of a half-precision logit would be rounded twice.
     probabilities = torch.sigmoid(logits.float()).contiguous()
     index = _largest(probabilities, num_kept)
-    return index, probabilities.flatten(1).gather(1, index)
+    flat = probabilities.view(len(logits), -1)
+    value = flat.gather(1, index)
+    flat.scatter_(1, index, 0.0)
+    return index, value, probabilities
 
 
 def encode_rest(
-    logits: Tensor, index: Tensor, geometry: Geometry, steps_per_octave: int
+    dropped: Tensor, index: Tensor, geometry: Geometry, steps_per_octave: int
 ) -> dict[str, Tensor]:
     """Model the scores that are not kept.
 
     Args:
-        logits: (n, R, K) floating point.
+        dropped: (n, R, K) float32 probabilities, zero where one was kept.
         index: (n, M) int64, those kept.
         geometry: of the records.
         steps_per_octave: fineness of the means.
@@ -141,8 +145,6 @@ def encode_rest(
     Returns:
         The four fields of `rest_fields`.
     """
-    dropped = torch.sigmoid(logits.float()).contiguous()  # [n, R, K], zero where kept
-    dropped.flatten(1).scatter_(1, index, 0.0)
     bound = dropped.amax(dim=(1, 2))  # [n]
     kept = torch.zeros_like(dropped, dtype=torch.bool)
     kept.flatten(1).scatter_(1, index, True)

@@ -22,8 +22,8 @@ class TestScoreModel:
     KINDS = Geometry(64, 64, ((8, 8), (4, 4)), 2, 20, 3)
 
     def model(self, logits: Tensor, num_kept: int) -> Tensor:
-        index, value = scores.keep_largest(logits, num_kept)
-        fields = scores.encode_rest(logits, index, self.KINDS, 16)
+        index, value, dropped = scores.keep_largest(logits, num_kept)
+        fields = scores.encode_rest(dropped, index, self.KINDS, 16)
         return scores.decode_scores(index, value, fields, self.KINDS, 16)
 
     def logits(self, sharpness: float) -> Tensor:
@@ -63,8 +63,8 @@ class TestScoreModel:
         # Anchors whose dropped classes are few, alike and large, where others have a clear order.
         logits[:, ::7, :18] = -20.0
         logits[:, ::7, 18:] = 1.0
-        index, _ = scores.keep_largest(logits, 900)
-        bound = scores.encode_rest(logits, index, self.KINDS, 16)["score_bound"]
+        index, _, dropped = scores.keep_largest(logits, 900)
+        bound = scores.encode_rest(dropped, index, self.KINDS, 16)["score_bound"]
         got, true = self.model(logits, 900), logits.sigmoid()
         assert ((got - true).abs().amax(dim=(1, 2)) <= bound + 1e-6).all()
         dropped = torch.ones_like(true).flatten(1).scatter(1, index, 0.0).view_as(true)
