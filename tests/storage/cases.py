@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ SHARD_RECORDS = 3
 WIDE = Geometry(32, 48, ((4, 6), (2, 3)), 5, NUM_CLASSES, 2)
 TALL = Geometry(48, 32, ((6, 4), (3, 2)), 5, NUM_CLASSES, 2)
 FIRST = ShardId(WIDE.name, 0)
+# What the fixture `new_location` gives: one more empty location of its backend.
+NewLocation = Callable[[], Location]
 GEOMETRIES = {geometry.name: geometry for geometry in (WIDE, TALL)}
 
 
@@ -109,6 +111,12 @@ def make_arrays(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
         )
         for field in writer.manifest.fields[shard.bucket]
     }
+
+
+def open_writer(location: Any, num_views: int = 1, **changes: Any) -> CacheWriter:
+    """Open a writer of a small plan; `changes` are the manifest's."""
+    index = make_index(num_views=num_views)
+    return CacheWriter(location, make_manifest(index, **changes), index)
 
 
 def fill(writer: CacheWriter, shards: Iterable[ShardId] | None = None) -> None:

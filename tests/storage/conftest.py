@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from zarr.storage import MemoryStore
 
 from storage.location import Location
-from tests.storage.cases import make_cache
+from tests.storage.cases import NewLocation, make_cache
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +28,7 @@ def cache(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
-def new_location(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Location]:
+def new_location(request: pytest.FixtureRequest, tmp_path: Path) -> NewLocation:
     """Make empty locations of one backend. What holds for one must hold for all."""
     if request.param == "memory":
         return lambda: Location(MemoryStore())

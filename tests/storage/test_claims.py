@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from storage import CacheWriter, ClaimLostError
+from storage import ClaimLostError
 from storage.claims import Claims
 from storage.exclusive import claimed_metadata
 from storage.layout import claim_folder, commit_key
 from storage.location import Location
 from tests.storage.cases import (
     FIRST,
+    NewLocation,
     contents,
     fill,
     make_arrays,
     make_cache,
-    make_index,
-    make_manifest,
+    open_writer,
 )
-
-NewLocation = Callable[[], Location]
-
-
-def open_writer(location: Any, num_views: int = 1) -> CacheWriter:
-    index = make_index(num_views=num_views)
-    return CacheWriter(location, make_manifest(index), index)
 
 
 def test_one_of_two_writers_gets_a_shard(new_location: NewLocation) -> None:

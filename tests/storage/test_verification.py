@@ -32,6 +32,7 @@ from storage.metadata import read_root
 from tests.storage.cases import (
     TALL,
     WIDE,
+    NewLocation,
     contents,
     features_path,
     flip,
@@ -43,7 +44,6 @@ from tests.storage.cases import (
     rewrite_root,
 )
 
-NewLocation = Callable[[], Location]
 FIRST, SECOND = ShardId(WIDE.name, 0), ShardId(WIDE.name, 1)
 
 

@@ -27,21 +27,16 @@ from storage.layout import ROOT_KEY, commit_key, object_key
 from storage.location import Location
 from storage.shards import describe
 from tests.storage.cases import (
+    NewLocation,
     contents,
     fill,
     make_arrays,
     make_cache,
     make_index,
     make_manifest,
+    open_writer,
     rewrite_root,
 )
-
-NewLocation = Callable[[], Location]
-
-
-def open_writer(location: Any, num_views: int = 1, **changes: Any) -> CacheWriter:
-    index = make_index(num_views=num_views)
-    return CacheWriter(location, make_manifest(index, **changes), index)
 
 
 class TestCreating:
