@@ -234,7 +234,9 @@ class CacheReader:
             )
         if len(raw) != chunk.stop - chunk.start:
             raise self._corrupt(chunk, "is cut short")
-        if checksums.crc32c(raw[:-CRC_BYTES]) != chunk.crc32c:
+        stored = int.from_bytes(raw[-CRC_BYTES:], "little")
+        # The stored one too: `read_encoded` hands it out, and whoever decodes will look at it.
+        if not stored == checksums.crc32c(raw[:-CRC_BYTES]) == chunk.crc32c:
             raise self._corrupt(chunk, "is damaged (its CRC32C does not match the commit)")
         return raw
 

@@ -6,7 +6,6 @@ import multiprocessing
 import pickle
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from zarr.storage import MemoryStore
 
 from storage import CacheReader, ForkedProcessError, StoreAccessError, event_loop, verify
 from storage.location import Location
-from tests.storage.cases import make_cache
-
-NewLocation = Callable[[], Location]
+from tests.storage.cases import NewLocation, make_cache
 
 
 class TestBackend:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,18 @@ from storage import (
 )
 from storage.layout import commit_key, object_key
 from storage.location import Location, Range
-from storage.shards import decode_chunk
-from tests.storage.cases import TALL, WIDE, fill, make_cache, make_index, make_record
-
-NewLocation = Callable[[], Location]
+from storage.shards import chunk_table, decode_chunk
+from tests.storage.cases import (
+    SHARD_RECORDS,
+    TALL,
+    WIDE,
+    NewLocation,
+    fill,
+    flip,
+    make_cache,
+    make_index,
+    make_record,
+)
 
 
 def assert_record(reader: CacheReader, number: int) -> None:
@@ -170,16 +177,16 @@ class TestDamage:
         ):
             reader.read(0)
 
-    @pytest.mark.parametrize("number", range(5))
+    @pytest.mark.parametrize("where", ["value", "stored CRC"])
+    @pytest.mark.parametrize("number", range(6))
     def test_a_flipped_bit_is_an_error_that_names_the_place_and_the_remedy(
-        self, cache: Path, number: int
+        self, cache: Path, number: int, where: str
     ) -> None:
         reader = CacheReader(cache)
         field = reader.manifest.fields[WIDE.name][number]
         path = cache / object_key(ShardId(WIDE.name, 0), field)
-        data = bytearray(path.read_bytes())
-        data[0] ^= 0x10
-        path.write_bytes(data)
+        start, length = chunk_table(path.read_bytes(), SHARD_RECORDS)[0].tolist()
+        flip(path, start if where == "value" else start + length - 1, 0x10)
         with pytest.raises(CorruptChunkError) as caught:
             reader.read(0)
         error = pickle.loads(pickle.dumps(caught.value))
