@@ -181,7 +181,8 @@ class CacheConfig:
     shard_records: int = 32
     # Size that no object of a shard exceeds before compression, bytes, with SHARD_RECORDS 0.
     shard_bytes: int = DEFAULT_SHARD_BYTES
-    # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged.
+    # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged,
+    # with how much they differ, unless that is too much for another version of a library.
     pixels: str = "strict"
     # Bytes of views and records that the data workers of one rank hold ready at most, one batch
     # being always allowed.

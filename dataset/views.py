@@ -103,6 +103,12 @@ class RenderedView:
     transforms: TransformList
     crc32c: int
 
+    def sample(self, side: int) -> NDArray[np.uint8]:
+        """Pixels in the middle of each of `side` x `side` parts: (side, side, 3) uint8."""
+        middle = 2 * np.arange(side) + 1
+        rows, columns = (middle * length // (2 * side) for length in self.pixels.shape[:2])
+        return np.ascontiguousarray(self.pixels[rows[:, None], columns])
+
 
 def _mix(z: int) -> int:
     z = ((z ^ (z >> 30)) * _MULTIPLIER_1) & _MASK

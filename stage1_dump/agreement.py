@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage import DecodedOutputs, Geometry, Preset, RawOutputs
-
-from .arrays import PIXELS_FIELD
+from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -60,7 +59,7 @@ def distances_in_bits(stored: Arrays, now: Arrays) -> Iterator[Distance]:
         gap = np.abs(value.astype(np.float64) - now[name].astype(np.float64))
         yield Distance(
             field=name,
-            difference=float(gap.any() if name == PIXELS_FIELD else gap.max(initial=0.0)),
+            difference=float(gap.any() if name == PIXELS_CRC else gap.max(initial=0.0)),
             tolerance=0.0,
             same_bits=value.tobytes() == now[name].tobytes(),
         )
@@ -97,8 +96,8 @@ def distances_in_value(
         noise: relative difference of two machines, see `NOISE`.
 
     Yields:
-        Features, probabilities, deltas, boxes and the checksum of the pixels. The tolerance is
-        what the codec itself loses of `raw`, twice, and the noise.
+        Features, probabilities, deltas, boxes, and checksum and sample of the pixels. The
+        tolerance is what the codec itself loses of `raw`, twice, and the noise.
     """
     ours, theirs = (_decode(codes, preset, geometry) for codes in (now, stored))
     live = DecodedOutputs(
@@ -119,7 +118,7 @@ def distances_in_value(
         )
     yield _distance_of_boxes(stored[DETECTIONS_FIELD], now[DETECTIONS_FIELD], noise)
     # Pixels are integers: no machine renders them otherwise with the same Pillow.
-    yield from distances_in_bits({PIXELS_FIELD: stored[PIXELS_FIELD]}, now)
+    yield from distances_in_bits({name: stored[name] for name in (PIXELS_CRC, PIXELS_SAMPLE)}, now)
 
 
 def _distance_of_boxes(stored: NDArray[Any], now: NDArray[Any], noise: float) -> Distance:

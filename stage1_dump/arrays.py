@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PIXELS_FIELD = "pixels_crc32c"
+from storage.schema import PIXEL_FIELDS
 
 
 class ShardArrays:
@@ -24,18 +24,20 @@ class ShardArrays:
         self._num_records = num_records
         self._on_gpu = device.type == "cuda"
         self._tensors: dict[str, Tensor] = {}
-        self._crc32c = np.zeros(num_records, dtype=np.uint32)
+        self._pixels = {
+            one.name: np.zeros((num_records, *one.shape), one.dtype) for one in PIXEL_FIELDS
+        }
         self._filled = 0
         self._copied = torch.cuda.Event() if self._on_gpu else None
 
-    def append(self, codes: Mapping[str, Tensor], crc32c: Sequence[int]) -> None:
+    def append(self, codes: Mapping[str, Tensor], pixels: Mapping[str, NDArray[Any]]) -> None:
         """Add the records of one batch, by copies on the current stream of the device.
 
         Args:
             codes: field name to a tensor with leading dimension N, on the device.
-            crc32c: N checksums of the views' pixels.
+            pixels: field name to the same of the views' pixels, on the host.
         """
-        end = self._filled + len(crc32c)
+        end = self._filled + len(next(iter(pixels.values())))
         for name, code in codes.items():
             if name not in self._tensors:
                 shape = (self._num_records, *code.shape[1:])
@@ -43,7 +45,8 @@ class ShardArrays:
                 # memory for the next shard.
                 self._tensors[name] = torch.empty(shape, dtype=code.dtype, pin_memory=self._on_gpu)
             self._tensors[name][self._filled : end].copy_(code, non_blocking=self._on_gpu)
-        self._crc32c[self._filled : end] = crc32c
+        for name, values in pixels.items():
+            self._pixels[name][self._filled : end] = values
         self._filled = end
         if self._copied is not None:
             self._copied.record()
@@ -54,4 +57,4 @@ class ShardArrays:
         if self._copied is not None:
             self._copied.synchronize()
         arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        return {**arrays, PIXELS_FIELD: self._crc32c}
+        return {**arrays, **self._pixels}

@@ -18,14 +18,15 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 
 from configs.schema import TeacherConfig
+from dataset.likeness import compare_samples
 from dataset.progress import Progress
 from detectors import teacher_fingerprint
 from storage import CacheReader, RawOutputs
 from storage.canonical import differences
 from storage.index import ShardTable
+from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
 from .agreement import NOISE, Distance, distances_in_bits, distances_in_value
-from .arrays import PIXELS_FIELD
 from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
@@ -216,8 +217,7 @@ class _Check:
         with naming_the_batch(len(records), geometry):
             outputs = self._teacher.run(batch.images)
             codes = self._teacher.encode(outputs, geometry)
-        now = {name: code.cpu().numpy() for name, code in codes.items()}
-        now[PIXELS_FIELD] = np.array(batch.crc32c, dtype=np.uint32)
+        now = {name: code.cpu().numpy() for name, code in codes.items()} | batch.pixels
         raw = outputs.raw()
         for position, (record, stored) in enumerate(
             zip(records, self._reader.read_many(records), strict=True)
@@ -245,8 +245,8 @@ class _Check:
                 self._report.largest[distance.field] = (distance.difference, distance.tolerance)
             if distance.agrees:
                 continue
-            if distance.field == PIXELS_FIELD and self._tolerates_pixels:
-                self._report.tolerated += 1
+            if self._tolerates(distance.field, stored, now):
+                self._report.tolerated += distance.field == PIXELS_CRC
                 continue
             self._report.mismatches.append(
                 Mismatch(
@@ -277,6 +277,12 @@ class _Check:
             NOISE[self._teacher.precision],
         )
 
-    @property
-    def _tolerates_pixels(self) -> bool:
-        return self._prepared.settings.cache.pixels == "tolerate"
+    def _tolerates(
+        self, field: str, stored: Mapping[str, NDArray[Any]], now: Mapping[str, NDArray[Any]]
+    ) -> bool:
+        """Whether the field tells of pixels, and they may differ as much as they do."""
+        return (
+            self._prepared.settings.cache.pixels == "tolerate"
+            and field in (PIXELS_CRC, PIXELS_SAMPLE)
+            and compare_samples(stored[PIXELS_SAMPLE], now[PIXELS_SAMPLE]).is_tolerable
+        )

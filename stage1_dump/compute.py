@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from detectors import DenseOutputs
 from storage import Geometry
@@ -28,8 +30,9 @@ class _Launched:
     """A batch whose forward is under way: what it gives, and what is to be done with it."""
 
     outputs: DenseOutputs
+    num_images: int
     ready: torch.cuda.Event | None
-    crc32c: list[int]
+    pixels: dict[str, NDArray[Any]]
     geometry: Geometry
     arrays: ShardArrays
     finished: Callable[[], None] | None
@@ -75,8 +78,9 @@ class BatchComputer:
         self._launched.append(
             _Launched(
                 outputs=outputs,
+                num_images=len(batch.images),
                 ready=ready,
-                crc32c=batch.crc32c,
+                pixels=batch.pixels,
                 geometry=geometry,
                 arrays=arrays,
                 finished=finished,
@@ -97,13 +101,13 @@ class BatchComputer:
 
     def _encode(self, one: _Launched) -> None:
         on_stream = nullcontext() if self._behind is None else torch.cuda.stream(self._behind)
-        with on_stream, naming_the_batch(len(one.crc32c), one.geometry):
+        with on_stream, naming_the_batch(one.num_images, one.geometry):
             if self._behind is not None and one.ready is not None:
                 self._behind.wait_event(one.ready)
             with self._profile.step(ENCODE):
                 codes = self._teacher.encode(one.outputs, one.geometry)
             with self._profile.step(COPY):
-                one.arrays.append(codes, one.crc32c)
+                one.arrays.append(codes, one.pixels)
         if self._behind is not None:
             # The next forward may get the memory of these outputs: not before they were read.
             torch.cuda.current_stream(self._teacher.device).wait_stream(self._behind)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,6 +21,7 @@ from dataset.annotations import ImageTable, image_path
 from dataset.views import View, render
 from detectors import to_model_image
 from storage import Index
+from storage.schema import PIXELS_CRC, PIXELS_SAMPLE, SAMPLE_SIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +45,24 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedRecord:
-    """One view as the teacher takes it: (3, H, W) uint8 in `INPUT.FORMAT`, and its CRC32C."""
+    """One view as the teacher takes it: (3, H, W) uint8 in `INPUT.FORMAT`.
+
+    `pixels` are the fields of the record that tell these pixels from others.
+    """
 
     image: Tensor
-    crc32c: int
+    pixels: dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """The views of one teacher forward, in slot order, without those that failed."""
+    """The N views of one teacher forward, in slot order, without those that failed.
+
+    `pixels` are the fields that tell their pixels from others, (N, ...) each.
+    """
 
     images: list[Tensor]
-    crc32c: list[int]
+    pixels: dict[str, NDArray[Any]]
     failures: list[Failure]
 
     def pin_memory(self) -> ImageBatch:
@@ -90,7 +99,11 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
                 record=record, image_id=view.image_id, view=view.view, message=str(error)
             )
         image = to_model_image(rendered.pixels, self._cfg)
-        return RenderedRecord(image=image, crc32c=rendered.crc32c)
+        pixels: dict[str, NDArray[Any]] = {
+            PIXELS_CRC: np.array(rendered.crc32c, dtype=np.uint32),
+            PIXELS_SAMPLE: rendered.sample(SAMPLE_SIDE),
+        }
+        return RenderedRecord(image=image, pixels=pixels)
 
 
 def make_loader(
@@ -128,7 +141,10 @@ def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:
     rendered = [item for item in items if isinstance(item, RenderedRecord)]
     return ImageBatch(
         images=[item.image for item in rendered],
-        crc32c=[item.crc32c for item in rendered],
+        pixels={
+            name: np.stack([item.pixels[name] for item in rendered])
+            for name in (rendered[0].pixels if rendered else ())
+        },
         failures=[item for item in items if isinstance(item, Failure)],
     )
 

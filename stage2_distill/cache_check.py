@@ -19,11 +19,12 @@ from detectors import config_fingerprint, family_of, load_model
 from detectors.fingerprint import tensors_sha256
 from storage import CacheReader, get_preset, read_logs
 from storage.canonical import differences
+from storage.schema import PIXELS_SAMPLE
 
 logger = logging.getLogger(__name__)
 
-# Fields that Stage 2 has no use for, and so never reads.
-UNUSED_FIELDS = {"detections"}
+# Fields that a step has no use for, and so does not read.
+UNUSED_FIELDS = {"detections", PIXELS_SAMPLE}
 
 
 def open_cache(cfg: CfgNode) -> CacheReader:

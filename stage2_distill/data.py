@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from configs.schema import Settings
 from dataset.views import RenderedView, plan_view, render
 from detectors import to_model_image, training_images
 from storage import CacheReader
+from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
 from .pixels import PixelCheck
 from .prefetch import DeviceLoader, plan_lead
@@ -72,7 +74,16 @@ class ViewDataset(Dataset[dict[str, Any]]):
             for image_id, draw in zip(ids, draws, strict=True)
         ]
         records = self._reader.read_many(numbers)
-        return [self._with_codes(draw, codes) for draw, codes in zip(draws, records, strict=True)]
+        return [
+            self._with_codes(draw, number, codes)
+            for draw, number, codes in zip(draws, numbers, records, strict=True)
+        ]
+
+    @cached_property
+    def _samples(self) -> CacheReader:
+        """Only opened where pixels differ."""
+        assert self._reader is not None
+        return CacheReader(self._reader.location, [PIXELS_SAMPLE])
 
     def _render(self, draw: Draw) -> tuple[dict[str, Any], RenderedView]:
         image = self._images[draw.position]
@@ -96,10 +107,15 @@ class ViewDataset(Dataset[dict[str, Any]]):
         }
         return item, rendered
 
-    def _with_codes(self, draw: Draw, codes: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _with_codes(self, draw: Draw, number: int, codes: dict[str, np.ndarray]) -> dict[str, Any]:
         item, rendered = self._render(draw)
-        expected = int(codes.pop("pixels_crc32c"))
-        self._pixels.check(expected, rendered, file_name=item["file_name"], view=draw.view)
+        self._pixels.check(
+            int(codes.pop(PIXELS_CRC)),
+            rendered,
+            file_name=item["file_name"],
+            view=draw.view,
+            read_sample=lambda: self._samples.read(number)[PIXELS_SAMPLE],
+        )
         # Tensors travel from worker to trainer through shared memory, arrays through a pipe.
         item["codes"] = {name: _tensor(array) for name, array in codes.items()}
         return item

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
+from numpy.typing import NDArray
+
+from dataset.likeness import MOST_TOLERATED, compare_samples
 from dataset.views import RenderedView
+from storage.schema import SAMPLE_SIDE
 
 logger = logging.getLogger(__name__)
 
@@ -12,24 +18,51 @@ logger = logging.getLogger(__name__)
 class PixelCheck:
     """Compares a view's CRC32C with the cached one.
 
-    Strict: a difference is an error. Tolerant: it is logged, once for each image and worker.
+    Strict: a difference is an error. Tolerant: it is logged, once for each image and worker, unless
+    the two are so different that they are not of one image.
     """
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
         self._logged: set[str] = set()
 
-    def check(self, expected: int, rendered: RenderedView, *, file_name: str, view: int) -> None:
-        """Raises:
+    def check(
+        self,
+        expected: int,
+        rendered: RenderedView,
+        *,
+        file_name: str,
+        view: int,
+        read_sample: Callable[[], NDArray[Any]],
+    ) -> None:
+        """Compare one view with what the cache knows of it.
 
-        ValueError: strict, and the pixels are not those that the teacher saw.
+        Args:
+            expected: the cached CRC32C.
+            rendered: the view.
+            file_name, view: of it, for messages.
+            read_sample: gives the cached sample of the pixels; called if they differ.
+
+        Raises:
+            ValueError: strict, and the pixels are not those that the teacher saw, or tolerant, and
+                no other version of a library explains by how much they differ.
         """
         if rendered.crc32c == expected:
             return
+        likeness = compare_samples(read_sample(), rendered.sample(SAMPLE_SIDE))
         message = (
-            f"{file_name}, view {view}: the pixels differ from those the teacher saw (CRC32C "
-            f"{rendered.crc32c:08x}, cached {expected:08x}). Likely causes: the image was changed, "
-            "or another Pillow version resizes differently"
+            f"{file_name}, view {view}: the pixels differ from those the teacher saw, in "
+            f"{SAMPLE_SIDE**2} of them {likeness} (CRC32C {rendered.crc32c:08x}, cached "
+            f"{expected:08x}). "
+        )
+        if not likeness.is_tolerable:
+            raise ValueError(
+                f"{message}That is another image, or another view of it: no version of a library "
+                f"makes more than {MOST_TOLERATED:g} levels. Dump the cache again, or bring back "
+                "the image"
+            )
+        message += (
+            "Likely causes: the image was changed, or another Pillow version resizes differently"
         )
         if self._strict:
             raise ValueError(

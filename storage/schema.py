@@ -211,6 +211,24 @@ class Field:
         )  # fmt: skip
 
 
+PIXELS_CRC, PIXELS_SAMPLE = "pixels_crc32c", "pixels_sample"
+# Points of a view a side, in its sample.
+SAMPLE_SIDE = 16
+PIXEL_FIELDS = (
+    Field(
+        PIXELS_CRC, (), "uint32",
+        attributes={"meaning": "CRC32C of the view, uint8 RGB HWC, after EXIF rotation"},
+    ),
+    Field(
+        PIXELS_SAMPLE, (SAMPLE_SIDE, SAMPLE_SIDE, 3), "uint8",
+        attributes={
+            "meaning": "pixels of the view, RGB, in evenly spread rows and columns",
+            "rows": f"(2i + 1) * height // {2 * SAMPLE_SIDE}, columns likewise",
+        },
+    ),
+)  # fmt: skip
+
+
 def common_fields(num_detections: int) -> tuple[Field, ...]:
     """Return the fields that every record has, whatever its preset."""
     return (
@@ -223,8 +241,5 @@ def common_fields(num_detections: int) -> tuple[Field, ...]:
                 "unused rows": "score -1",
             },
         ),
-        Field(
-            "pixels_crc32c", (), "uint32",
-            attributes={"meaning": "CRC32C of the view, uint8 RGB HWC, after EXIF rotation"},
-        ),
+        *PIXEL_FIELDS,
     )  # fmt: skip

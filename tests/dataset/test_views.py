@@ -178,6 +178,16 @@ def test_flip_mirrors_and_changes_the_checksum(image: Path) -> None:
     assert flipped.crc32c == google_crc32c.value(flipped.pixels.tobytes()) != plain.crc32c
 
 
+def test_a_sample_has_the_middle_of_every_part(image: Path) -> None:
+    rendered = render(image, view_of(40, 60), expected_size=(40, 60))
+    sample = rendered.sample(16)
+    rows, columns = [1, 3, 6, 8], [1, 5, 9, 13]
+    assert (sample[:4, :4] == rendered.pixels[rows][:, columns]).all()
+    assert (sample[15, 15] == rendered.pixels[38, 58]).all()
+    tiny = render(image, view_of(3, 2), expected_size=(40, 60))
+    assert tiny.sample(16).shape == (16, 16, 3)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_boxes_follow_the_pixels(tmp_path: Path, flip: bool) -> None:
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)

@@ -70,7 +70,7 @@ def test_a_cache_agrees_with_its_teacher_bit_for_bit(
     assert code == 0 and report["agrees"]
     assert (report["records"], report["other_numerics"]) == (ALL, [])
     assert report["largest"].keys() == {
-        "features", "logits", "deltas", "detections", "pixels_crc32c"
+        "features", "logits", "deltas", "detections", "pixels_crc32c", "pixels_sample"
     }  # fmt: skip
     assert all(difference == 0 for difference, _ in report["largest"].values())
 
@@ -166,13 +166,39 @@ def test_two_swapped_records_are_found(
     assert {(first, "features"), (second, "features")} <= found
 
 
-@pytest.mark.parametrize("field", ["features", "logits", "deltas", "detections", "pixels_crc32c"])
+def test_tolerated_pixels_may_differ_a_little(
+    configure: Configure, reference: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    def change(records: list[Arrays]) -> None:
+        for number, levels in ((2, 9), (5, 90)):
+            one = records[number]
+            one["pixels_crc32c"] = one["pixels_crc32c"] ^ np.uint32(1)
+            one["pixels_sample"] = one["pixels_sample"] ^ np.uint8(levels)
+
+    forge(reference, tmp_path / "check", change)
+    both = {"pixels_crc32c", "pixels_sample"}
+    for pixels, expected in (
+        ("strict", {(record, field) for record in (2, 5) for field in both}),
+        ("tolerate", {(5, field) for field in both}),
+    ):
+        config = configure("check", VIEWS={"NUM": 2}, CACHE={"PIXELS": pixels})
+        code, report = run_check(capsys, config)
+        assert code == 1
+        found = {(one["record"], one["field"]) for one in report["mismatches"]}
+        assert found == expected
+        assert report["tolerated"] == (pixels == "tolerate")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["features", "logits", "deltas", "detections", "pixels_crc32c", "pixels_sample"],
+)
 def test_the_last_bit_of_one_element_is_enough(
     configure: Configure, reference: Path, tmp_path: Path, capsys: Capture, field: str
 ) -> None:
     def change(records: list[Arrays]) -> None:
         changed = records[5][field].copy()
-        changed.reshape(-1).view(np.uint32)[0] ^= 1
+        changed.reshape(-1).view(np.uint8)[0] ^= 1
         records[5][field] = changed
 
     forge(reference, tmp_path / "check", change)

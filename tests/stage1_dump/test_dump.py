@@ -69,6 +69,7 @@ def _compare_with_stock(batch, reader, model, prepared) -> int:  # type: ignore[
         size = (int(prepared.images.heights[row]), int(prepared.images.widths[row]))
         rendered = render(path, view_of(reader.index, record), expected_size=size)
         assert reader.read(record)["pixels_crc32c"] == rendered.crc32c
+        assert np.array_equal(reader.read(record)["pixels_sample"], rendered.sample(16))
         inputs.append({"image": to_model_image(rendered.pixels, prepared.teacher_cfg)})
     with torch.no_grad():
         images = model.preprocess_image(inputs)

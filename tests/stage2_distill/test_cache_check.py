@@ -190,6 +190,15 @@ def test_a_tolerated_difference_of_pixels_is_logged(
     change_all_pixels(own_data)
     first_batch(configure(DATASET={"FOLDER": str(own_data)}, CACHE={"PIXELS": "tolerate"}))
     assert caplog.text.count("the pixels differ") == 3
+    assert "by 0 of 255 levels on average, at most 0" in caplog.text
+
+
+def test_another_image_is_never_tolerated(configure: Configure, own_data: Path) -> None:
+    for path in (own_data / "images").glob("train_*.png"):
+        Image.fromarray(255 - np.array(Image.open(path))).save(path)
+    config = configure(DATASET={"FOLDER": str(own_data)}, CACHE={"PIXELS": "tolerate"})
+    with pytest.raises(ValueError, match=r"of 255 levels on average, .* That is another image"):
+        first_batch(config)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

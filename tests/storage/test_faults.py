@@ -23,7 +23,7 @@ SORTS = (
     *VITAL, "index: zarr.json of depth 1", "index: zarr.json of depth 2",
     "buckets: zarr.json of depth 1", "buckets: zarr.json of depth 2",
     "buckets: zarr.json of depth 3", "commits", "field features", "field scores", "field bound",
-    "field detections", "field pixels_crc32c",
+    "field detections", "field pixels_crc32c", "field pixels_sample",
 )  # fmt: skip
 
 

@@ -202,6 +202,7 @@ class TestContract:
             arrays = {name: tensor.numpy()[records] for name, tensor in codes.items()}
             arrays["detections"] = np.zeros((len(records), 5, 6), dtype=np.float32)
             arrays["pixels_crc32c"] = records.astype(np.uint32)
+            arrays["pixels_sample"] = np.zeros((len(records), 16, 16, 3), dtype=np.uint8)
             writer.write(shard, arrays)
         reader = CacheReader(tmp_path / "cache")
         assert reader.codec == preset

