@@ -32,12 +32,13 @@ faults: setup
 		tests/storage/test_crash.py tests/storage/test_at_work.py \
 		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py
 
-# PHOTOGRAPHS="folder folder" adds real images, best one set of 3 and one of 80 classes.
+# PHOTOGRAPHS="folder folder" adds real images, best one set of 3 and one of 80 classes; accuracy
+# takes the first.
 benchmarks: setup
 	$(VENV) -m benchmarks.cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 	$(VENV) -m benchmarks.dump
 	$(VENV) -m benchmarks.distill
-	$(VENV) -m benchmarks.accuracy
+	$(VENV) -m benchmarks.accuracy $(if $(PHOTOGRAPHS),--photographs $(firstword $(PHOTOGRAPHS)))
 
 lint: setup
 	$(VENV) -m ruff check .

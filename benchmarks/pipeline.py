@@ -28,7 +28,7 @@ T = TypeVar("T")
 EXPORTED_NAME = "student_final.pth"
 # Training would evaluate at its end; here `evaluate` does it, on the checkpoint.
 _NO_EVALUATION = ("DATASETS.TEST", "()")
-CONFIGS = Path(__file__).parent.parent / "configs" / "demo"
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 class StepError(Exception):
@@ -42,6 +42,7 @@ class Pipeline:
     Attributes:
         folder: where everything is written.
         data: a COCO-format folder with `instances_train.json` and `instances_val.json`.
+        base: folder under `configs/` of the `teacher.yaml` and `distill.yaml` to start from.
         overrides: config keys set in all configs, such as `SOLVER.MAX_ITER`.
         teacher_overrides, view_overrides: config keys set in the teacher's config alone, or in
             that of distillation.
@@ -51,6 +52,7 @@ class Pipeline:
 
     folder: Path
     data: Path
+    base: str = "demo"
     overrides: dict[str, Any] = field(default_factory=dict)
     teacher_overrides: dict[str, Any] = field(default_factory=dict)
     view_overrides: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class Pipeline:
         return self.folder / "teacher" / "model_final.pth"
 
     def write_configs(self) -> None:
-        """Write the demo's configs for this folder and data; the shipped ones are their bases."""
+        """Write the configs for this folder and data; shipped ones are their bases."""
         folder = self.data / "annotations"
         classes = json.loads((folder / f"instances_{self.split}.json").read_text())
         tested = "val" if (folder / "instances_val.json").exists() else self.split
@@ -183,7 +185,7 @@ class Pipeline:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = value
-        base = {"_BASE_": str(CONFIGS / f"{name}.yaml"), "VERSION": 2}
+        base = {"_BASE_": str(CONFIGS / self.base / f"{name}.yaml"), "VERSION": 2}
         path.write_text(yaml.safe_dump({**base, **content}, sort_keys=False))
 
     @contextmanager
