@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,11 @@ from storage.metadata import Root, publish, read_index, read_root
 from storage.schema import Field, ShardId
 from storage.shards import describe, encode_shard
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Objects of a shard under way to an object store.
+FIELDS_AT_ONCE = 8
 _OURS = {ROOT_KEY, DIGEST_KEY, INDEX, BUCKETS, COMMITS, CLAIMS, LOG}
 
 
@@ -127,10 +133,10 @@ class CacheWriter:
         keys = [object_key(shard, field) for field in fields]
         self._sweep([*keys, commit_key(shard)])
         try:
-            objects = {field.name: self._put(shard, field, arrays[field.name]) for field in fields}
+            put = self._each(lambda field: self._put(shard, field, arrays[field.name]), fields)
             self.location.sync(keys)
-            for field, key in zip(fields, keys, strict=True):
-                self._read_back(key, objects[field.name])
+            self._each(lambda pair: self._read_back(*pair), list(zip(keys, put, strict=True)))
+            objects = {field.name: one for field, one in zip(fields, put, strict=True)}
             self._require_claim(shard)
             self._commit(shard, objects, records)
         except StoreFullError:
@@ -142,6 +148,13 @@ class CacheWriter:
     def write_log(self, name: str, entry: Mapping[str, Any]) -> None:
         """Put a JSON note under `log/`, which is outside every comparison and check."""
         self.location.put(f"{LOG}/{name}.json", canonical.dump(dict(entry)) + b"\n")
+
+    def _each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Do work for each field: at once where every request is a round trip, else in turn."""
+        if self.location.is_local:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(FIELDS_AT_ONCE) as pool:
+            return list(pool.map(work, items))
 
     def _put(self, shard: ShardId, field: Field, values: NDArray[Any]) -> StoredObject:
         geometry = self.manifest.geometries[shard.bucket]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from storage import (
     CacheReader,
@@ -181,6 +184,43 @@ def test_everything_is_on_the_disk_before_the_commit_and_the_commit_before_the_r
             assert synced[str(path)] is False, path
             path = path.parent
     assert synced[str(committed)] and synced[str(committed.parent)]
+
+
+class BusyStore(MemoryStore):
+    """Counts how many objects are being put at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way = self.most = 0
+
+    async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0.02)
+        await super().set(key, value, byte_range)
+        self.under_way -= 1
+
+
+def test_fields_travel_to_an_object_store_together_and_the_commit_after_them(cache: Path) -> None:
+    store = BusyStore()
+    writer = open_writer(Location(store), num_views=2)
+    store.most = 0
+    shard = writer.missing()[0]
+    under_way: list[int] = []
+    put = Location.put
+
+    def note(self: Location, key: str, data: bytes) -> None:
+        if key == commit_key(shard):
+            under_way.append(store.under_way)
+        put(self, key, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Location, "put", note)
+        writer.write(shard, make_arrays(writer, shard))
+    assert store.most > 1
+    assert under_way == [0]
+    fill(writer, writer.missing())
+    assert contents(Location(store)) == contents(cache)
 
 
 class TestIdentity:
