@@ -151,7 +151,7 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
     batches = [draws[start : start + size] for start in range(0, len(draws), size)]
     found = []
     for student in students:
-        distiller = _load_student(cfg, student, live)
+        distiller = _load_student(cfg, student, cached)
         comparison = _Comparison(distiller)
         for batch in batches:
             comparison.add([dataset[draw] for draw in batch], *sources)
