@@ -80,8 +80,7 @@ def _differences(cfg: CfgNode, reader: CacheReader) -> Iterator[str]:
     manifest = reader.manifest
     cache = settings(cfg).cache
     preset = get_preset(cache.preset, **cache.preset_parameters)
-    asked = {"preset": preset.name, "parameters": preset.parameters}
-    yield from differing_fields("codec", manifest.codec, asked)
+    yield from differing_fields("codec", manifest.codec, preset.codec)
     teacher = teacher_config(cfg)
     yield from differing_fields(
         "teacher.config", manifest.teacher["config"], config_fingerprint(teacher)

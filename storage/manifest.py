@@ -38,7 +38,7 @@ class Manifest:
     """What a store holds. `identity` is the part that stays when views are added.
 
     Attributes:
-        preset, parameters: the codec.
+        preset, parameters, preset_version: the codec, see `Preset`.
         shard_records: records of a full shard.
         num_detections: D, the rows of `detections`.
         geometries: bucket name to geometry, in the order of the index's bucket numbers.
@@ -67,6 +67,7 @@ class Manifest:
     slots: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    preset_version: int = 1
 
     def __post_init__(self) -> None:
         for name in ("parameters", *SECTIONS):
@@ -76,6 +77,7 @@ class Manifest:
             object.__setattr__(self, name, canonical.normalise(dict(value)))
         if not isinstance(self.preset, str) or not self.preset:
             raise ValueError(f"manifest.preset: got {self.preset!r}, expected a name")
+        check_count("manifest.preset_version", self.preset_version, 1, MAX_COUNT)
         check_count("manifest.shard_records", self.shard_records, 1, MAX_SHARD_RECORDS)
         check_count("manifest.num_detections", self.num_detections, 1, MAX_COUNT)
         check_count("manifest.views", self.views, 0, MAX_COUNT)
@@ -133,6 +135,7 @@ class Manifest:
         return cls(
             preset=preset.name,
             parameters=preset.parameters,
+            preset_version=preset.version,
             shard_records=shard_records,
             num_detections=num_detections,
             geometries=by_name,
@@ -145,8 +148,12 @@ class Manifest:
 
     @property
     def codec(self) -> dict[str, Any]:
-        """Preset name and parameters, as JSON."""
-        return {"preset": self.preset, "parameters": dict(self.parameters)}
+        """Preset name, version and parameters, as JSON; see `Preset.codec`."""
+        return {
+            "preset": self.preset,
+            "version": self.preset_version,
+            "parameters": dict(self.parameters),
+        }
 
     @property
     def bucket_names(self) -> tuple[str, ...]:
@@ -280,6 +287,7 @@ def _manifest_arguments(value: dict[str, Any]) -> dict[str, Any]:
     return {
         "preset": identity["codec"]["preset"],
         "parameters": identity["codec"]["parameters"],
+        "preset_version": identity["codec"]["version"],
         "shard_records": identity["shard_records"],
         "num_detections": identity["num_detections"],
         "geometries": geometries,

