@@ -64,7 +64,7 @@ class Accuracy:
 
     def to_json(self, rows: list[Row]) -> dict[str, Any]:
         """Return the figures, and what they add up to."""
-        return {**asdict(self), "rows": [{**asdict(row), "reached": row.reached} for row in rows]}
+        return {**asdict(self), "rows": [row.to_json() for row in rows]}
 
 
 def prepare(output: Path, photographs: Path | None) -> tuple[Pipeline, float]:
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     content = {}
     reached = True
     try:
-        for folder in dict.fromkeys([None, args.photographs]):
+        for folder in [None, args.photographs] if args.photographs else [None]:
             job, gain = prepare(args.output, folder)
             found = measure(job, args.seeds, args.presets, live=not args.no_live)
             rows = found.rows(gain)

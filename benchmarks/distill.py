@@ -33,10 +33,9 @@ from detectors.command import register_data
 from stage2_distill import distiller
 from stage2_distill.trainer import DistillTrainer
 
-from .pipeline import Pipeline
+from .pipeline import CONFIGS, Pipeline
 from .rows import Row, conclude
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 SOURCES = ("none", "cache", "live")
 # A wide COCO photograph: one of the largest views that the shipped configs know.
 LARGE = (800, 1333)

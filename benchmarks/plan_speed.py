@@ -22,11 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .pipeline import CONFIGS
 from .rows import Row, conclude
 
-CONFIG = (
-    Path(__file__).parent.parent / "configs/distill/r50_2x_multiscale_from_r101_1x_multiscale.yaml"
-)
+CONFIG = CONFIGS / "distill" / "r50_2x_multiscale_from_r101_1x_multiscale.yaml"
 LIMIT_SEC = 60.0
 LIMIT_BYTES = 4e9
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,10 @@ class Row:
         """Whether the value is within its limit; NaN never is."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the row, and whether it is reached."""
+        return {**asdict(self), "reached": self.reached}
+
 
 def print_table(rows: Sequence[Row]) -> None:
     """Print one line for each row: name, value, limit, verdict."""
@@ -41,8 +46,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def write_json(rows: Sequence[Row], path: str | Path) -> None:
     """Write the rows as a JSON list, each with its `reached`."""
-    entries = [{**asdict(row), "reached": row.reached} for row in rows]
-    Path(path).write_text(json.dumps(entries, indent=1) + "\n")
+    Path(path).write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
 
 
 def conclude(rows: Sequence[Row], path: str | Path | None) -> int:

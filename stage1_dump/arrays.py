@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage.schema import PIXEL_FIELDS
+from storage.schema import PIXEL_FIELDS, PIXELS_CRC
 
 
 class ShardArrays:
@@ -37,7 +37,7 @@ class ShardArrays:
             codes: field name to a tensor with leading dimension N, on the device.
             pixels: field name to the same of the views' pixels, on the host.
         """
-        end = self._filled + len(next(iter(pixels.values())))
+        end = self._filled + len(pixels[PIXELS_CRC])
         for name, code in codes.items():
             if name not in self._tensors:
                 shape = (self._num_records, *code.shape[1:])

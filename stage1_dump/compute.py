@@ -30,7 +30,6 @@ class _Launched:
     """A batch whose forward is under way: what it gives, and what is to be done with it."""
 
     outputs: DenseOutputs
-    num_images: int
     ready: torch.cuda.Event | None
     pixels: dict[str, NDArray[Any]]
     geometry: Geometry
@@ -78,7 +77,6 @@ class BatchComputer:
         self._launched.append(
             _Launched(
                 outputs=outputs,
-                num_images=len(batch.images),
                 ready=ready,
                 pixels=batch.pixels,
                 geometry=geometry,
@@ -101,7 +99,7 @@ class BatchComputer:
 
     def _encode(self, one: _Launched) -> None:
         on_stream = nullcontext() if self._behind is None else torch.cuda.stream(self._behind)
-        with on_stream, naming_the_batch(one.num_images, one.geometry):
+        with on_stream, naming_the_batch(len(one.outputs.logits), one.geometry):
             if self._behind is not None and one.ready is not None:
                 self._behind.wait_event(one.ready)
             with self._profile.step(ENCODE):
