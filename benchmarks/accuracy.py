@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .pipeline import EXPORTED_NAME, Pipeline, StepError, side_by_side
+from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_side
 from .rows import Row, print_table
 
 # How far the mean AP of a preset may be from that of the live teacher.
@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     content = {}
     reached = True
     try:
+        if args.photographs:
+            check_data(args.photographs)
         for folder in [None, args.photographs] if args.photographs else [None]:
             job, gain = prepare(args.output, folder)
             found = measure(job, args.seeds, args.presets, live=not args.no_live)

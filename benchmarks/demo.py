@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .pipeline import EXPORTED_NAME, Pipeline, StepError, side_by_side
+from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_side
 from .report import Report, write_json, write_report
 
 NUM_PICTURES = 6
@@ -32,8 +32,11 @@ def run(
         overrides: config keys to change in every step.
 
     Raises:
+        FileNotFoundError: the data lack annotations; nothing was replaced.
         StepError: a command failed; names its log.
     """
+    if data is not None:
+        check_data(data)
     for name in ("teacher", "cache", "baseline", "distilled", "pictures", "evaluation", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     start = time.monotonic()

@@ -196,6 +196,21 @@ class Pipeline:
         print(f"[{name}] {self.seconds[name]:.0f} s", flush=True)
 
 
+def check_data(folder: Path) -> None:
+    """Look for what training and evaluation will need, before anything is trained.
+
+    Raises:
+        FileNotFoundError: the folder has no annotations to train on, or none to evaluate on.
+    """
+    for split in ("train", "val"):
+        path = folder / "annotations" / f"instances_{split}.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: there is no such file; expected a folder in COCO format, with "
+                "annotations/instances_train.json and annotations/instances_val.json"
+            )
+
+
 def side_by_side(*steps: Callable[[], T]) -> list[T]:
     """Run steps that do not need each other at the same time; their results in order.
 

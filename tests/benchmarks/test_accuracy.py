@@ -1,13 +1,18 @@
 """What the accuracy benchmark makes of the APs that it measured."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks.accuracy import Accuracy
+from benchmarks.accuracy import main as accuracy
+from benchmarks.demo import main as demo
 from benchmarks.pipeline import Pipeline
 from configs.loader import load_config, settings
 from dataset.synthetic import SyntheticConfig, write_synthetic
+
+Main = Callable[[list[str]], int]
 
 
 def found(**students: list[float]) -> Accuracy:
@@ -33,6 +38,20 @@ def test_the_means_decide() -> None:
 def test_a_student_far_above_the_live_one_is_not_near_it() -> None:
     rows = found(ground_truth=[30], live=[40], balanced=[41]).rows(at_least=3.0)
     assert [row.reached for row in rows] == [True, False]
+
+
+@pytest.mark.parametrize(("main", "option"), [(accuracy, "--photographs"), (demo, "--data")])
+def test_data_without_validation_images_are_refused_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main, option: str
+) -> None:
+    output, data = tmp_path / "output", tmp_path / "data"
+    (output / "teacher").mkdir(parents=True)
+    (data / "annotations").mkdir(parents=True)
+    (data / "annotations" / "instances_train.json").write_text("{}")
+    assert main(["--output", str(output), option, str(data)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {data}/annotations/instances_val.json: there is no such file")
+    assert [path.name for path in output.iterdir()] == ["teacher"]
 
 
 @pytest.mark.parametrize("base", ["demo", "photographs"])
