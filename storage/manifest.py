@@ -237,7 +237,12 @@ class Manifest:
         check_version(value, store)
         try:
             manifest = cls(**_manifest_arguments(value))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise FormatError(
+                f"{store}: the manifest is malformed (it has no {error}); if an earlier version of"
+                " this software wrote it, dump it again"
+            ) from error
+        except (TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{store}: the manifest is malformed ({error})") from error
         if canonical.dump(manifest.to_json()) != canonical.dump(value):
             raise FormatError(f"{store}: the manifest contradicts itself or has unknown fields")

@@ -242,6 +242,12 @@ class TestManifest:
         with pytest.raises(FormatError, match=r"store: the manifest is malformed \(no slots\)"):
             parse_root(root_json(make_manifest(INDEX)), "store")
 
+    def test_a_manifest_of_before_presets_had_versions_is_refused_with_the_way_out(self) -> None:
+        value = json.loads(root_json(SEALED))
+        del value["attributes"]["gid"]["identity"]["codec"]["version"]
+        with pytest.raises(FormatError, match=r"\(it has no 'version'\); .* dump it again"):
+            parse_root(json.dumps(value).encode(), "store")
+
     def test_sections_must_be_json(self) -> None:
         with pytest.raises(ValueError, match=r"not a JSON value|not JSON compliant"):
             make_manifest(INDEX, teacher={"tensors": {1, 2}})
