@@ -127,7 +127,7 @@ class TeacherConfig:
 
     node: ClassVar[str] = "TEACHER"
     SOURCES: ClassVar[tuple[str, ...]] = ("cache", "live", "none")
-    PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "tf32", "bfloat16", "float16")
     INHERITED: ClassVar[tuple[str, ...]] = ("none", "head")
 
     # The teacher's own YAML, relative to the file that states it; or model_zoo://NAME, one of
@@ -139,7 +139,8 @@ class TeacherConfig:
     source: str = "cache"
     # Images in one teacher forward. It moves the last bits, so the manifest records it.
     batch: int = 8
-    # Arithmetic of the teacher's forward.
+    # Arithmetic of the teacher's forward, in a dump and live. tf32 is float32 whose products a GPU
+    # may round to 10 bits of mantissa.
     precision: str = "float32"
     # What the student starts with of the teacher's weights, where shapes agree: nothing, or the
     # tensors of its head.

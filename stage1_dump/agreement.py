@@ -69,8 +69,9 @@ def distances_in_bits(stored: Arrays, now: Arrays) -> Iterator[Distance]:
 # precision. A ResNet-101 RetinaNet (320x256, seeded weights) on CPUs restricted to SSE, AVX2
 # and AVX-512, in other batches and with other thread counts, differed by up to 6e-6 in float32 and
 # 2e-2 in bfloat16. float32 gets room for convolutions that a GPU computes by Winograd's method;
-# float16 rounds eight times finer than bfloat16. Other weights or images differ by about 1.
-NOISE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+# float16 rounds eight times finer than bfloat16, and TF32 has float16's mantissa. Other weights or
+# images differ by about 1.
+NOISE = {"float32": 1e-3, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 
 # A code next to a rounding edge becomes its neighbour: the error of the codec may double.
 _CODEC_ERRORS = 2.0

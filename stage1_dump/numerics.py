@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from configs.schema import TeacherConfig
+from detectors.arithmetic import check_precision
 
 # One thread a rank. More would change the order of additions, so that stores of machines with
 # different core counts would differ; several ranks use several cores just as well.
@@ -27,15 +28,14 @@ _LIBRARIES = {
     "pillow": ("pillow",),
     "numpy": ("numpy",),
 }
-_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
 def fixed_numerics(teacher: TeacherConfig, device: torch.device) -> Iterator[dict[str, Any]]:
     """Set this process up for reproducible teacher outputs, and say how; undone at the end.
 
-    TF32 is off, because float32 would not mean float32; cuDNN takes its default algorithms, because
-    timing them anew in each process could choose others.
+    cuDNN takes its default algorithms, because timing them anew in each process could choose
+    others. The arithmetic itself is set around each forward, see `detectors.arithmetic`.
 
     Args:
         teacher: precision and batch size.
@@ -43,17 +43,20 @@ def fixed_numerics(teacher: TeacherConfig, device: torch.device) -> Iterator[dic
 
     Yields:
         The section `numerics` of the manifest, JSON.
+
+    Raises:
+        ValueError: the device does not have the precision.
     """
+    check_precision(teacher.precision, device)
     cudnn = torch.backends.cudnn
-    before = (torch.get_num_threads(), torch.get_float32_matmul_precision())
+    before = (torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic)
     try:
         torch.set_num_threads(INTRA_OP_THREADS)
-        torch.set_float32_matmul_precision("highest")
-        with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield _describe(teacher, device)
+        cudnn.benchmark, cudnn.deterministic = False, True
+        yield _describe(teacher, device)
     finally:
         torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])
+        cudnn.benchmark, cudnn.deterministic = before[1:]
 
 
 def _describe(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def _describe(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:
         "precision": teacher.precision,
         "batch": teacher.batch,
         "intra_op_threads": INTRA_OP_THREADS,
-        "tf32": False,
+        "tf32": teacher.precision == "tf32",
         "cudnn": {
             "benchmark": False,
             "deterministic": True,
@@ -74,13 +77,6 @@ def _describe(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:
             **{name: _version(packages) for name, packages in _LIBRARIES.items()},
         },
     }
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which the teacher computes at `precision`; nothing for float32."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=_AUTOCAST_DTYPES[precision])
 
 
 def device_kind(device: torch.device) -> str:

@@ -18,10 +18,10 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from detectors import DenseOutputs, DetectorFamily, family_of, load_model
+from detectors.arithmetic import arithmetic
 from storage import Geometry, Preset
 
 from .errors import DumpError
-from .numerics import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Teacher:
         # Zeros fill the padding after normalisation, as in detectron2's own inference.
         preprocess: Any = self.model.preprocess_image
         batch: ImageList = preprocess([{"image": image} for image in on_device])
-        with autocast(self.precision, self.device):
+        with arithmetic(self.precision, self.device):
             outputs = self._family.run(self.model, batch)
         return replace(
             outputs,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from configs.loader import settings
 from detectors import SafeCheckpointer, training_images, weights_path
+from detectors.arithmetic import arithmetic
 
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
@@ -153,8 +154,10 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
     for student in students:
         distiller = _load_student(cfg, student, cached)
         comparison = _Comparison(distiller)
-        for batch in batches:
-            comparison.add([dataset[draw] for draw in batch], *sources)
+        # The student's part too: its own rounding would pass for the cache's.
+        with arithmetic("float32", torch.device(cfg.MODEL.DEVICE)):
+            for batch in batches:
+                comparison.add([dataset[draw] for draw in batch], *sources)
         found.append(comparison.result(student))
     manifest = cached.reader.manifest
     variant = manifest.parameters.get("dtype", "")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from configs.loader import settings, teacher_config
 from configs.schema import TeacherConfig
 from detectors import DetectorFamily, family_of, load_model
+from detectors.arithmetic import arithmetic
 from storage import CacheReader, DecodedOutputs, Geometry
 
 from .cache_check import check_pairing, open_cache
@@ -107,7 +108,7 @@ class LiveTeacher:
         self._flip_channels = student_format != cfg.INPUT.FORMAT
         config = config or TeacherConfig()
         self._batch = config.batch
-        self._precision = getattr(torch, config.precision)
+        self._precision = config.precision
 
     @torch.no_grad()
     def outputs(
@@ -128,10 +129,7 @@ class LiveTeacher:
             images = [image.flip(0) for image in images]
         padded = self._family.preprocess(self._model, [{"image": x} for x in images])
         # Its own precision: the student's mixed precision does not reach the teacher.
-        reduced = self._precision != torch.float32
-        with torch.autocast(
-            device.type, dtype=self._precision if reduced else None, enabled=reduced
-        ):
+        with arithmetic(self._precision, device):
             raw = self._family.run(self._model, padded).raw()
         return DecodedOutputs(
             features=raw.features.float(),

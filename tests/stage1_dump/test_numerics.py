@@ -2,10 +2,11 @@
 
 import json
 
+import pytest
 import torch
 
 from configs.schema import TeacherConfig
-from stage1_dump.numerics import INTRA_OP_THREADS, autocast, fixed_numerics
+from stage1_dump.numerics import INTRA_OP_THREADS, fixed_numerics
 
 CPU = torch.device("cpu")
 
@@ -14,27 +15,30 @@ def test_everything_that_moves_the_last_bits_is_recorded() -> None:
     teacher = TeacherConfig(batch=3, precision="bfloat16")
     with fixed_numerics(teacher, CPU) as section:
         assert torch.get_num_threads() == INTRA_OP_THREADS == section["intra_op_threads"]
-        assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.deterministic
-        assert torch.get_float32_matmul_precision() == "highest"
-    assert (section["batch"], section["precision"]) == (3, "bfloat16")
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert (section["batch"], section["precision"], section["tf32"]) == (3, "bfloat16", False)
     assert section["libraries"]["torch"] == torch.__version__
     assert "unknown" not in section["libraries"].values()
     assert json.loads(json.dumps(section)) == section
 
 
 def test_settings_of_the_process_come_back() -> None:
-    torch.set_float32_matmul_precision("high")
-    try:
-        with fixed_numerics(TeacherConfig(), CPU):
-            pass
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    with fixed_numerics(TeacherConfig(), CPU):
+        torch.set_num_threads(INTRA_OP_THREADS)
+    assert torch.get_num_threads() == threads
+    assert torch.backends.cudnn.deterministic == deterministic
 
 
-def test_only_half_precisions_are_cast() -> None:
-    weight = torch.ones(4, 4)
-    with autocast("float32", CPU):
-        assert (weight @ weight).dtype == torch.float32
-    with autocast("bfloat16", CPU):
-        assert (weight @ weight).dtype == torch.bfloat16
+@pytest.mark.gpu
+def test_the_manifest_says_that_tf32_was_allowed() -> None:
+    with fixed_numerics(TeacherConfig(precision="tf32"), torch.device("cuda", 0)) as section:
+        assert section["tf32"] is True
+
+
+def test_tf32_on_a_cpu_is_refused_before_anything_is_computed() -> None:
+    with (
+        pytest.raises(ValueError, match="tf32 needs a CUDA device, but the teacher runs on cpu"),
+        fixed_numerics(TeacherConfig(precision="tf32"), CPU),
+    ):
+        pass
