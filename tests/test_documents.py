@@ -7,12 +7,13 @@ import importlib
 import io
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -26,6 +27,11 @@ MAX_README_LINES = 150
 
 PACKAGES = sorted(one.parent.name for one in ROOT.glob("*/__init__.py"))
 OTHERS = {"pytest", "pip", "venv"}  # modules whose commands are not ours to check
+
+_PARSING = {
+    name: getattr(argparse.ArgumentParser, name)
+    for name in ("parse_args", "parse_known_args", "parse_intermixed_args")
+}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -131,17 +137,25 @@ class Command:
 
     def parsed(self) -> argparse.Namespace:
         """Parse without running; wrong use ends in SystemExit."""
-        parse = argparse.ArgumentParser.parse_args
-
-        def stop(parser: argparse.ArgumentParser, *args: object) -> None:
-            raise _Parsed(parse(parser, *args))
-
-        with patch.object(argparse.ArgumentParser, "parse_args", stop):
+        # Whichever way a command parses: what is not stopped here would run.
+        stopping = {name: self._stopping(parse) for name, parse in _PARSING.items()}
+        with patch.multiple(argparse.ArgumentParser, **stopping):
             try:
                 entry_point(self.module).main(list(self.arguments))
             except _Parsed as parsed:
                 return parsed.options
         raise AssertionError(f"{self.module} parses no command line")
+
+    @staticmethod
+    def _stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of ArgumentParser that ends the command once it has parsed."""
+
+        def stop(parser: argparse.ArgumentParser, *args: Any, **keywords: Any) -> None:
+            with patch.multiple(argparse.ArgumentParser, **_PARSING):  # it calls the others itself
+                found = parse(parser, *args, **keywords)
+            raise _Parsed(found[0] if isinstance(found, tuple) else found)
+
+        return stop
 
 
 class _Parsed(BaseException):  # past every handler of the command
