@@ -11,7 +11,7 @@ help:
 	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html"
 	@echo "make test                all tests"
 	@echo "make faults              damage, kills and races of the cache, a thousand and more; minutes"
-	@echo "make benchmarks          what the numbers in the README come from; hours"
+	@echo "make benchmarks          what the numbers of docs/RESULTS.md come from; hours"
 	@echo "make lint                ruff and mypy"
 	@echo "make format              ruff, changing the files"
 	@echo "make setup               only the environment, in .venv"

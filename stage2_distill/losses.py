@@ -1,8 +1,9 @@
 """The distillation losses at general instances: feature, relation and response.
 
 Source: Dai et al., General Instance Distillation for Object Detection, CVPR 2021, section 3.2
-(equations 4 to 9). Computed in float32 also under autocast. Every term stays connected to the
-student's graph when there is nothing to compare, so that no parameter is left without a gradient.
+(equations 4 to 9); docs/ALGORITHM.md, section 5, lists what differs from it. Computed in float32
+also under autocast. Every term stays connected to the student's graph when there is nothing to
+compare, so that no parameter is left without a gradient.
 
 Shape letters: N images, K classes, R anchors an image, C channels, G general instances (GIs) of
 the whole batch, r the side of a pooled GI in cells.

@@ -68,9 +68,21 @@ class Exact(Preset):
     def _decode(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
         return DecodedOutputs(
             features=codes["features"].float(),
-            probabilities=codes["logits"].float().sigmoid(),
+            probabilities=_sigmoid_of_each(codes["logits"].float()),
             deltas=codes["deltas"].float(),
         )
+
+
+def _sigmoid_of_each(logits: Tensor) -> Tensor:
+    """Probabilities (n, R, K) float32, each record's the same bits whatever the others are.
+
+    A vectorised kernel rounds the last few values of what it is given in another way than the
+    rest, so over all records at once some values would depend on a record's place among them.
+    """
+    probabilities = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    for one, result in zip(logits.contiguous(), probabilities, strict=True):
+        torch.sigmoid(one, out=result)
+    return probabilities
 
 
 PRESET = Exact

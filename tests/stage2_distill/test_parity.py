@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from configs.loader import load_config
+from detectors import family_of
 from stage1_dump.dump import run as dump
 from stage2_distill.teacher import padded_size
 from stage2_distill.trainer import DistillTrainer
@@ -77,6 +79,30 @@ def test_losses_and_gradients_of_a_batch_agree(
             assert cosine >= 0.999999, name
         else:
             assert not one.any(), name
+
+
+def test_the_outputs_of_every_view_are_the_same_bit_by_bit(
+    configure: Configure, one_by_one: Path
+) -> None:
+    cached, live = (
+        build(configure("exact", TEACHER={"SOURCE": source, "BATCH": 1}, CACHE={"LOCATION": cache}))
+        for source, cache in (("cache", str(one_by_one)), ("live", ""))
+    )
+    family, cfg = family_of(cached.cfg), cached.cfg
+    shared = 0
+    for batch in islice(cached.build_train_loader(cfg), 12):
+        shared += len(batch) - len(sizes_of(batch))
+        height, width = map(max, zip(*sizes_of(batch), strict=True))
+        grid = family.geometry(cfg, height, width).level_sizes
+        ours, theirs = (
+            one.distiller._source.outputs(batch, grid, torch.device("cpu"))
+            for one in (cached, live)
+        )
+        for one, other in zip(ours.features, theirs.features, strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(ours.probabilities, theirs.probabilities)
+        assert torch.equal(ours.deltas, theirs.deltas)
+    assert shared  # views of one size, which the cache decodes together
 
 
 def test_fifty_steps_have_the_same_losses_bit_by_bit(

@@ -264,8 +264,20 @@ def test_exact_float32_is_exact() -> None:
     raw = make_outputs()
     decoded = round_trip(get_preset("exact"), raw)
     assert torch.equal(decoded.features, raw.features)
-    assert torch.equal(decoded.probabilities, raw.logits.sigmoid())
+    each = torch.stack([one.sigmoid() for one in raw.logits])
+    assert torch.equal(decoded.probabilities, each)
     assert torch.equal(decoded.deltas, raw.deltas)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_exact_record_decodes_to_the_same_bits_in_any_batch(dtype: str) -> None:
+    preset = get_preset("exact", dtype=dtype)
+    codes = preset.encode(make_outputs(64), GEOMETRY)
+    together = as_tensors(preset.decode(codes, GEOMETRY))
+    for n in range(64):
+        one = {name: field[n : n + 1] for name, field in codes.items()}
+        for name, alone in as_tensors(preset.decode(one, GEOMETRY)).items():
+            assert torch.equal(alone[0], together[name][n]), (n, name)
 
 
 @pytest.mark.parametrize("name", ["features", "logits", "deltas"])

@@ -1,0 +1,259 @@
+"""What the documents say exists: their links, commands, config keys and paths."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from configs.loader import default_config, load_config
+from configs.schema import NODES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAX_README_LINES = 150
+
+PACKAGES = sorted(one.parent.name for one in ROOT.glob("*/__init__.py"))
+OTHERS = {"pytest", "pip", "venv"}  # modules whose commands are not ours to check
+
+_PARSING = {
+    name: getattr(argparse.ArgumentParser, name)
+    for name in ("parse_args", "parse_known_args", "parse_intermixed_args")
+}
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES[0].read_text().splitlines()) <= MAX_README_LINES
+
+
+def test_the_readme_links_every_page() -> None:
+    linked = {(ROOT / target).resolve() for target, _ in links(PAGES[0])}
+    assert set(PAGES[1:]) <= linked
+
+
+@pages
+def test_links_and_anchors_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target, anchor in links(page):
+        file = (page.parent / target).resolve() if target else page
+        if not file.is_file() or (anchor and anchor not in anchors(file)):
+            broken.append(f"{target}#{anchor}")
+    assert not broken
+
+
+@pages
+def test_paths_in_code_exist(page: Path) -> None:
+    folders = "|".join([*PACKAGES, "requirements", "tools", "docs"])
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pages
+def test_commands_exist_and_know_their_options(page: Path) -> None:
+    wrong = [f"{found.text}: {reason}" for found in commands(page) if (reason := fault(found))]
+    assert not wrong
+
+
+@pages
+def test_overrides_of_commands_are_config_keys(page: Path) -> None:
+    for found in commands(page):
+        options = found.parsed() if found.whole else None
+        if options is not None and getattr(options, "config_file", None):
+            load_config(str(ROOT / options.config_file), options.opts)
+
+
+def test_the_page_of_configs_lists_every_key() -> None:
+    text = (ROOT / "docs" / "CONFIG.md").read_text()
+    rows = dict(re.findall(r"^\| `([A-Z]+)` \| (.*)$", text, flags=re.MULTILINE))
+    for node in NODES:
+        listed = set(re.findall(r"`([A-Z_]+)`", rows[node.node]))
+        assert {one.name.upper() for one in fields(node)} <= listed
+
+
+@pages
+def test_config_keys_of_code_exist(page: Path) -> None:
+    known = default_config()
+    named = re.findall(r"`([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)+)(?=[ `=])", page.read_text())
+    assert named == [key for key in named if has_key(known, key)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("`python -m storage verify CACHE --levle full`", "--levle"),
+        ("`python -m storage verfy CACHE`", "verfy"),
+        ("`python -m storages verify`", "storages"),
+        ("`python -m benchmarks.caches`", "benchmarks.caches"),
+        ("    torchrun -m detectors train --config-file $C \\\n        --no", "--no"),
+        ("    python -m stage1_dump status  # CACHE is missing", "cache"),
+        ("```sh\npython -m stage1_dump status\n```", "cache"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_found(tmp_path: Path, text: str, expected: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{text}\n")
+    (found,) = commands(page)
+    assert expected in fault(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A `python -m` or `torchrun -m` command of a page.
+
+    Attributes:
+        module: after -m.
+        arguments: after the module, variables of the page put in.
+        whole: of a block, to be typed as it is; else a mention in a sentence, which may leave
+            arguments out.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    whole: bool
+
+    @property
+    def text(self) -> str:
+        return shlex.join(["python", "-m", self.module, *self.arguments])
+
+    @property
+    def subcommand(self) -> list[str]:
+        """The first argument, unless it is an option or a placeholder: at most one."""
+        first = self.arguments[:1]
+        return [one for one in first if re.fullmatch(r"[a-z][a-z-]+", one)]
+
+    def parsed(self) -> argparse.Namespace:
+        """Parse without running; wrong use ends in SystemExit."""
+        # Whichever way a command parses: what is not stopped here would run.
+        stopping = {name: self._stopping(parse) for name, parse in _PARSING.items()}
+        with patch.multiple(argparse.ArgumentParser, **stopping):
+            try:
+                entry_point(self.module).main(list(self.arguments))
+            except _Parsed as parsed:
+                return parsed.options
+        raise AssertionError(f"{self.module} parses no command line")
+
+    @staticmethod
+    def _stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of ArgumentParser that ends the command once it has parsed."""
+
+        def stop(parser: argparse.ArgumentParser, *args: Any, **keywords: Any) -> None:
+            with patch.multiple(argparse.ArgumentParser, **_PARSING):  # it calls the others itself
+                found = parse(parser, *args, **keywords)
+            raise _Parsed(found[0] if isinstance(found, tuple) else found)
+
+        return stop
+
+
+class _Parsed(BaseException):  # past every handler of the command
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self.options = options
+
+
+def fault(command: Command) -> str:
+    """What is wrong with a command; empty if nothing is."""
+    try:
+        text = help_of(command.module, *command.subcommand)
+    except ImportError as error:
+        return str(error)
+    except _WrongUseError as error:
+        return str(error)
+    for option in command.arguments:
+        if option.startswith("--") and not re.search(rf"(?<![\w-]){option}(?![\w-])", text):
+            return f"{option} is no option of it"
+    if not command.whole:
+        return ""
+    with redirect_stderr(io.StringIO()) as errors:
+        try:
+            command.parsed()
+        except SystemExit:
+            return errors.getvalue()
+    return ""
+
+
+class _WrongUseError(Exception):
+    pass
+
+
+@cache
+def help_of(module: str, *subcommand: str) -> str:
+    """What `--help` prints; ImportError, or _WrongUseError with the parser's own words."""
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        try:
+            entry_point(module).main([*subcommand, "--help"])
+        except SystemExit as end:
+            if end.code:
+                raise _WrongUseError(errors.getvalue()) from None
+    return output.getvalue()
+
+
+def entry_point(module: str) -> ModuleType:
+    if module in PACKAGES:
+        return importlib.import_module(f"{module}.__main__")
+    return importlib.import_module(module)
+
+
+def commands(page: Path) -> Iterator[Command]:
+    """The commands of a page that are ours, in its order."""
+    variables: dict[str, str] = {}
+    for line, whole in code_of(page.read_text()):
+        for name, value in variables.items():
+            line = re.sub(rf"\${name}\b", value, line)
+        if assigned := re.fullmatch(r"([A-Z]+)=(\S+)", line):
+            variables[assigned[1]] = assigned[2]
+        found = re.search(r"\b(?:python|torchrun\b.*?) -m ([\w.]+) ?(.*)", line)
+        if found and found[1] not in OTHERS:
+            arguments = tuple(shlex.split(found[2], comments=True))
+            yield Command(module=found[1], arguments=arguments, whole=whole)
+
+
+def has_key(node: object, key: str) -> bool:
+    """Whether a config has a key such as SOLVER.BASE_LR."""
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node is not None
+
+
+def code_of(text: str) -> Iterator[tuple[str, bool]]:
+    """Lines of code, stripped, and whether they stand in a block of commands.
+
+    Such a block is indented, or fenced with a language. A fence without one holds a picture.
+    """
+    text = text.replace("\\\n", " ")
+    prose, *fences = re.split(r"^```(?=\w|$)", text, flags=re.MULTILINE)
+    for inside, after in zip(fences[::2], fences[1::2], strict=True):
+        language, *lines = inside.splitlines()
+        yield from ((line.strip(), bool(language)) for line in lines)
+        prose += after
+    indented = r"^    .*$"
+    yield from ((line.strip(), True) for line in re.findall(indented, prose, flags=re.MULTILINE))
+    for mention in re.findall(r"`([^`]+)`", re.sub(indented, "", prose, flags=re.MULTILINE)):
+        yield " ".join(mention.split()), False
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """File (may be empty) and anchor (may be empty) of every link that stays in the project."""
+    found = re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text())
+    return [(file, anchor) for file, anchor in found if "://" not in file]
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    prose = "".join(re.split(r"^```.*$", page.read_text(), flags=re.MULTILINE)[::2])
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
