@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint format benchmarks clean
+.PHONY: help setup demo test faults gpu lint format benchmarks clean
 
 help:
 	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html"
 	@echo "make test                all tests"
 	@echo "make faults              damage, kills and races of the cache, a thousand and more; minutes"
+	@echo "make gpu                 what only a GPU can show: tests and speed, under eight minutes"
 	@echo "make benchmarks          what the numbers of docs/RESULTS.md come from; hours"
 	@echo "make lint                ruff and mypy"
 	@echo "make format              ruff, changing the files"
@@ -31,6 +32,10 @@ faults: setup
 	GID_FAULTS=full $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
 		tests/storage/test_crash.py tests/storage/test_at_work.py \
 		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py
+
+# Figures go to benchmarks/results. Without network: see tools/carry.py.
+gpu: setup
+	$(VENV) -m benchmarks.gpu
 
 # PHOTOGRAPHS="folder folder" adds real images, best one set of 3 and one of 80 classes; accuracy
 # takes the first.

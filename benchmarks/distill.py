@@ -1,4 +1,4 @@
-"""Speed of Stage 2: a student's step from the cache, on ground truth alone, and with the teacher.
+"""Speed of stage 2: a student's step from the cache, on ground truth alone, and with the teacher.
 
 ResNet-101 teaches ResNet-50, both RetinaNets with 80 classes and 256 channels as in the configs for
 COCO, with random weights. The three students take turns, step by step, in one process, so that
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -35,8 +36,13 @@ from stage2_distill.trainer import DistillTrainer
 
 from .pipeline import CONFIGS, Pipeline
 from .rows import Row, conclude
+from .scenes import ViewSize, view_size, write_scenes
 
 SOURCES = ("none", "cache", "live")
+# Of a step with the cache over one on ground truth alone.
+STEP_LIMIT = {"cpu": 1.15, "cuda": 1.10}
+# Blocking transfers of a distilling step on a GPU, beyond those on ground truth alone.
+TRANSFERS_LIMIT = 8
 # A wide COCO photograph: one of the largest views that the shipped configs know.
 LARGE = (800, 1333)
 
@@ -48,16 +54,24 @@ class Settings:
     Attributes:
         folder: where data, weights, cache and configs are.
         preset: of the cache.
-        size: side of the padded view, pixels.
+        size: height and width of the views, pixels.
         batch: images a step.
+        device: `cpu` or `cuda`.
+        amp: whether the student trains in mixed precision.
+        workers: processes that read, for each student.
+        memory: whether peak memory is measured too, in processes of its own.
         rounds: steps of each student that are measured, behind `warmup` that are not.
         warmup: also fills the queues of the data workers.
     """
 
     folder: Path
     preset: str
-    size: int
+    size: ViewSize
     batch: int
+    device: str
+    amp: bool
+    workers: int
+    memory: bool
     rounds: int
     warmup: int
 
@@ -82,6 +96,17 @@ class Student:
             self.steps.append(time.perf_counter() - start)
             self.waits.append(storage.latest()["data_time"][0])
 
+    def blocking_transfers(self) -> int:
+        """Count where the host waits for the GPU in one more step, by PyTorch's own detector."""
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(one.message) for one in caught)
+
 
 def measure(job: Settings) -> list[Row]:
     """Set up, take the steps in turn, and compare."""
@@ -96,17 +121,12 @@ def measure(job: Settings) -> list[Row]:
     for source, seconds in typical.items():
         print(f"{source:>6}: {seconds:.3f} s a step")
     waited = sum(students["cache"].waits[job.warmup :]) / times["cache"].sum()
-    on_gpu = torch.cuda.is_available()
     selection = selection_share(students["live"].trainer)
-    del students
-    memory = {source: peak_memory(job, source) for source in SOURCES}
-    for source, peak in memory.items():
-        print(f"{source:>6}: {peak / 1e6:.0f} MB at most, in a process of its own")
-    return [
+    rows = [
         Row(
             name="step, cache / ground truth only",
             value=typical["cache"] / typical["none"],
-            limit=1.10 if on_gpu else 1.15,
+            limit=STEP_LIMIT[job.device],
         ),
         Row(
             name="step, cache / live teacher",
@@ -115,28 +135,26 @@ def measure(job: Settings) -> list[Row]:
         ),
         Row(name="waiting for data, share of the cache's steps", value=float(waited), limit=0.02),
         Row(name="selection, share of a step at 800x1344", value=selection, limit=0.03),
-        Row(
-            name="peak memory, cache / live teacher",
-            value=memory["cache"] / memory["live"],
-            limit=1.0,
-        ),
     ]
+    if job.device == "cuda":
+        rows.append(transfers_row(students))
+    del students
+    return [*rows, memory_row(job)] if job.memory else rows
 
 
 def prepare(job: Settings) -> None:
     """Write images, random weights, configs and the cache, with the commands that users have."""
+    if (job.folder / "cache").exists():
+        return
     pipeline = Pipeline(folder=job.folder, data=job.folder / "data")
-    pipeline.run(
-        "data", "dataset", "synthetic", "--output", pipeline.data,
-        "--train", 6 * job.batch, "--val", 1, "--size", job.size,
-    )  # fmt: skip
+    write_scenes(pipeline.data, 6 * job.batch, job.size)
     for name, base in (
         ("teacher", "teacher/retinanet_r101_1x.yaml"),
         ("student", "student/retinanet_r50_2x.yaml"),
     ):
         path = _write(job, name, base, {})
         export_model(_random_model(path), job.folder / f"{name}.pth")
-    views = {"NUM": 1, "SCALES": [job.size], "MAX_SIZE": job.size}
+    views = {"NUM": 1, "SCALES": [min(job.size)], "MAX_SIZE": max(job.size)}
     _write(
         job, "distill", "distill/r50_2x_from_r101_1x.yaml",
         {
@@ -147,8 +165,7 @@ def prepare(job: Settings) -> None:
             },
             "CACHE": {"LOCATION": str(job.folder / "cache"), "PRESET": job.preset},
             # Random weights must not be led anywhere, least of all to infinity.
-            "SOLVER": {"IMS_PER_BATCH": job.batch, "BASE_LR": 1e-12},
-            "DATALOADER": {"NUM_WORKERS": 1},
+            "SOLVER": {"BASE_LR": 1e-12},
         },
     )  # fmt: skip
     pipeline.run("dump", "stage1_dump", "run", "--config-file", job.folder / "distill.yaml")
@@ -162,6 +179,9 @@ def build(job: Settings, source: str) -> DistillTrainer:
             "TEACHER.SOURCE", source,
             "MODEL.WEIGHTS", str(job.folder / "student.pth"),
             "OUTPUT_DIR", str(job.folder / source),
+            "SOLVER.IMS_PER_BATCH", job.batch,
+            "SOLVER.AMP.ENABLED", job.amp,
+            "DATALOADER.NUM_WORKERS", job.workers,
         ],
     )  # fmt: skip
     register_data(cfg)
@@ -194,11 +214,35 @@ def selection_share(trainer: DistillTrainer) -> float:
     return median(shares)
 
 
+def transfers_row(students: dict[str, Student]) -> Row:
+    """Times that the host waits for the GPU in a distilling step, beyond one on ground truth."""
+    counts = {source: students[source].blocking_transfers() for source in ("none", "cache")}
+    print(f"the host waits for the GPU in a step: {counts}")
+    return Row(
+        name="waits for the GPU in a step, beyond ground truth alone",
+        value=counts["cache"] - counts["none"],
+        limit=TRANSFERS_LIMIT,
+    )
+
+
+def memory_row(job: Settings) -> Row:
+    """Peak memory of a step with the cache, over that with the teacher live."""
+    memory = {source: peak_memory(job, source) for source in SOURCES}
+    for source, peak in memory.items():
+        print(f"{source:>6}: {peak / 1e6:.0f} MB at most, in a process of its own")
+    return Row(
+        name="peak memory, cache / live teacher",
+        value=memory["cache"] / memory["live"],
+        limit=1.0,
+    )
+
+
 def peak_memory(job: Settings, source: str) -> float:
     """Bytes: what two steps take at most in a process of their own, on a GPU its own memory."""
     command = [
         sys.executable, "-m", "benchmarks.distill", "--folder", str(job.folder),
-        "--size", str(job.size), "--batch", str(job.batch), "--memory-of", source,
+        "--size", "x".join(map(str, job.size)), "--batch", str(job.batch), "--device", job.device,
+        *(["--amp"] if job.amp else []), "--memory-of", source,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
@@ -209,10 +253,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distill", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     parser.add_argument("--preset", default="balanced", help="of the cache, default: balanced")
-    parser.add_argument("--size", type=int, default=320, help="pixels a side, default: 320")
+    parser.add_argument(
+        "--size", type=view_size, default=(320, 320), metavar="HxW",
+        help="height and width of the views in pixels, default: 320 for both",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=2, help="images a step, default: 2")
     parser.add_argument("--rounds", type=int, default=9, help="steps measured, default: 9")
-    parser.add_argument("--folder", type=Path, help="keep everything there; default: thrown away")
+    parser.add_argument("--device", choices=tuple(STEP_LIMIT), default="cpu")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--workers", type=int, default=1, help="readers a student, default: 1")
+    parser.add_argument(
+        "--folder", type=Path, help="keep everything there, and use the cache that is there"
+    )
     parser.add_argument("--memory-of", choices=SOURCES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -221,6 +274,10 @@ def main(argv: list[str] | None = None) -> int:
             preset=args.preset,
             size=args.size,
             batch=args.batch,
+            device=args.device,
+            amp=args.amp,
+            workers=args.workers,
+            memory=not args.no_memory,
             rounds=args.rounds,
             warmup=3,
         )
@@ -236,7 +293,7 @@ def _own_peak(job: Settings, source: str) -> int:
         student = Student(trainer=build(job, source))
         for _ in range(2):
             student.step()
-    if torch.cuda.is_available():
+    if job.device == "cuda":
         return torch.cuda.max_memory_allocated()
     # Not getrusage: there a process begins with the peak of the one that started it.
     (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
@@ -245,10 +302,9 @@ def _own_peak(job: Settings, source: str) -> int:
 
 def _write(job: Settings, name: str, base: str, content: dict[str, Any]) -> Path:
     """Write a config on top of a shipped one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     common = {
         "_BASE_": str(CONFIGS / base),
-        "MODEL": {"DEVICE": device, "WEIGHTS": ""},
+        "MODEL": {"DEVICE": job.device, "WEIGHTS": ""},
         "DATASET": {"FOLDER": str(job.folder / "data")},
         "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
         "VERSION": 2,

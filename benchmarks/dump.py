@@ -11,10 +11,11 @@ Side by side, in alternating rounds, over the same records (medians count):
   are not loaded at the same moment, to the last commit of all; the mean of the two.
 
 The teacher is the shipped ResNet-101 RetinaNet of 80 classes with seeded weights, its scores spread
-so that some hundred boxes pass the threshold; views of 320 px, synthetic images of 640 px, preset
-`balanced`. On a CPU every rank has one core, its writers included, one thread of arithmetic and no
-image workers: ranks then are as many as cores, as in a real dump. The plan of COCO's size
-(`benchmarks/plan_speed.py`) is measured at the end. The exit code is 0 only if all is reached.
+so that some hundred boxes pass the threshold; drawn images of 480 px (`benchmarks/scenes.py`),
+views of 320 px unless `--size` says otherwise, preset `balanced`. On a CPU every rank has one core,
+its writers included, one thread of arithmetic and no image workers: ranks then are as many as
+cores, as in a real dump. The plan of COCO's size (`benchmarks/plan_speed.py`) is measured at the
+end. The exit code is 0 only if all is reached.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ from typing import Any
 import torch
 import yaml
 
-from dataset.synthetic import SyntheticConfig, write_synthetic
+from configs.schema import TeacherConfig
 from detectors import export_model, family_of
 
 from . import plan_speed
 from .rows import Row, conclude
+from .scenes import ViewSize, view_size, write_scenes
 
+# Of a dump over the teacher's forward, by device and precision.
 OVERHEAD_LIMIT = {"cpu": 1.15, "cuda": 1.10}
+HALF_OVERHEAD_LIMIT = 1.25
 EFFICIENCY_LIMIT = 0.9
 # On one core, a worker process would only take turns with the teacher.
 NUM_WORKERS = {"cpu": 0, "cuda": 4}
@@ -69,13 +73,14 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured: a folder to work in, records, side of the views in pixels, device."""
+    """What is measured: a folder to work in, records, size of the views in pixels, device."""
 
     folder: Path
     images: int
-    size: int
+    size: ViewSize
     batch: int
     device: str
+    precision: str
 
     @property
     def config(self) -> Path:
@@ -110,13 +115,15 @@ class Runs:
         ]
         return f"CPU time: {', '.join(times)}"
 
-    def rows(self, device: str) -> list[Row]:
+    def rows(self, setting: Setting) -> list[Row]:
         """The ratios of the medians."""
+        in_half = setting.precision in ("bfloat16", "float16")
+        limit = HALF_OVERHEAD_LIMIT if in_half else OVERHEAD_LIMIT[setting.device]
         seconds = {
             name: statistics.median(one.seconds for one in runs) for name, runs in self._named
         }
         overhead = seconds["dump"] / seconds["forward"]
-        rows = [Row(name="dump time / forward time", value=overhead, limit=OVERHEAD_LIMIT[device])]
+        rows = [Row(name="dump time / forward time", value=overhead, limit=limit)]
         if self.together:
             rows.append(
                 Row(
@@ -142,15 +149,13 @@ def measure(setting: Setting, rounds: int) -> list[Row]:
         print(f"round {number + 1}: {runs.round(setting)}", flush=True)
     print(runs.dump[-1].profile)
     print(runs.cpu_times())
-    return runs.rows(setting.device)
+    return runs.rows(setting)
 
 
 def prepare(setting: Setting) -> None:
     """Write images, teacher and config."""
     setting.folder.mkdir(parents=True, exist_ok=True)
-    write_synthetic(
-        setting.folder / "data", SyntheticConfig(train=setting.images, val=1, size=2 * setting.size)
-    )
+    write_scenes(setting.folder / "data", setting.images, setting.size)
     _in_processes(_write_teacher, setting, 1)
     content: dict[str, Any] = {
         "VERSION": 2,
@@ -158,11 +163,12 @@ def prepare(setting: Setting) -> None:
         "DATASET": {"FOLDER": str(setting.folder / "data")},
         "DATASETS": {"TRAIN": ["folder_train"]},
         "DATALOADER": {"NUM_WORKERS": NUM_WORKERS[setting.device]},
-        "VIEWS": {"SCALES": [setting.size], "MAX_SIZE": 2 * setting.size},
+        "VIEWS": {"SCALES": [min(setting.size)], "MAX_SIZE": max(setting.size)},
         "TEACHER": {
             "CONFIG": str(TEACHER),
             "WEIGHTS": str(setting.folder / "teacher.pth"),
             "BATCH": setting.batch,
+            "PRECISION": setting.precision,
         },
         "CACHE": {"LOCATION": str(setting.folder / "cache"), "SHARD_RECORDS": 4 * setting.batch},
     }
@@ -223,7 +229,7 @@ def _write_teacher(setting: Setting, rank: int, count: int) -> None:
         # Small residual branches keep a hundred untrained layers from growing without bounds.
         if name.endswith("conv3.norm.weight"):
             buffer.fill_(0.2)
-    image = min((setting.folder / "data" / "images").glob("train_*"))
+    image = min((setting.folder / "data" / "images").iterdir())
     sample = torch.from_numpy(read_image(str(image), "BGR").copy()).permute(2, 0, 1)
     with torch.no_grad():
         images = model.preprocess_image([{"image": sample}])
@@ -247,21 +253,25 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
     device = pick_device(cfg.MODEL.DEVICE, current_rank(os.environ))
     with fixed_numerics(prepared.settings.teacher, device):
         teacher = load_teacher(
-            prepared.teacher_cfg, device, precision="float32", preset=prepared.preset
+            prepared.teacher_cfg, device, precision=setting.precision, preset=prepared.preset
         )
         views = RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg)
         table = ShardTable(prepared.index, prepared.shard_records)
         batches = []
         for shard in table.shards:
             rendered = [views[record] for record in table.records_of(shard).tolist()]
-            batches.append([one.image for one in rendered if isinstance(one, RenderedRecord)])
+            images = [one.image for one in rendered if isinstance(one, RenderedRecord)]
+            batches += [
+                images[first : first + setting.batch]
+                for first in range(0, len(images), setting.batch)
+            ]
         if device.type == "cuda":
             teacher.run(batches[0])
         start, cpu_start = time.time(), time.process_time()
         for batch in batches:
             teacher.run(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         return Spent(start=start, end=time.time(), cpu_sec=time.process_time() - cpu_start)
 
 
@@ -286,9 +296,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--images", type=int, default=64, help="records of a dump, default: 64")
-    parser.add_argument("--size", type=int, default=320, help="side of the views, default: 320 px")
+    parser.add_argument(
+        "--size", type=view_size, default=(320, 320), metavar="HxW",
+        help="height and width of the views in pixels, default: 320 for both",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=2, help="views in a forward, default: 2")
     parser.add_argument("--device", choices=tuple(OVERHEAD_LIMIT), default="cpu")
+    parser.add_argument(
+        "--precision", choices=TeacherConfig.PRECISIONS, default="float32",
+        help="TEACHER.PRECISION, default: float32",
+    )  # fmt: skip
     parser.add_argument("--no-plan", action="store_true", help="leave the plan of COCO out")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gid-dump-") as folder:
@@ -298,6 +315,7 @@ def main(argv: list[str] | None = None) -> int:
             size=args.size,
             batch=args.batch,
             device=args.device,
+            precision=args.precision,
         )
         rows = measure(setting, args.rounds)
         if not args.no_plan:

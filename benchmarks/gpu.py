@@ -1,0 +1,193 @@
+"""Everything that only a GPU can show, in one run of under eight minutes on an H100.
+
+The environment, the tests marked `gpu`, then the speed of both stages with ResNet-101 and
+ResNet-50 RetinaNets at 800x1344. The figures go to `benchmarks/results/`, one file a GPU model,
+with machine and date; a part that fails or misses a limit does not stop the others.
+
+The exit code is 0 only if all tests pass and all limits are reached; without a GPU it is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SIZE = "800x1344"
+LIMIT_SEC = 480.0
+_PACKAGES = ("torchvision", "numpy", "zarr", "numcodecs", "pillow")
+_DUMP = ("benchmarks.dump", "--device", "cuda", "--size", SIZE, "--no-plan", "--images", "96",
+         "--rounds", "2", "--batch", "8")  # fmt: skip
+_DISTILL = ("benchmarks.distill", "--device", "cuda", "--size", SIZE, "--workers", "4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One command of the run.
+
+    Attributes:
+        name: what it shows.
+        command: module and arguments.
+        has_rows: whether it writes rows with `--json`.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    has_rows: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a part gave: seconds, exit code, its rows, and the last lines that it printed."""
+
+    name: str
+    command: str
+    seconds: float
+    exit_code: int
+    rows: list[dict[str, Any]]
+    output: list[str]
+
+
+def parts(folder: Path) -> list[Part]:
+    """The commands in order; those of stage 2 share a cache, which the first of them writes."""
+    both = (*_DISTILL, "--folder", str(folder / "distill"))
+    tests = ("pytest", str(ROOT / "tests"), "-m", "gpu", "-q", "-p", "no:cacheprovider")
+    return [
+        Part(name="tests", command=tests, has_rows=False),
+        # The largest batch first: its cache holds enough images for the others.
+        Part(name="step, batch 16, float32", command=(*both, "--batch", "16")),
+        Part(name="step, batch 16, AMP", command=(*both, "--batch", "16", "--amp", "--no-memory")),
+        Part(name="step, batch 2, float32", command=(*both, "--batch", "2", "--no-memory")),
+        Part(name="step, batch 2, AMP", command=(*both, "--batch", "2", "--amp", "--no-memory")),
+        Part(name="dump, float32", command=_DUMP),
+        Part(name="dump, bfloat16", command=(*_DUMP, "--precision", "bfloat16")),
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on; tries each library on the GPU.
+
+    Raises:
+        RuntimeError: PyTorch or torchvision do not work on this GPU.
+    """
+    import torch
+    import torchvision
+
+    ones = torch.ones(64, 64, device="cuda")
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device="cuda")
+    torchvision.ops.nms(boxes, ones[0, :1], 0.5)
+    assert float((ones @ ones)[0, 0]) == 64
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": found.name,
+        "gpus": torch.cuda.device_count(),
+        "gpu_memory_bytes": found.total_memory,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
+
+
+def run(part: Part, timeout_sec: float) -> Outcome:
+    """Run one part in a process of its own; what it prints is shown as it comes."""
+    print(f"== {part.name}: python -m {' '.join(part.command)}", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", *part.command]
+        if part.has_rows:
+            command += ["--json", str(rows)]
+        code, lines = _shown(command, timeout_sec)
+        found = json.loads(rows.read_text()) if rows.exists() else []
+    return Outcome(
+        name=part.name,
+        command=f"python -m {' '.join(part.command)}",
+        seconds=round(time.monotonic() - start, 1),
+        exit_code=code,
+        rows=found,
+        output=lines[-40:],
+    )
+
+
+def _shown(command: list[str], timeout_sec: float) -> tuple[int, list[str]]:
+    """Run a command, print its lines and keep them; past its time it is ended."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        ["timeout", f"{timeout_sec:.0f}", *command], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip())
+    return process.wait(), lines
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _summary(outcome: Outcome) -> str:
+    missed = sum(not row["reached"] for row in outcome.rows)
+    said = f"{len(outcome.rows) - missed} of {len(outcome.rows)} limits reached"
+    return f"{outcome.name:26} {outcome.seconds:6.1f} s  exit {outcome.exit_code}  " + (
+        said if outcome.rows else (outcome.output or ["no output"])[-1]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all parts and write their figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="default: benchmarks/results")
+    parser.add_argument("--only", metavar="TEXT", default="", help="parts with this in their name")
+    args = parser.parse_args(argv)
+    import torch
+
+    if not torch.cuda.is_available():
+        print("PyTorch sees no CUDA device here: nothing was measured", file=sys.stderr)
+        return 1
+    on = machine()
+    print(json.dumps(on), flush=True)
+    end = time.monotonic() + LIMIT_SEC
+    outcomes: list[Outcome] = []
+    path = args.output / f"gpu_{re.sub('[^a-z0-9]+', '_', on['gpu'].lower())}.json"
+    args.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gid-gpu-") as folder:
+        for part in parts(Path(folder)):
+            if args.only not in part.name:
+                continue
+            outcomes.append(run(part, max(1.0, end - time.monotonic())))
+            content = {
+                "machine": on,
+                "date": datetime.now(UTC).date().isoformat(),
+                "parts": [asdict(one) for one in outcomes],
+            }
+            # After each part: what was measured stays, however the run ends.
+            path.write_text(json.dumps(content, indent=1) + "\n")
+    print("\n".join(map(_summary, outcomes)))
+    print(f"figures: {path}")
+    return 0 if all(one.exit_code == 0 for one in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
