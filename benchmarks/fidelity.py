@@ -5,21 +5,25 @@ student is trained under the live teacher, so that no codec has a part in what i
 its beginning, its state half way and its end are compared on 64 views.
 
 Teachers, students and data that lie in the output folder from an earlier run are used again.
+`--precision bfloat16` shows what a dump in that arithmetic costs; the reference stays float32.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.schema import TeacherConfig
 from stage2_distill.fidelity import LIMITS, Limits
 from storage import CacheReader
 from storage.index import ShardTable
 
 from .pipeline import Pipeline
-from .rows import Row
+from .rows import Row, conclude
 
 NUM_VIEWS = 64
 PRESETS: dict[str, Limits] = {
@@ -87,11 +91,19 @@ def prepare(output: Path, photographs: Path | None) -> Subject:
     return Subject(name=name, job=job, num_classes=len(annotations["categories"]))
 
 
-def fidelity_rows(subject: Subject, preset: str) -> list[Row]:
-    """Dump the cache of a preset and compare it with the live teacher, the worst student first."""
-    found = _measure(subject.job, preset)
+def fidelity_rows(subject: Subject, preset: str, precision: str = "float32") -> list[Row]:
+    """Dump the cache of a preset and compare it with the live teacher, the worst student first.
+
+    Args:
+        subject: teacher and student.
+        preset: of the cache.
+        precision: arithmetic of the dump, as in TEACHER.PRECISION; the live teacher has float32.
+    """
+    found = _measure(subject.job, preset, precision)
     limits, students = PRESETS[preset], found["students"]
     what = f"{subject.name}, {subject.num_classes} classes, {found['views']} views, {preset}"
+    if precision != "float32":
+        what += f" in {precision}"
     return [
         Row(
             name=f"{what}: GIs matched", value=min(one["matched"] for one in students),
@@ -142,13 +154,14 @@ def _split_of(data: Path) -> str:
     return splits[0]
 
 
-def _measure(job: Pipeline, preset: str) -> dict[str, Any]:
-    cache = job.dump(preset, name=f"caches/{preset}")
+def _measure(job: Pipeline, preset: str, precision: str) -> dict[str, Any]:
+    arithmetic = ("TEACHER.PRECISION", precision)
+    cache = job.dump(preset, *arithmetic, name=f"caches/{preset}_{precision}")
     # Exit code 1 says that a limit was missed: a result, not a failure.
     output = job.run(
         f"fidelity {preset}", "stage2_distill", "fidelity", "--json", "--views", NUM_VIEWS,
         "--config-file", job.config("distill"), "CACHE.LOCATION", cache, "CACHE.PRESET", preset,
-        "OUTPUT_DIR", job.folder / "student", codes=(0, 1),
+        *arithmetic, "OUTPUT_DIR", job.folder / "student", codes=(0, 1),
     )  # fmt: skip
     return dict(json.loads(output.splitlines()[-1]))
 
@@ -165,3 +178,28 @@ def _largest_record(cache: Path) -> float:
         size = sum(len(chunk) for chunk in encoded.values())
         sizes.append(size * _BUDGET_POSITIONS / positions)
     return max(sizes)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; 0 only if every preset is within its limits."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("output/fidelity"), help="folder")
+    parser.add_argument(
+        "--photographs", type=Path, action="append", default=[], metavar="FOLDER",
+        help="a COCO-format folder beside the synthetic set; may be given again",
+    )  # fmt: skip
+    parser.add_argument("--precision", choices=TeacherConfig.PRECISIONS, default="float32")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
+    args = parser.parse_args(argv)
+    rows = [
+        row
+        for photographs in (None, *args.photographs)
+        for subject in (prepare(args.output, photographs),)
+        for preset in PRESETS
+        for row in fidelity_rows(subject, preset, args.precision)
+    ]
+    return conclude(rows, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
