@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,19 @@ def test_an_image_that_changed_since_the_dump_stops_training_by_name(
         first_batch(path)
     assert one_line(caught.value).startswith(str(own_data / "images" / "train_"))
     assert "CACHE.PIXELS tolerate" in one_line(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_a_pipe_stops_training_by_name(
+    configure: Configure, own_data: Path, workers: int
+) -> None:
+    for path in sorted((own_data / "images").glob("train_*.png"))[1:]:
+        path.unlink()
+        os.mkfifo(path)
+    path = configure(DATASET={"FOLDER": str(own_data)}, DATALOADER={"NUM_WORKERS": workers})
+    with pytest.raises(ValueError, match="is no regular file") as caught:
+        first_batch(path)
+    assert one_line(caught.value).startswith(str(own_data / "images" / "train_"))
 
 
 def test_a_tolerated_difference_of_pixels_is_logged(
