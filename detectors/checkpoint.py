@@ -116,7 +116,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         # fvcore counts weights of another shape as missing too.
         missing = [name for name in incompatible.missing_keys if name not in shapes]
         wanted = {name for name, _ in self.model.named_parameters()}
-        if wanted <= {*missing, *shapes}:
+        if wanted and wanted <= {*missing, *shapes}:
             _refuse(
                 f"none of its {len(given)} weights fits the model",
                 list(shapes.values())
