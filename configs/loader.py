@@ -82,10 +82,14 @@ def settings(cfg: CfgNode) -> Settings:
     return Settings(**nodes)
 
 
-def teacher_config(cfg: CfgNode) -> CfgNode:
+def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
     """Load the config of the teacher that `cfg` names.
 
     Weights, device and datasets come from `cfg`, everything else from the teacher's own file.
+
+    Args:
+        cfg: of a dump or of a student.
+        needs_weights: refuse an empty TEACHER.WEIGHTS; who has a cache may do without.
 
     Raises:
         FileNotFoundError: the teacher's config does not exist.
@@ -94,7 +98,7 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     stated = settings(cfg).teacher
     if not stated.config:
         raise ValueError("TEACHER.CONFIG: expected the teacher's YAML file, got ''")
-    if not stated.weights:
+    if needs_weights and not stated.weights:
         # Without this, ImageNet weights of the teacher's own config would pass for a teacher.
         raise ValueError("TEACHER.WEIGHTS: expected the trained teacher's weights, got ''")
     path = stated.config

@@ -15,17 +15,14 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from typing import Any, Literal, TypeGuard
 
-from PIL import Image
-
 from dataset.annotations import image_path, parse_image
 from dataset.coco_json import iterate_sections
+from dataset.pixels import examine_image
 from dataset.progress import Progress
 
 # COCO's own boxes leave the image by fractions of a pixel; more than this is a mistake.
 _ROUNDING_PIXELS = 1.0
 _NOISE_PIXELS = 1e-3
-_EXIF_ORIENTATION = 0x0112
-_EXIF_TURNED = (5, 6, 7, 8)
 _IMAGES_WORTH_A_PROCESS = 100
 _CHUNK = 32
 
@@ -38,8 +35,8 @@ class Problem:
 
     Attributes:
         image: file name of the image, "image <id>" where there is none, or "" for the dataset.
-        kind: a word to group by: section, image, duplicate, missing, unreadable, size,
-            annotation, category, box, polygon.
+        kind: a word to group by: section, image, duplicate, missing, unreadable, size, depth,
+            large, annotation, category, box, polygon.
         message: what was expected and what was found.
         severity: "error" or "warning".
     """
@@ -301,21 +298,10 @@ def _examine_image(file: tuple[str, int, int]) -> _Found | None:
     """Decode one image and compare its size, after EXIF rotation, with the annotations."""
     path, height, width = file
     try:
-        with Image.open(path) as image:
-            found_width, found_height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TURNED:
-                found_width, found_height = found_height, found_width
-            # A JPEG decoded at an eighth of its size is read to its end, but much faster.
-            image.draft("RGB", (1, 1))
-            image.load()
+        examine_image(path, (height, width))
     except FileNotFoundError:
         return "missing", f"there is no {path}"
-    # Pillow's decoders signal damage in all of these ways.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        return "unreadable", f"{path} cannot be read as an image ({error})"
-    if (found_height, found_width) != (height, width):
-        return "size", (
-            f"expected {height}x{width} pixels (height x width, after EXIF rotation) from the "
-            f"annotations, found {found_height}x{found_width}"
-        )
+    except (OSError, ValueError) as error:
+        # The line names the image already.
+        return getattr(error, "kind", "unreadable"), str(error).removeprefix(f"{path}: ")
     return None

@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataset.pixels import read_pixels
+
 if TYPE_CHECKING:
     from detectron2.data.transforms import TransformList
 
@@ -268,21 +270,14 @@ def render(
         expected_size: (height, width) that the annotations give the image, after EXIF rotation.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as an image, or has another size.
+        FileNotFoundError, OSError, ImageError: as `dataset.pixels.read_pixels`.
     """
     import google_crc32c
     from detectron2.data import transforms as T
     from PIL import Image
 
-    image = _read_rgb(path)
+    image = read_pixels(path, expected_size)
     height, width = expected_size
-    if image.shape[:2] != (height, width):
-        raise ValueError(
-            f"{os.fspath(path)}: expected {height}x{width} pixels (height x width, after EXIF "
-            f"rotation) from the annotations, found {image.shape[0]}x{image.shape[1]}; "
-            "the image or the annotations changed"
-        )
     steps: list[Any] = [
         T.ResizeTransform(height, width, view.height, view.width, Image.Resampling.BILINEAR)
     ]
@@ -295,23 +290,6 @@ def render(
     return RenderedView(
         pixels=pixels, transforms=transforms, crc32c=int(google_crc32c.value(pixels.tobytes()))
     )
-
-
-def _read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Read an image as (H, W, 3) uint8 RGB, EXIF rotation applied, as detectron2 does."""
-    from detectron2.data.detection_utils import read_image
-    from PIL import Image
-
-    name = os.fspath(path)
-    try:
-        return read_image(name, format="RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: there is no such image") from None
-    # Pillow's decoders signal damage in all of these ways.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{name}: cannot be read as an image ({error}); replace the file"
-        ) from error
 
 
 def augmentation_fingerprint(config: ViewsConfig) -> dict[str, Any]:

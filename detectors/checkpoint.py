@@ -1,36 +1,25 @@
-"""Checkpoints: detectron2's own, read without executing anything that they hold.
-
-`.pth` files go through `torch.load(weights_only=True)`; the model zoo's `.pkl` files through an
-unpickler that admits numpy arrays alone.
-"""
+"""Checkpoints: detectron2's own, read without executing anything that they hold."""
 
 from __future__ import annotations
 
-import pickle
+import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import Detectron2Handler
+from iopath.common.file_io import get_cache_dir
 from torch import nn
 
-# What a pickled dict of numpy arrays needs: the array, its dtype and the two reconstructors, under
-# the module names of numpy 1 and 2.
-_ADMITTED = {
-    (module, name)
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    for name in ("_reconstruct", "scalar")
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+from .weights_file import WeightsFileError, first_line, read_weights_file
 
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return super().find_class(module, name)
+_OF_TRAINING = re.compile(r"model_(\d+)\.pth")
+_SHOWN = 8
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -40,45 +29,112 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Args: as `DetectionCheckpointer`, and
 
         strict: refuse weights that do not fit the whole model. Off, detectron2 warns and loads
-            what fits: the way to start from an ImageNet backbone or to change the classes.
+            what fits: the way to start from an ImageNet backbone or to change the classes. That
+            nothing fits is an error always.
         """
         super().__init__(model, *args, **kwargs)
         self._strict = strict
+        self._held: set[str] = set()
 
-    def _torch_load(self, f: str) -> dict[str, Any]:
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As `DetectionCheckpointer`, but every error names the file.
+
+        Raises:
+            FileNotFoundError: there is no such local file.
+            WeightsFileError: it is damaged, or no file of weights.
+            ValueError: it does not fit.
+        """
+        if path and not _is_there(path):
+            raise FileNotFoundError(f"{path}: there is no such file of weights")
         try:
-            data = torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:
+            return super().load(path, *args, **kwargs)
+        except ValueError as error:
+            kind = WeightsFileError if isinstance(error, WeightsFileError) else ValueError
+            raise kind(f"{path}: {error}") from error
+        finally:
+            # detectron2 leaves it set where loading failed, and refuses the next file then.
+            self._parsed_url_during_load = None
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As detectron2's; where the last checkpoint cannot be read, the one before it is named.
+
+        Raises:
+            ValueError: `last_checkpoint`, or the file that it names, is missing or damaged.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        note = Path(self.save_dir) / "last_checkpoint"
+        last = _content(note)
+        try:
+            saved = self.load(str(note.parent / last)) if last else {}
+        except (FileNotFoundError, WeightsFileError) as error:
+            raise ValueError(f"{error}; {self._way_out(note, last)}") from error
+        if not last:
+            raise ValueError(f"{note}: names no checkpoint; {self._way_out(note, last)}")
+        if "trainer" in self.checkpointables and "trainer" not in self._held:
             raise ValueError(
-                f"{f}: not a checkpoint of plain tensors ({_first_line(error)}); "
-                "expected a .pth file that torch.load(weights_only=True) can read"
-            ) from error
-        return _require_dict(data, f)
+                f"{note.parent / last}: holds weights alone, and no state of a training to resume; "
+                f"{self._way_out(note, last)}"
+            )
+        return saved
+
+    def _way_out(self, note: Path, last: str) -> str:
+        """What to do where the file that `last_checkpoint` names is of no use."""
+        number = _OF_TRAINING.fullmatch(last)
+        for before in sorted(note.parent.iterdir(), reverse=True):
+            found = _OF_TRAINING.fullmatch(before.name)
+            if found is None or (number and int(found[1]) >= int(number[1])):
+                continue
+            try:
+                read_weights_file(str(before))
+            except (OSError, ValueError):
+                continue
+            return (
+                f"the one before it is {before.name}: to go on from there, write this name "
+                f"into {note}"
+            )
+        return "there is no whole one before it: start anew, without --resume"
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if not filename.endswith(".pkl"):
-            return super()._load_file(filename)
-        data = _load_arrays(filename)
-        if "model" in data and "__author__" in data:
-            return data
-        data = data.get("blobs", data)
-        weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        # What the base class asks `_torch_load` for can carry options in its URL.
+        if filename.endswith((".pkl", ".pyth")):
+            return self._torch_load(filename)
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        content = read_weights_file(f)
+        self._held = set(content)
+        return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        given = dict(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        if not self._strict:
-            return incompatible
-        problems = [f"{name} is missing" for name in incompatible.missing_keys]
-        problems += [f"{name} is unknown" for name in incompatible.unexpected_keys]
-        problems += [
-            f"{name} has shape {tuple(got)}, not {tuple(want)}"
+        shapes = {
+            name: f"{name} has shape {tuple(got)}, not {tuple(want)}"
             for name, got, want in incompatible.incorrect_shapes
+        }
+        # fvcore counts weights of another shape as missing too.
+        missing = [name for name in incompatible.missing_keys if name not in shapes]
+        wanted = {name for name, _ in self.model.named_parameters()}
+        if wanted and wanted <= {*missing, *shapes}:
+            _refuse(
+                f"none of its {len(given)} weights fits the model",
+                list(shapes.values())
+                or [
+                    f"it holds {_names(given)}, the model {_names(wanted)}; convert the names, or "
+                    "name weights that were trained with this architecture"
+                ],
+            )
+        buffers = dict(self.model.named_buffers())
+        unknown = [
+            name
+            for name in incompatible.unexpected_keys
+            if not _is_constant(given.get(name), buffers.get(name))
         ]
-        if problems:
-            shown = "; ".join(problems[:8])
-            more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise ValueError(f"weights do not fit the model: {shown}{more}")
+        problems = [f"{name} is missing" for name in missing]
+        problems += [f"{name} is unknown" for name in unknown] + list(shapes.values())
+        if self._strict and problems:
+            _refuse("weights do not fit the model", problems)
         return incompatible
 
 
@@ -99,13 +155,11 @@ def load_model(cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
     try:
         SafeCheckpointer(model, strict=True).load(path)
-    except ValueError as error:
-        raise ValueError(f"{cfg.MODEL.WEIGHTS}: {error}") from error
     except OSError as error:
         if "://" not in path:
             raise
         raise OSError(
-            f"{path}: the weights could not be fetched ({_first_line(error)}); check the URL, or "
+            f"{path}: the weights could not be fetched ({first_line(error)}); check the URL, or "
             "fetch the file by other means and name its path"
         ) from error
     return model.eval()
@@ -117,14 +171,25 @@ def weights_path(name: str) -> str:
     Raises:
         FileNotFoundError: there is no such local file.
     """
-    if "://" in name:
-        return name
-    if not Path(name).is_file():
+    if not _is_there(name):
         raise FileNotFoundError(
             f"weights not found: {name}; train the model first or correct the "
             "path (MODEL.WEIGHTS, or TEACHER.WEIGHTS for a teacher)"
         )
     return name
+
+
+def fetched_path(url: str) -> str | None:
+    """Where detectron2 keeps what it has fetched from a URL; None where it has not."""
+    if url.startswith(Detectron2Handler.PREFIX):
+        url = Detectron2Handler.S3_DETECTRON2_PREFIX + url.removeprefix(Detectron2Handler.PREFIX)
+    path = os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
+    return path if os.path.isfile(path) else None
+
+
+def _is_there(name: str) -> bool:
+    """URLs are asked for later. Behind a `?` are options for detectron2, `matching_heuristics`."""
+    return "://" in name or os.path.isfile(name.partition("?")[0])
 
 
 def export_model(model: nn.Module, path: Path) -> None:
@@ -135,23 +200,25 @@ def export_model(model: nn.Module, path: Path) -> None:
     partial.replace(path)
 
 
-def _load_arrays(filename: str) -> dict[str, Any]:
-    with PathManager.open(filename, "rb") as file:
-        try:
-            data = _ArrayUnpickler(file, encoding="latin1").load()
-        except Exception as error:
-            raise ValueError(
-                f"{filename}: not a pickle of numpy arrays ({_first_line(error)}); it was not "
-                "loaded, because unpickling anything else can run code"
-            ) from error
-    return _require_dict(data, filename)
+def _is_constant(given: Any, buffer: torch.Tensor | None) -> bool:
+    """Whether this is what the config says already, such as `pixel_mean` in older checkpoints."""
+    if given is None or buffer is None:
+        return False
+    given = torch.as_tensor(given).to(buffer)
+    return given.numel() == buffer.numel() and torch.equal(given.flatten(), buffer.flatten())
 
 
-def _require_dict(data: Any, filename: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise ValueError(f"{filename}: expected a dict of weights, found {type(data).__name__}")
-    return data
+def _refuse(what: str, problems: list[str]) -> None:
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    raise ValueError(f"{what}: {'; '.join(problems[:_SHOWN])}{more}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _names(weights: Any) -> str:
+    return ", ".join(sorted(weights)[:3]) + (", ..." if len(weights) > 3 else "")
+
+
+def _content(note: Path) -> str:
+    try:
+        return note.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

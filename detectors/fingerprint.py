@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from .family import family_of
+from .weights_file import read_weights_file
+
+_ANCHORS = "anchor_generator.cell_anchors"
 
 
 def teacher_fingerprint(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
@@ -20,7 +24,7 @@ def teacher_fingerprint(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
         `{"tensors": sha256, "config": {...}}`, fit for JSON; the config is kept readable so that
         a mismatch can name its field and both values.
     """
-    return {"tensors": tensors_sha256(model), "config": config_fingerprint(cfg)}
+    return {"tensors": tensors_sha256(model.state_dict()), "config": config_fingerprint(cfg)}
 
 
 def config_fingerprint(cfg: CfgNode) -> dict[str, Any]:
@@ -28,11 +32,27 @@ def config_fingerprint(cfg: CfgNode) -> dict[str, Any]:
     return json.loads(json.dumps(family_of(cfg).output_config(cfg)))
 
 
-def tensors_sha256(model: nn.Module) -> str:
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over the sorted (name, dtype, shape, bytes) of parameters and buffers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    """The digest of the weights in a file: `tensors_sha256` of a model that takes them as they are.
+
+    Weights that detectron2 converts while loading, names of Caffe2 or half precision, have another
+    one than the model that they end up in.
+
+    Raises:
+        OSError, WeightsFileError: as `read_weights_file`.
+    """
+    weights = read_weights_file(path)["model"]
+    # Older files hold anchors too, which detectron2 computes anew.
+    return tensors_sha256(
+        {name: torch.as_tensor(w) for name, w in weights.items() if _ANCHORS not in name}
+    )

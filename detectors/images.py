@@ -1,16 +1,19 @@
-"""Which images a model is trained on, and what it takes of a rendered view."""
+"""Which images a model is trained on, how they are read, and what it takes of a rendered view."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.transforms import AugInput
 from torch import Tensor
 
 from configs.loader import settings
+from dataset.pixels import read_pixels
 from dataset.registry import locate
 from dataset.subset import planned_images
 
@@ -39,6 +42,34 @@ def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
             "DATASET.IMAGE_LIST and DATASET.MAX_IMAGES"
         )
     return images
+
+
+class ImageMapper(DatasetMapper):
+    """detectron2's mapper for boxes, except that images are read as everywhere else here.
+
+    What cannot be read, or has another size than its annotations say, is an error with its name.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Turn an image of a data set into an input of the model.
+
+        Raises:
+            FileNotFoundError, OSError, ImageError: as `dataset.pixels.read_pixels`.
+        """
+        item = copy.deepcopy(dataset_dict)
+        # A data set that a user's own code registered may leave the size out.
+        known = "height" in item and "width" in item
+        size = (item["height"], item["width"]) if known else None
+        pixels = read_pixels(item["file_name"], size, self.image_format)
+        item["height"], item["width"] = pixels.shape[:2]
+        view = AugInput(pixels)
+        transforms = self.augmentations(view)
+        item["image"] = torch.as_tensor(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
+        if not self.is_train:
+            item.pop("annotations", None)
+        elif "annotations" in item:
+            self._transform_annotations(item, transforms, view.image.shape[:2])
+        return item
 
 
 def to_model_image(pixels_rgb: np.ndarray, cfg: CfgNode) -> Tensor:

@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
 from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
-from .images import training_images
+from .images import ImageMapper, training_images
 from .loop import Loop
 from .rank_state import RankState
 
@@ -79,7 +79,9 @@ class Trainer(DefaultTrainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Iterable[Any]:
         """detectron2's, over the images that `DATASET` asks for."""
-        return build_detection_train_loader(cfg, dataset=training_images(cfg))
+        return build_detection_train_loader(
+            cfg, dataset=training_images(cfg), mapper=ImageMapper(cfg, is_train=True)
+        )
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """What a checkpoint carries beside the detector and the trainer's own state."""

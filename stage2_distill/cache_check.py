@@ -15,8 +15,10 @@ from dataset.changes import changed_annotations, changed_images
 from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
-from detectors import config_fingerprint, family_of, load_model
-from detectors.fingerprint import tensors_sha256
+from detectors import config_fingerprint, family_of, load_model, weights_path
+from detectors.checkpoint import fetched_path
+from detectors.fingerprint import file_sha256, tensors_sha256
+from detectors.ranks import on_main_rank
 from storage import CacheReader, get_preset, read_logs
 from storage.canonical import differences
 from storage.schema import PIXELS_SAMPLE
@@ -81,7 +83,7 @@ def _differences(cfg: CfgNode, reader: CacheReader) -> Iterator[str]:
     cache = settings(cfg).cache
     preset = get_preset(cache.preset, **cache.preset_parameters)
     yield from differing_fields("codec", manifest.codec, preset.codec)
-    teacher = teacher_config(cfg)
+    teacher = teacher_config(cfg, needs_weights=False)
     yield from differing_fields(
         "teacher.config", manifest.teacher["config"], config_fingerprint(teacher)
     )
@@ -119,20 +121,54 @@ def differing_fields(name: str, cached: Any, ours: Any) -> Iterator[str]:
 
 def _weights_difference(teacher: CfgNode, cached: str) -> Iterator[str]:
     """Compare the weights where they are at hand; the student's machine need not have them."""
+    ours = on_main_rank(lambda: _weights_digest(teacher, cached))
+    if ours is not None:
+        yield from differing_fields("teacher.tensors", cached, ours)
+
+
+def _weights_digest(teacher: CfgNode, cached: str) -> str | None:
+    """The digest of the teacher's weights, as `teacher_fingerprint` has it; None without weights.
+
+    Nothing is fetched, and no model is built unless the tensors of the file alone have another
+    digest than the cached one: then the model decides, in case that detectron2 converts them.
+    """
+    name = teacher.MODEL.WEIGHTS
+    path = _weights_at_hand(name, cached)
+    if path is None:
+        return None
+    digest = file_sha256(path)
+    if digest == cached:
+        return digest
     teacher = teacher.clone()
     teacher.defrost()
     teacher.MODEL.DEVICE = "cpu"
+    return tensors_sha256(load_model(teacher).state_dict())
+
+
+def _weights_at_hand(name: str, cached: str) -> str | None:
+    """The local file of weights that a config names; says so where there is none."""
+    consequence = (
+        f"the cache's teacher was checked by its config alone, its weights (digest {cached[:16]}) "
+        "were not compared"
+    )
+    if not name:
+        logger.info("TEACHER.WEIGHTS is empty: %s", consequence)
+        return None
+    if "://" in name:
+        path = fetched_path(name)
+        if path is None:
+            logger.info("TEACHER.WEIGHTS %s was not fetched here: %s", name, consequence)
+        return path
     try:
-        ours = tensors_sha256(load_model(teacher))
-    except OSError as error:
-        logger.info(
-            "the teacher's weights are not at hand (%s), so the cache's teacher was checked by its "
-            "config alone (weights digest %s)",
-            error,
-            cached[:16],
+        return weights_path(name).partition("?")[0]
+    except FileNotFoundError:
+        logger.warning(
+            "TEACHER.WEIGHTS %s: there is no such file, so %s; correct the path, or set "
+            "TEACHER.WEIGHTS '' where the teacher lies on another machine",
+            name,
+            consequence,
         )
-        return
-    yield from differing_fields("teacher.tensors", cached, ours)
+        return None
 
 
 def _planned_images(cfg: CfgNode) -> ImageTable:

@@ -176,7 +176,7 @@ def open_teacher(cfg: CfgNode) -> Teacher | None:
     config = settings(cfg).teacher
     if config.source == "none":
         return None
-    teacher = teacher_config(cfg)
+    teacher = teacher_config(cfg, needs_weights=config.source == "live")
     check_pairing(cfg, teacher)
     reader = open_cache(cfg) if config.source == "cache" else None
     return Teacher(cfg=teacher, config=config, reader=reader)

@@ -1,11 +1,13 @@
 """The check: every kind of problem is found, named and weighed."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -115,6 +117,19 @@ def test_an_unreadable_image_is_named(
     (root / "b.png").write_bytes(damage)
     problem = one_problem(check(write_json(document), root))
     assert (problem.kind, problem.image) == ("unreadable", "b.png")
+
+
+def test_a_pipe_and_an_image_of_16_bit_are_named(
+    root: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    (root / "a.png").unlink()
+    os.mkfifo(root / "a.png")
+    Image.fromarray(np.zeros((20, 30), np.uint16)).save(root / "b.png")
+    pipe, deep = check(write_json(document), root)
+    assert (pipe.image, pipe.kind) == ("a.png", "unreadable")
+    assert pipe.message.startswith("is no regular file")
+    assert (deep.image, deep.kind) == ("b.png", "depth")
+    assert deep.message.endswith("convert to 8 bit")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

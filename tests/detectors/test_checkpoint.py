@@ -1,6 +1,7 @@
 """Checkpoints load in full or not at all, and never run code."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +52,20 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, name: str) 
         SafeCheckpointer(make_model()).load(str(path))
 
 
-@pytest.mark.parametrize("name", ["cut.pkl", "cut.pth"])
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=name):
-        SafeCheckpointer(make_model()).load(str(path))
-
-
 def test_weights_that_cover_a_part_of_the_model_are_refused(tmp_path: Path) -> None:
     model = make_model()
     state = model.state_dict()
     del state["1.bias"]
     torch.save({"model": state | {"extra": torch.zeros(1)}}, tmp_path / "part.pth")
-    with pytest.raises(ValueError, match=r"1\.bias is missing; extra is unknown"):
+    with pytest.raises(ValueError, match=r"part\.pth: .* 1\.bias is missing; extra is unknown$"):
         SafeCheckpointer(model, strict=True).load(str(tmp_path / "part.pth"))
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     state = make_model().state_dict()
     torch.save({"model": state | {"0.weight": torch.zeros(9, 2)}}, tmp_path / "shape.pth")
-    with pytest.raises(ValueError, match=r"0\.weight has shape \(9, 2\), not \(3, 2\)"):
+    message = r"do not fit the model: 0\.weight has shape \(9, 2\), not \(3, 2\)$"
+    with pytest.raises(ValueError, match=message):
         SafeCheckpointer(make_model(), strict=True).load(str(tmp_path / "shape.pth"))
 
 
@@ -80,3 +74,95 @@ def test_training_may_start_from_a_part_of_the_weights(tmp_path: Path) -> None:
     torch.save({"model": {"0.weight": torch.ones(3, 2)}}, tmp_path / "backbone.pth")
     SafeCheckpointer(model).load(str(tmp_path / "backbone.pth"))
     assert (model[0].weight == 1).all()
+
+
+def test_a_constant_of_the_config_in_an_older_checkpoint_must_be_the_same(tmp_path: Path) -> None:
+    model = make_model()
+    model.register_buffer("pixel_mean", torch.tensor([[[7.0]]]), persistent=False)
+    state = make_model().state_dict()
+    torch.save({"model": state | {"pixel_mean": torch.tensor([7.0])}}, tmp_path / "old.pth")
+    SafeCheckpointer(model, strict=True).load(str(tmp_path / "old.pth"))
+    torch.save({"model": state | {"pixel_mean": torch.tensor([8.0])}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: .*: pixel_mean is unknown$"):
+        SafeCheckpointer(model, strict=True).load(str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_weights_of_another_architecture_are_never_ignored(tmp_path: Path, strict: bool) -> None:
+    other = {"backbone.layer1.weight": torch.ones(3, 2), "bbox_head.bias": torch.ones(1)}
+    torch.save({"meta": {"epoch": 12}, "state_dict": other}, tmp_path / "mmdet.pth")
+    message = (
+        r"mmdet\.pth: none of its 2 weights fits the model: it holds backbone\.layer1\.weight, "
+        r"bbox_head\.bias, the model 0\.bias, 0\.weight, 1\.bias, \.\.\.; convert the names"
+    )
+    with pytest.raises(ValueError, match=message):
+        SafeCheckpointer(make_model(), strict=strict).load(str(tmp_path / "mmdet.pth"))
+
+
+def saved(folder: Path, iteration: int, **content: Any) -> Path:
+    """A checkpoint of training, as the trainer's hook writes it."""
+    path = folder / f"model_{iteration:07d}.pth"
+    torch.save({"model": make_model().state_dict(), "trainer": {}, **content}, path)
+    (folder / "last_checkpoint").write_text(path.name)
+    return path
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    state = nn.Linear(1, 1)
+    state.load_state_dict = lambda *_: None  # type: ignore[method-assign, assignment, return-value]
+    checkpointer = SafeCheckpointer(make_model(), str(folder), trainer=state)
+    return checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "there is no such file of weights"),
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "damaged or was cut short"),
+        (lambda path: path.write_bytes(flipped(path.read_bytes())), "does not have its checksum"),
+        (lambda path: torch.save({"model": make_model().state_dict()}, path), "weights alone"),
+    ],
+)
+def test_the_checkpoint_before_a_damaged_one_is_named(
+    tmp_path: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    saved(tmp_path, 9, mark="first")
+    saved(tmp_path, 19, mark="second")
+    saved(tmp_path, 29).write_bytes(b"damaged too")
+    last = saved(tmp_path, 39)
+    export_model(make_model(), tmp_path / "model_best.pth")
+    damage(last)
+    with pytest.raises(ValueError, match=f"{last}: .*{message}.*; the one before it is") as caught:
+        resume(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "model_0000019.pth: to go on from there, write this name into" in str(caught.value)
+    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
+    assert resume(tmp_path)["mark"] == "second"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"gone.pth"])
+def test_a_note_that_names_no_checkpoint_never_begins_anew(tmp_path: Path, content: bytes) -> None:
+    saved(tmp_path, 9)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(ValueError, match=r"; the one before it is model_0000009\.pth: to go on"):
+        resume(tmp_path)
+    (tmp_path / "model_0000009.pth").unlink()
+    with pytest.raises(ValueError, match=r"; there is no whole one before it: start anew, without"):
+        resume(tmp_path)
+
+
+def test_a_checkpointer_loads_on_after_a_file_that_it_refused(tmp_path: Path) -> None:
+    checkpointer = SafeCheckpointer(make_model(), strict=True)
+    (tmp_path / "bad.pth").touch()
+    with pytest.raises(ValueError, match="empty"):
+        checkpointer.load(str(tmp_path / "bad.pth"))
+    export_model(make_model(), tmp_path / "good.pth")
+    checkpointer.load(str(tmp_path / "good.pth"))
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of the first tensor changed."""
+    changed = bytearray(content)
+    changed[content.index(make_model().state_dict()["0.weight"].numpy().tobytes()) + 2] ^= 4
+    return bytes(changed)

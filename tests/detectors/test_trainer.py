@@ -1,6 +1,9 @@
 """Plain detectors train, resume and evaluate through the command, on one rank and on two."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +117,39 @@ def test_a_wrong_setting_is_named(
     error = capsys.readouterr().err.rstrip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(("split", "workers"), [("train", 0), ("train", 1), ("val", 1)])
+def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(
+    config: Path,
+    data: Path,
+    tmp_path: Path,
+    split: str,
+    workers: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = Path(shutil.copytree(data, tmp_path / "own"))
+    for path in sorted((own / "images").glob(f"{split}_*"))[1:]:
+        path.unlink()
+        os.mkfifo(path)
+    overrides = ["DATASET.FOLDER", str(own), "DATALOADER.NUM_WORKERS", str(workers)]
+    assert main(["train", "--config-file", str(config), *overrides]) == 1
+    message = rf"{own}/images/{split}_\S+: is no regular file, but a pipe or device; replace it"
+    assert re.fullmatch(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert "Traceback" not in log
+    # Evaluation follows the training, whose weights are saved by then.
+    assert bool(re.search(f"Exception during training: {message}", log)) == (split == "train")
+    assert (tmp_path / "output" / "model_final.pth").exists() == (split == "val")
+
+
+def test_an_error_of_our_own_keeps_its_traceback_in_the_log(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "run_step", lambda self: {}["a mistake"])
+    with pytest.raises(KeyError):
+        main(["train", "--config-file", str(config)])
+    assert "KeyError: 'a mistake'" in (tmp_path / "output" / "log.txt").read_text()
 
 
 def test_adamw_decays_norms_as_configured(config: Path) -> None:

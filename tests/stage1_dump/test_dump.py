@@ -165,7 +165,7 @@ def test_an_unreadable_image_stops_its_shard_alone(
     shutil.copytree(images_folder, folder)
     broken = folder / "images" / "0012.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    Image.new("RGB", (10, 10)).save(folder / "images" / "0005.png")
+    Image.new("I;16", (96, 64)).save(folder / "images" / "0005.png")
     # Stored as annotated, but to be shown on its side (EXIF orientation 6).
     turned = Image.open(folder / "images" / "0033.png")
     turned.getexif()[0x0112] = 6
@@ -174,8 +174,9 @@ def test_an_unreadable_image_stops_its_shard_alone(
     assert main(["run", "--config-file", str(config)]) == 1
     said = capsys.readouterr()
     assert str(broken) in said.out and "image 12" in said.out
-    assert "expected 64x96" in said.out
+    assert "0005.png: holds 16 bits per channel" in said.out
     assert "0033.png: expected 62x92" in said.out and "found 92x62" in said.out
+    assert "its size as stored, but its EXIF orientation 6 turns it" in said.out
     assert said.out.count("record ") == 3 == int(said.out.split(" views could not")[0].split()[-1])
     reader = CacheReader(config.with_suffix(""))
     missing = {

@@ -3,16 +3,21 @@
 import hashlib
 import json
 import logging
+import os
+import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from detectron2.utils import comm
 from PIL import Image
 
 from configs.loader import load_config
-from detectors import export_model
+from detectors import checkpoint, export_model
 from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data
@@ -82,13 +87,89 @@ def test_a_cache_of_another_teacher_config_is_refused(
         check(configure(TEACHER={"CONFIG": str(tmp_path / "other.yaml")}))
 
 
-@pytest.mark.parametrize("weights", ["not/here.pth", "http://127.0.0.1:9/not/reached.pkl"])
+@pytest.mark.parametrize(
+    ("weights", "level", "message"),
+    [
+        ("not/here.pth", "WARNING", "not/here.pth: there is no such file, .*; correct the path"),
+        ("http://127.0.0.1:9/not/reached.pkl", "INFO", "reached.pkl was not fetched here"),
+        ("detectron2://not/fetched.pkl", "INFO", "fetched.pkl was not fetched here"),
+        ("", "INFO", "TEACHER.WEIGHTS is empty"),
+    ],
+)
 def test_without_the_weights_at_hand_the_teacher_is_checked_by_its_config(
-    configure: Configure, caplog: pytest.LogCaptureFixture, weights: str
+    configure: Configure,
+    caplog: pytest.LogCaptureFixture,
+    weights: str,
+    level: str,
+    message: str,
 ) -> None:
     with caplog.at_level(logging.INFO):
         check(configure(TEACHER={"WEIGHTS": weights}))
-    assert "checked by its config alone" in caplog.text
+    (record,) = [one for one in caplog.records if one.name == "stage2_distill.cache_check"]
+    assert record.levelname == level
+    assert "checked by its config alone" in record.getMessage()
+    assert re.search(message, record.getMessage())
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "build_model", None)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("name", ["teacher.pth", "plain.pth", "parallel.pth", "zoo.pkl"])
+def test_the_weights_of_a_file_are_compared_without_building_a_model(
+    configure: Configure, folder: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = torch.load(folder / "teacher.pth", weights_only=True)["model"]
+    arrays = {k: v.numpy() for k, v in state.items()}
+    arrays["anchor_generator.cell_anchors.0"] = np.zeros((3, 4), np.float32)
+    torch.save(state, tmp_path / "plain.pth")
+    parallel = {f"module.{k}": v for k, v in state.items()}
+    torch.save({"state_dict": parallel}, tmp_path / "parallel.pth")
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "zoo"}))
+    shutil.copy(folder / "teacher.pth", tmp_path / "teacher.pth")
+    with caplog.at_level(logging.INFO):
+        check(configure(TEACHER={"WEIGHTS": str(tmp_path / name)}))
+    assert "config alone" not in caplog.text
+
+
+@pytest.mark.usefixtures("no_model")
+def test_weights_that_were_fetched_are_compared(
+    configure: Configure, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    for name in ("there/t.pth", "detectron2/there/t.pth"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(folder / "teacher.pth", tmp_path / name)
+    for url in ("https://not.reached/there/t.pth", "detectron2://there/t.pth"):
+        check(configure(TEACHER={"WEIGHTS": url}))
+    (tmp_path / "there/t.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="the file is empty"):
+        check(configure(TEACHER={"WEIGHTS": "https://not.reached/there/t.pth"}))
+
+
+def test_weights_that_detectron2_converts_are_compared_as_it_loads_them(
+    configure: Configure, folder: Path, tmp_path: Path
+) -> None:
+    state = torch.load(folder / "teacher.pth", weights_only=True)["model"]
+    double = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(double, tmp_path / "double.pth")
+    check(configure(TEACHER={"WEIGHTS": str(tmp_path / "double.pth")}))
+
+
+def test_the_main_rank_alone_reads_the_weights(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "never_read.pth").touch()
+    path = configure(TEACHER={"WEIGHTS": str(tmp_path / "never_read.pth")})
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "all_gather", lambda mine: [("0" * 64, None), mine])
+    with pytest.raises(ValueError, match=r"teacher\.tensors: cached [0-9a-f]{64}, config 0{64}"):
+        check(path)
+    monkeypatch.setattr(comm, "all_gather", lambda mine: [(None, "it failed there"), mine])
+    with pytest.raises(ValueError, match="it failed there"):
+        check(path)
 
 
 def test_annotations_that_changed_beside_the_images_are_a_warning(
@@ -182,6 +263,19 @@ def test_an_image_that_changed_since_the_dump_stops_training_by_name(
         first_batch(path)
     assert one_line(caught.value).startswith(str(own_data / "images" / "train_"))
     assert "CACHE.PIXELS tolerate" in one_line(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_a_pipe_stops_training_by_name(
+    configure: Configure, own_data: Path, workers: int
+) -> None:
+    for path in sorted((own_data / "images").glob("train_*.png"))[1:]:
+        path.unlink()
+        os.mkfifo(path)
+    path = configure(DATASET={"FOLDER": str(own_data)}, DATALOADER={"NUM_WORKERS": workers})
+    with pytest.raises(ValueError, match="is no regular file") as caught:
+        first_batch(path)
+    assert one_line(caught.value).startswith(str(own_data / "images" / "train_"))
 
 
 def test_a_tolerated_difference_of_pixels_is_logged(
