@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from storage import CacheReader, verify
+from storage.example import add_example
 
 from . import fidelity, store_speed
 from .pipeline import StepError
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         help="COCO-format folders of real images, best one of 3 and one of 80 classes",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add_example(parser, "--photographs datasets/photographs --json output/cache.json")
     args = parser.parse_args(argv)
     try:
         rows = measure(args.output, args.photographs)

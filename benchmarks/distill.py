@@ -32,6 +32,7 @@ from detectors import export_model
 from detectors.command import register_data
 from stage2_distill import distiller
 from stage2_distill.trainer import DistillTrainer
+from storage.example import add_example
 
 from .pipeline import CONFIGS, Pipeline
 from .rows import Row, conclude
@@ -214,6 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="steps measured, default: 9")
     parser.add_argument("--folder", type=Path, help="keep everything there; default: thrown away")
     parser.add_argument("--memory-of", choices=SOURCES, help=argparse.SUPPRESS)
+    add_example(parser, "--preset compact --size 320 --batch 2")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         job = Settings(

@@ -37,6 +37,7 @@ import yaml
 
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import export_model, family_of
+from storage.example import add_example
 
 from . import plan_speed
 from .rows import Row, conclude
@@ -290,6 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=2, help="views in a forward, default: 2")
     parser.add_argument("--device", choices=tuple(OVERHEAD_LIMIT), default="cpu")
     parser.add_argument("--no-plan", action="store_true", help="leave the plan of COCO out")
+    add_example(parser, "--size 320 --batch 2 --no-plan")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gid-dump-") as folder:
         setting = Setting(

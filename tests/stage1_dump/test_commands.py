@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +163,18 @@ def test_a_plan_without_weights_leaves_the_teacher_open(
     identity = json.loads(output.read_text())["identity"]
     assert not {"teacher", "numerics"} & identity.keys()
     assert {"dataset", "augmentation", "codec", "shard_records"} <= identity.keys()
+
+
+def test_status_imports_nothing_that_takes_seconds(reference: Path) -> None:
+    script = f"""
+import sys
+from stage1_dump.__main__ import main
+assert main(["status", {str(reference)!r}]) == 0
+slow = {{"torch", "torchvision", "detectron2", "pycocotools", "matplotlib"}} & set(sys.modules)
+assert not slow, slow
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "20 of 20 records" in done.stdout
