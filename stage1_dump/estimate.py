@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.progress import format_bytes
 from detectors import load_model, teacher_fingerprint
 from storage import CacheError, Geometry, Index, Preset, get_preset, plan_to_json, preset_names
 from storage.layout import seal
+from storage.progress import format_bytes
 from storage.schema import Field, common_fields
 
 from .existing import Existing, look_at

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from dataset.annotations import require_images
 from storage.index import ShardTable
+from storage.progress import Progress
 
 from .estimate import Rate
 from .images import RecordImages, make_loader
@@ -49,16 +50,18 @@ def measure_rate(prepared: Prepared, cfg: CfgNode, num_batches: int) -> Rate:
             forked=True,
         )
         start, records = 0.0, 0
-        for number, (planned, batch) in enumerate(zip(batches, loader, strict=True)):
-            for failure in batch.failures:
-                raise ValueError(str(failure))
-            geometry = prepared.geometries[int(prepared.index.bucket[planned[0]])]
-            with naming_the_batch(len(batch.images), geometry):
-                codes = teacher.encode(teacher.run(batch.images), geometry)
-            # What is on the host has been waited for.
-            _ = [code.cpu() for code in codes.values()]
-            records += len(planned) if number else 0
-            start = start if number else time.perf_counter()
+        with Progress("measure", total=len(batches), unit="batches") as progress:
+            loaded = progress.over(zip(batches, loader, strict=True))
+            for number, (planned, batch) in enumerate(loaded):
+                for failure in batch.failures:
+                    raise ValueError(str(failure))
+                geometry = prepared.geometries[int(prepared.index.bucket[planned[0]])]
+                with naming_the_batch(len(batch.images), geometry):
+                    codes = teacher.encode(teacher.run(batch.images), geometry)
+                # What is on the host has been waited for.
+                _ = [code.cpu() for code in codes.values()]
+                records += len(planned) if number else 0
+                start = start if number else time.perf_counter()
         seconds = time.perf_counter() - start
     return Rate(
         records_per_sec=records / seconds,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from configs.loader import settings
 from detectors import SafeCheckpointer, training_images, weights_path
+from storage.progress import Progress
 
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
@@ -150,12 +151,13 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
     size = cfg.SOLVER.IMS_PER_BATCH
     batches = [draws[start : start + size] for start in range(0, len(draws), size)]
     found = []
-    for student in students:
-        distiller = _load_student(cfg, student, cached)
-        comparison = _Comparison(distiller)
-        for batch in batches:
-            comparison.add([dataset[draw] for draw in batch], *sources)
-        found.append(comparison.result(student))
+    total = len(students) * len(batches)
+    with Progress("fidelity", total=total, unit="batches") as progress:
+        for student in students:
+            comparison = _Comparison(_load_student(cfg, student, cached))
+            for batch in progress.over(batches):
+                comparison.add([dataset[draw] for draw in batch], *sources)
+            found.append(comparison.result(student))
     manifest = cached.reader.manifest
     variant = manifest.parameters.get("dtype", "")
     return Fidelity(

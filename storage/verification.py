@@ -105,7 +105,7 @@ def _check(
             problems += _check_strangers(store, root.manifest, table, sizes)
         problems += _check_uncommitted(store, root.manifest, table, shards, sizes)
         costs = {shard: checker.bytes_read(shard, sizes) for shard in shards}
-        bar = Progress(f"verify {level}", sum(costs.values()), shown=progress)
+        bar = Progress(f"verify {level}", total=sum(costs.values()), unit="B", shown=progress)
         found = list(_with_progress(results, costs, bar))
     problems += _judge(store, found)
     return Report(
@@ -219,7 +219,7 @@ def _with_progress(
 ) -> Iterator[ShardResult]:
     with progress:
         for batch in batches:
-            progress.advance(sum(costs[result.shard] for result in batch))
+            progress.update(sum(costs[result.shard] for result in batch))
             yield from batch
 
 

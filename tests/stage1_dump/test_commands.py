@@ -12,7 +12,7 @@ import pytest
 from stage1_dump.__main__ import main
 from storage import verify
 from tests.stage1_dump.conftest import IMAGES, Configure
-from tests.stage1_dump.helpers import store_bytes
+from tests.stage1_dump.helpers import dump, store_bytes
 
 Capture = pytest.CaptureFixture[str]
 
@@ -178,3 +178,35 @@ assert not slow, slow
     )
     assert done.returncode == 0, done.stderr
     assert "20 of 20 records" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "phases"),
+    [
+        (["plan", "--measure", "2"], {"reading instances_train.json", "measure"}),
+        (["run"], {"reading instances_train.json", "dump"}),
+        (["check"], {"reading instances_train.json", "check"}),
+        (["evaluate"], {"reading instances_train.json", "view 0", "AP of view 0"}),
+    ],
+)
+def test_long_phases_report_without_a_terminal(
+    command: list[str],
+    phases: set[str],
+    configure: Configure,
+    images_folder: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configure()
+    if command[0] in ("check", "evaluate"):
+        dump(config)
+    capsys.readouterr()
+    monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
+    monkeypatch.setattr("dataset.coco_json._CHARACTERS_A_STEP", 1)
+    arguments = ["--config-file", str(config)]
+    if command == ["evaluate"]:
+        annotations = images_folder / "annotations/instances_train.json"
+        arguments = [str(config.with_suffix("")), "--annotations", str(annotations)]
+    assert main([*command, *arguments]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith(" left")]
+    assert {line.partition(": ")[0] for line in lines} == phases
