@@ -24,8 +24,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     speed = planning.add_mutually_exclusive_group()
     speed.add_argument("--rate", type=_positive, help="records a second, for the time it takes")
     speed.add_argument(
-        "--measure", type=_count, metavar="N", help="time N batches of the teacher, on this machine"
-    )
+        "--measure", type=_count, metavar="N",
+        help="run N batches of the teacher on this machine, for the time and the sizes",
+    )  # fmt: skip
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
     planning.set_defaults(function=commands.plan)
     running = choices.add_parser("run", help="start or resume a dump; also under torchrun or srun")
