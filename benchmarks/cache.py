@@ -15,7 +15,7 @@ from pathlib import Path
 from storage import CacheReader, verify
 from storage.example import add_example
 
-from . import fidelity, store_speed
+from . import store_speed
 from .pipeline import StepError
 from .rows import Row, print_table, write_json
 
@@ -24,6 +24,8 @@ QUICK_LIMIT_SEC = 10.0
 
 def measure(output: Path, photographs: list[Path]) -> list[Row]:
     """Measure everything; each table is printed as soon as it is there."""
+    from . import fidelity  # here, since it imports PyTorch, which `--help` need not wait for
+
     rows: list[Row] = []
 
     def show(found: list[Row]) -> None:

@@ -18,24 +18,23 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import yaml
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
-from torch import nn
 
-from configs.loader import load_config
-from detectors import export_model
 from detectors.command import register_data
-from stage2_distill import distiller
-from stage2_distill.trainer import DistillTrainer
 from storage.example import add_example
 
 from .pipeline import CONFIGS, Pipeline
 from .rows import Row, conclude
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stage2_distill.trainer import DistillTrainer
+
+# PyTorch and detectron2 are imported where they are used, so that `--help` need not wait for them.
 
 SOURCES = ("none", "cache", "live")
 # A wide COCO photograph: one of the largest views that the shipped configs know.
@@ -73,6 +72,8 @@ class Student:
 
     def step(self) -> None:
         """Train one step and keep its time, waiting for data included."""
+        from detectron2.utils.events import EventStorage
+
         loop = self.trainer._trainer
         loop.iter = len(self.steps)
         with EventStorage(loop.iter) as storage:
@@ -86,6 +87,8 @@ class Student:
 
 def measure(job: Settings) -> list[Row]:
     """Set up, take the steps in turn, and compare."""
+    import torch
+
     prepare(job)
     students = {source: Student(trainer=build(job, source)) for source in SOURCES}
     for number in range(job.warmup + job.rounds):
@@ -126,6 +129,8 @@ def measure(job: Settings) -> list[Row]:
 
 def prepare(job: Settings) -> None:
     """Write images, random weights, configs and the cache, with the commands that users have."""
+    from detectors import export_model
+
     pipeline = Pipeline(folder=job.folder, data=job.folder / "data")
     pipeline.run(
         "data", "dataset", "synthetic", "--output", pipeline.data,
@@ -157,6 +162,9 @@ def prepare(job: Settings) -> None:
 
 def build(job: Settings, source: str) -> DistillTrainer:
     """One student, ready to step."""
+    from configs.loader import load_config
+    from stage2_distill.trainer import DistillTrainer
+
     cfg = load_config(
         str(job.folder / "distill.yaml"),
         [
@@ -173,6 +181,12 @@ def build(job: Settings, source: str) -> DistillTrainer:
 
 def selection_share(trainer: DistillTrainer) -> float:
     """Time of GISM over that of a step on one large view, the teacher's forward left out."""
+    import torch
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from stage2_distill import distiller
+
     height, width = LARGE
     instances = Instances(LARGE)
     instances.gt_boxes = Boxes(torch.tensor([[100.0, 100.0, 400.0, 500.0]]))
@@ -234,6 +248,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _own_peak(job: Settings, source: str) -> int:
+    import torch
+
     with redirect_stdout(sys.stderr):
         student = Student(trainer=build(job, source))
         for _ in range(2):
@@ -247,6 +263,8 @@ def _own_peak(job: Settings, source: str) -> int:
 
 def _write(job: Settings, name: str, base: str, content: dict[str, Any]) -> Path:
     """Write a config on top of a shipped one."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     common = {
         "_BASE_": str(CONFIGS / base),
@@ -262,7 +280,10 @@ def _write(job: Settings, name: str, base: str, content: dict[str, Any]) -> Path
 
 def _random_model(path: Path) -> nn.Module:
     """An untrained detector; small residual branches keep its frozen layers from overflowing."""
+    import torch
     from detectron2.modeling import build_model
+
+    from configs.loader import load_config
 
     torch.manual_seed(0)
     model = build_model(load_config(str(path)))
@@ -294,6 +315,8 @@ def _timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def _synchronise() -> None:
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -44,7 +44,7 @@ VALUE_LIMIT = 255
 # What Zstandard leaves of each field: its share at 800x1344, and how much larger that becomes when
 # the positions get fewer by a factor of e. Small maps are mostly border, which is predicted badly.
 # Between those of trained teachers, two for large views and two for views of 96 to 640 px; single
-# teachers are up to a tenth away.
+# teachers are up to an eighth away.
 _LARGE = 22_400  # positions of 800x1344
 _SHARE_LEFT = {
     "features_low": (0.6, 0.07), "features_high": (0.005, 0.011), "feature_scale": (0.01, 0.005),
