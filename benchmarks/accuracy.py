@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from storage.example import add_example
+
 from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_side
 from .rows import Row, print_table
 
@@ -118,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--presets", nargs="+", choices=list(TOLERANCE), default=list(TOLERANCE))
     parser.add_argument("--no-live", action="store_true", help="leave out the live teacher")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add_example(parser, "--seeds 1 --presets compact --photographs datasets/photographs")
     args = parser.parse_args(argv)
     content = {}
     reached = True

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from storage import CacheReader, verify
+from storage.example import add_example
 
-from . import fidelity, store_speed
+from . import store_speed
 from .pipeline import StepError
 from .rows import Row, print_table, write_json
 
@@ -23,6 +24,8 @@ QUICK_LIMIT_SEC = 10.0
 
 def measure(output: Path, photographs: list[Path]) -> list[Row]:
     """Measure everything; each table is printed as soon as it is there."""
+    from . import fidelity  # here, since it imports PyTorch, which `--help` need not wait for
+
     rows: list[Row] = []
 
     def show(found: list[Row]) -> None:
@@ -65,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         help="COCO-format folders of real images, best one of 3 and one of 80 classes",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add_example(parser, "--photographs datasets/photographs --json output/cache.json")
     args = parser.parse_args(argv)
     try:
         rows = measure(args.output, args.photographs)

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from storage.example import add_example
+
 from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_side
 from .report import Report, write_json, write_report
 
@@ -98,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         help="folder with images/ and annotations/instances_{train,val}.json; default: synthetic",
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of both students")
+    add_example(parser, "--output demo --seed 2")
     args = parser.parse_args(argv)
     try:
         report = run(args.output, args.data, args.seed)

@@ -19,24 +19,24 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import yaml
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
-from torch import nn
 
-from configs.loader import load_config
-from detectors import export_model
 from detectors.command import register_data
-from stage2_distill import distiller
-from stage2_distill.trainer import DistillTrainer
+from storage.example import add_example
 
 from .pipeline import CONFIGS, Pipeline
 from .rows import Row, conclude
 from .scenes import ViewSize, view_size, write_scenes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stage2_distill.trainer import DistillTrainer
+
+# PyTorch and detectron2 are imported where they are used, so that `--help` need not wait for them.
 
 SOURCES = ("none", "cache", "live")
 # Of a step with the cache over one on ground truth alone.
@@ -86,6 +86,8 @@ class Student:
 
     def step(self) -> None:
         """Train one step and keep its time, waiting for data included."""
+        from detectron2.utils.events import EventStorage
+
         loop = self.trainer._trainer
         loop.iter = len(self.steps)
         with EventStorage(loop.iter) as storage:
@@ -98,6 +100,8 @@ class Student:
 
     def blocking_transfers(self) -> int:
         """Count where the host waits for the GPU in one more step, by PyTorch's own detector."""
+        import torch
+
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -144,6 +148,8 @@ def measure(job: Settings) -> list[Row]:
 
 def prepare(job: Settings) -> None:
     """Write images, random weights, configs and the cache, with the commands that users have."""
+    from detectors import export_model
+
     if (job.folder / "cache").exists():
         return
     pipeline = Pipeline(folder=job.folder, data=job.folder / "data")
@@ -173,6 +179,9 @@ def prepare(job: Settings) -> None:
 
 def build(job: Settings, source: str) -> DistillTrainer:
     """One student, ready to step."""
+    from configs.loader import load_config
+    from stage2_distill.trainer import DistillTrainer
+
     cfg = load_config(
         str(job.folder / "distill.yaml"),
         [
@@ -192,6 +201,12 @@ def build(job: Settings, source: str) -> DistillTrainer:
 
 def selection_share(trainer: DistillTrainer) -> float:
     """Time of GISM over that of a step on one large view, the teacher's forward left out."""
+    import torch
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from stage2_distill import distiller
+
     height, width = LARGE
     instances = Instances(LARGE)
     instances.gt_boxes = Boxes(torch.tensor([[100.0, 100.0, 400.0, 500.0]]))
@@ -267,6 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         "--folder", type=Path, help="keep everything there, and use the cache that is there"
     )
     parser.add_argument("--memory-of", choices=SOURCES, help=argparse.SUPPRESS)
+    add_example(parser, "--preset compact --size 320 --batch 2")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         job = Settings(
@@ -289,6 +305,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _own_peak(job: Settings, source: str) -> int:
+    import torch
+
     with redirect_stdout(sys.stderr):
         student = Student(trainer=build(job, source))
         for _ in range(2):
@@ -316,7 +334,10 @@ def _write(job: Settings, name: str, base: str, content: dict[str, Any]) -> Path
 
 def _random_model(path: Path) -> nn.Module:
     """An untrained detector; small residual branches keep its frozen layers from overflowing."""
+    import torch
     from detectron2.modeling import build_model
+
+    from configs.loader import load_config
 
     torch.manual_seed(0)
     model = build_model(load_config(str(path)))
@@ -348,6 +369,8 @@ def _timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def _synchronise() -> None:
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -33,15 +33,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from configs.schema import TeacherConfig
-from detectors import export_model, family_of
+from storage.example import add_example
 
 from . import plan_speed
 from .rows import Row, conclude
 from .scenes import ViewSize, view_size, write_scenes
+
+# PyTorch is imported where it is used, so that `--help` need not wait for it.
 
 # Of a dump over the teacher's forward, by device and precision.
 OVERHEAD_LIMIT = {"cpu": 1.15, "cuda": 1.10}
@@ -98,6 +99,8 @@ class Runs:
 
     def round(self, setting: Setting) -> str:
         """Measure once more each; return a line."""
+        import torch
+
         self.forward += _in_processes(_forward, setting, 1)
         self.dump += _in_processes(_dump, setting, 1)
         if setting.device == "cpu" or torch.cuda.device_count() > 1:
@@ -211,16 +214,20 @@ def _run(work: Any, setting: Setting, rank: int, count: int, results: Connection
         cores = sorted(os.sched_getaffinity(0))
         # The last core for one rank: the first is where machines do their own work.
         os.sched_setaffinity(0, {cores[-1 - rank % len(cores)]})
+    import torch
+
     torch.set_num_threads(1)
     results.send(work(setting, rank, count))
 
 
 def _write_teacher(setting: Setting, rank: int, count: int) -> None:
     """Write the shipped teacher with seeded weights of the sizes that training gives them."""
+    import torch
     from detectron2.data.detection_utils import read_image
     from detectron2.modeling import build_model
 
     from configs.loader import load_config
+    from detectors import export_model, family_of
 
     cfg = load_config(str(TEACHER), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     torch.manual_seed(0)
@@ -240,6 +247,8 @@ def _write_teacher(setting: Setting, rank: int, count: int) -> None:
 
 def _forward(setting: Setting, rank: int, count: int) -> Spent:
     """The teacher's forward alone, over the batches of the dump, rendered before."""
+    import torch
+
     from configs.loader import load_config
     from stage1_dump.images import RecordImages, RenderedRecord
     from stage1_dump.numerics import fixed_numerics
@@ -307,6 +316,7 @@ def main(argv: list[str] | None = None) -> int:
         help="TEACHER.PRECISION, default: float32",
     )  # fmt: skip
     parser.add_argument("--no-plan", action="store_true", help="leave the plan of COCO out")
+    add_example(parser, "--size 320 --batch 2 --no-plan")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gid-dump-") as folder:
         setting = Setting(

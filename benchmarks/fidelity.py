@@ -18,19 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import TeacherConfig
-from stage2_distill.fidelity import LIMITS, Limits
-from storage import CacheReader
-from storage.index import ShardTable
+from storage.example import add_example
 
 from .pipeline import Pipeline
 from .rows import Row, conclude
 
 NUM_VIEWS = 64
-PRESETS: dict[str, Limits] = {
-    "exact": LIMITS["exact", "float32"],
-    "balanced": LIMITS["balanced", ""],
-    "compact": LIMITS["compact", ""],
-}
+PRESETS = ("exact", "balanced", "compact")
 BUDGET_MB = {"balanced": 8.0, "compact": 3.2}
 # Positions of all levels of a view padded to 800x1344: what a budget is about.
 _BUDGET_POSITIONS = 100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11
@@ -99,8 +93,12 @@ def fidelity_rows(subject: Subject, preset: str, precision: str = "float32") -> 
         preset: of the cache.
         precision: arithmetic of the dump, as in TEACHER.PRECISION; the live teacher has float32.
     """
+    # PyTorch is imported where it is used, so that `--help` need not wait for it.
+    from stage2_distill.fidelity import LIMITS
+
     found = _measure(subject.job, preset, precision)
-    limits, students = PRESETS[preset], found["students"]
+    limits = LIMITS[preset, "float32" if preset == "exact" else ""]
+    students = found["students"]
     what = f"{subject.name}, {subject.num_classes} classes, {found['views']} views, {preset}"
     if precision != "float32":
         what += f" in {precision}"
@@ -168,6 +166,9 @@ def _measure(job: Pipeline, preset: str, precision: str) -> dict[str, Any]:
 
 def _largest_record(cache: Path) -> float:
     """Bytes of the largest record of a store, in proportion to the positions of 800x1344."""
+    from storage import CacheReader
+    from storage.index import ShardTable
+
     reader = CacheReader(cache)
     table = ShardTable(reader.index, reader.manifest.shard_records)
     sizes = []
@@ -190,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--precision", choices=TeacherConfig.PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
+    add_example(parser, "--photographs datasets/photographs --precision bfloat16")
     args = parser.parse_args(argv)
     rows = [
         row

@@ -24,6 +24,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from storage.example import add_example
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SIZE = "800x1344"
@@ -160,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS, help="default: benchmarks/results")
     parser.add_argument("--only", metavar="TEXT", default="", help="parts with this in their name")
+    add_example(parser, "--only dump --output output/gpu")
     args = parser.parse_args(argv)
     import torch
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from storage.example import add_example
+
 from .pipeline import CONFIGS
 from .rows import Row, conclude
 
@@ -174,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_speed", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/plan_speed"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add_example(parser, "--json output/plan_speed.json")
     args = parser.parse_args(argv)
     rows = measure(args.output)
     return conclude(rows, args.json)

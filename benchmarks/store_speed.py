@@ -40,6 +40,7 @@ from storage import (
     get_preset,
     verify,
 )
+from storage.example import add_example
 from storage.layout import CRC_BYTES, commit_key
 from storage.schema import common_fields
 from storage.shards import decode_chunk
@@ -294,6 +295,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.store_speed", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/store_speed"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add_example(parser, "--json output/store_speed.json")
     args = parser.parse_args(argv)
     rows = [*reading(args.output), *opening(args.output), *verifying(args.output)]
     return conclude(rows, args.json)

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from storage.example import add_example
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "RESULTS.md"
@@ -73,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write or check the page; 1 where it is not current."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
+    add_example(parser, "--check")
     args = parser.parse_args(argv)
     before = PAGE.read_text()
     after = written(before, RESULTS)

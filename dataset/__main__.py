@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 
+from storage.example import add_example
+
 # Commands import what they need themselves, so that none waits for another's libraries.
 
 _SHOWN_PROBLEMS = 50
@@ -48,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--annotations", required=True, help="COCO annotation file")
     check.add_argument("--workers", type=int, help="processes; default: one a core")
     check.add_argument("--json", action="store_true", help="print every problem, as JSON")
+
+    add_example(parser, "coco --output datasets")
+    add_example(synthetic, "--output demo/data --train 400 --val 100")
+    add_example(coco, "--output datasets --split val2017 annotations")
+    val2017 = "datasets/coco/annotations/instances_val2017.json"
+    add_example(check, f"--images datasets/coco/val2017 --annotations {val2017}")
     return parser
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeGuard
 from dataset.annotations import image_path, parse_image
 from dataset.coco_json import iterate_sections
 from dataset.pixels import examine_image
-from dataset.progress import Progress
+from storage.progress import Progress
 
 # COCO's own boxes leave the image by fractions of a pixel; more than this is a mistake.
 _ROUNDING_PIXELS = 1.0
@@ -279,10 +279,8 @@ def _examine_images(
     """Decode every image; results come in the order of `files`."""
     if workers is None:
         workers = min(os.cpu_count() or 1, len(files) // _IMAGES_WORTH_A_PROCESS + 1)
-    with Progress("images", total=len(files), unit="image") as progress:
-        for found in _map_images(files, workers):
-            progress.update(1)
-            yield found
+    with Progress("images", total=len(files), unit="images") as progress:
+        yield from progress.over(_map_images(files, workers))
 
 
 def _map_images(files: list[tuple[str, int, int]], workers: int) -> Iterable[_Found | None]:

@@ -12,8 +12,13 @@ import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from storage.progress import Progress
+
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+
+# Telling progress of every element would take as long as decoding a small one.
+_CHARACTERS_A_STEP = 1 << 20
 
 
 def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, bool]]:
@@ -31,7 +36,8 @@ def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, b
     name = os.fspath(path)
     text = _read_text(name)
     try:
-        yield from _walk_object(text, name)
+        with Progress(f"reading {os.path.basename(name)}", total=len(text), unit="B") as progress:
+            yield from _walk_object(text, name, progress)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{name}: not valid JSON at line {error.lineno}, column {error.colno} "
@@ -54,7 +60,7 @@ def _read_text(name: str) -> str:
         raise ValueError(f"{name}: not UTF-8 text ({error}), so not COCO annotations") from None
 
 
-def _walk_object(text: str, name: str) -> Iterator[tuple[str, Any, bool]]:
+def _walk_object(text: str, name: str, progress: Progress) -> Iterator[tuple[str, Any, bool]]:
     position = _skip_space(text, 0)
     if text[position : position + 1] != "{":
         # Decoded only to tell broken JSON from JSON of another kind.
@@ -72,7 +78,7 @@ def _walk_object(text: str, name: str) -> Iterator[tuple[str, Any, bool]]:
         seen.add(section)
         if text[position : position + 1] == "[":
             yield section, None, False
-            position = yield from _walk_array(text, position, section)
+            position = yield from _walk_array(text, position, section, progress)
         else:
             value, position = _DECODER.raw_decode(text, position)
             yield section, value, False
@@ -83,13 +89,17 @@ def _walk_object(text: str, name: str) -> Iterator[tuple[str, Any, bool]]:
 
 
 def _walk_array(
-    text: str, position: int, section: str
+    text: str, position: int, section: str, progress: Progress
 ) -> Generator[tuple[str, Any, bool], None, int]:
     """Yield the elements of the array that opens at `position`; return where it ends."""
+    told = position
     position = _skip_space(text, position + 1)
     while text[position : position + 1] != "]":
         element, position = _DECODER.raw_decode(text, position)
         yield section, element, True
+        if position - told >= _CHARACTERS_A_STEP:
+            progress.update(position - told)
+            told = position
         position = _after_value(text, position, "]")
     return position + 1
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.fetch import RemoteFile, check_url, fetch, file_md5
-from dataset.progress import format_bytes
 from dataset.unpack import require_space, unpack
+from storage.progress import format_bytes
 
 BASE_URL = "http://images.cocodataset.org/"
 

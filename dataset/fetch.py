@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from dataset.progress import Progress, format_bytes
+from storage.progress import Progress, format_bytes
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SEC = 30.0
@@ -74,7 +74,9 @@ def fetch(remote: RemoteFile, target: Path, *, pause: Callable[[float], None] = 
     """
     partial = target.with_name(target.name + ".partial")
     start = _size(partial)
-    with Progress(target.name, total=remote.size_bytes, unit="B", start=start) as progress:
+    with Progress(
+        f"fetching {target.name}", total=remote.size_bytes, unit="B", start=start
+    ) as progress:
         if start:
             progress.say(f"{target.name}: continuing after {format_bytes(start)}")
         _transfer_with_retries(remote, partial, progress, pause)
@@ -92,9 +94,10 @@ def fetch(remote: RemoteFile, target: Path, *, pause: Callable[[float], None] = 
 def file_md5(path: Path) -> str:
     """MD5 of a file, in hexadecimal; shows its progress for large files."""
     digest = hashlib.md5(usedforsecurity=False)
+    label = f"checking {path.name.removesuffix('.partial')}"
     with (
         open(path, "rb") as file,
-        Progress(f"checking {path.name}", total=_size(path), unit="B") as progress,
+        Progress(label, total=_size(path), unit="B") as progress,
     ):
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset.progress import Progress
 from dataset.scenes import CLASS_NAMES, Scene, SceneObject, draw_scene
+from storage.progress import Progress
 
 _GENERATOR = "synthetic"
 # Raise it whenever the same parameters would give other bytes.
@@ -97,7 +97,7 @@ def write_synthetic(
     tasks = _tasks(folder, config)
     annotated: dict[str, list[_Annotated]] = {split: [] for split in _SPLITS}
     total = config.train + config.val
-    with Progress("images", total=total, unit="image") as progress:
+    with Progress("images", total=total, unit="images") as progress:
         for done in _draw_all(tasks, _worker_count(workers, total)):
             annotated[done[0].split] += done
             progress.update(len(done))

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from dataset.annotations import image_path
-from dataset.progress import Progress, format_bytes
+from storage.progress import Progress, format_bytes
 
 _CHUNK_BYTES = 1 << 20
 
@@ -40,12 +40,14 @@ def unpack(archive: Path, into: Path, *, top: str) -> int:
             missing = [not _is_there(t, i) for t, i in zip(targets, files, strict=True)]
             needed = sum(i.file_size for i, m in zip(files, missing, strict=True) if m)
             require_space(into, needed, f"unpacking {archive.name}")
-            with Progress(f"unpacking {archive.name}", total=len(files), unit="file") as progress:
+            total = sum(info.file_size for info in files)
+            with Progress(f"unpacking {archive.name}", total=total, unit="B") as progress:
                 for info, target in zip(files, targets, strict=True):
-                    if not (_is_there(target, info) and _crc32(target) == info.CRC):
-                        _write(source, info, target)
+                    if _is_there(target, info) and _crc32(target) == info.CRC:
+                        progress.update(info.file_size)
+                    else:
+                        _write(source, info, target, progress)
                         written += 1
-                    progress.update(1)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(
             f"{archive}: damaged archive ({error}); delete it and run the command again"
@@ -94,10 +96,14 @@ def _crc32(path: Path) -> int:
     return value
 
 
-def _write(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+def _write(
+    source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, progress: Progress
+) -> None:
     """Write one member; reading it to its end compares its CRC-32."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     with source.open(info) as packed, open(partial, "wb") as file:
-        shutil.copyfileobj(packed, file, _CHUNK_BYTES)
+        while chunk := packed.read(_CHUNK_BYTES):
+            file.write(chunk)
+            progress.update(len(chunk))
     partial.replace(target)

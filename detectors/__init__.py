@@ -1,15 +1,32 @@
-"""Detectors as detectron2 builds them, and what distillation needs to know of each family."""
+"""Detectors as detectron2 builds them, and what distillation needs to know of each family.
 
+Names are imported on first use: PyTorch and detectron2 take seconds, which `--help` need not wait.
+"""
+
+from __future__ import annotations
+
+import importlib
 import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import SafeCheckpointer, export_model, load_model, weights_path
+    from .family import DetectorFamily, family_of
+    from .fingerprint import config_fingerprint, teacher_fingerprint
+    from .images import to_model_image, training_images
+    from .outputs import DenseOutputs
 
 # detectron2's own, at import and at its first anchors; nothing that a user could act on.
 warnings.filterwarnings("ignore", message=".*(torch.jit.script|torch.meshgrid)")
 
-from .checkpoint import SafeCheckpointer, export_model, load_model, weights_path  # noqa: E402
-from .family import DetectorFamily, family_of  # noqa: E402
-from .fingerprint import config_fingerprint, teacher_fingerprint  # noqa: E402
-from .images import to_model_image, training_images  # noqa: E402
-from .outputs import DenseOutputs  # noqa: E402
+_MODULES = {
+    "checkpoint": ("SafeCheckpointer", "export_model", "load_model", "weights_path"),
+    "family": ("DetectorFamily", "family_of"),
+    "fingerprint": ("config_fingerprint", "teacher_fingerprint"),
+    "images": ("to_model_image", "training_images"),
+    "outputs": ("DenseOutputs",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "DenseOutputs",
@@ -24,3 +41,13 @@ __all__ = [
     "training_images",
     "weights_path",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

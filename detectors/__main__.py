@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from configs.loader import load_config
+from storage.example import add_example
 
 from .command import add_job_arguments, launch_job, run_command
 
@@ -22,6 +22,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_job_arguments(evaluation := commands.add_parser("eval", help="COCO evaluation"))
     evaluation.add_argument("--json", action="store_true", help="print the result as JSON")
     evaluation.set_defaults(eval_only=True)
+    example = "--config-file configs/teacher/retinanet_r101_1x.yaml"
+    add_example(parser, f"train {example}")
+    add_example(training, f"--num-gpus 8 {example}")
+    add_example(
+        evaluation, f"{example} MODEL.WEIGHTS output/teacher/retinanet_r101_1x/model_final.pth"
+    )
     return parser.parse_args(argv)
 
 
@@ -30,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
+        from configs.loader import load_config
+
         from .jobs import evaluate, train
 
         cfg = load_config(args.config_file, args.opts)

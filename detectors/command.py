@@ -10,8 +10,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from torch.multiprocessing.spawn import ProcessRaisedException
-
 from storage import CacheError
 
 if TYPE_CHECKING:
@@ -22,12 +20,11 @@ Job = Callable[["CfgNode", argparse.Namespace], Any]
 
 # What a user can mend; anything else is our own mistake and keeps its traceback. A missing module
 # is an extra that was not installed.
-_FOR_USERS = (
+_FOR_USERS: tuple[type[Exception], ...] = (
     CacheError,
     FloatingPointError,
     ModuleNotFoundError,
     OSError,
-    ProcessRaisedException,
     ValueError,
 )
 
@@ -60,7 +57,7 @@ def run_command(command: Callable[[], int]) -> int:
     """Turn the errors a user can mend into one line and an exit code."""
     try:
         return command()
-    except _FOR_USERS as error:
+    except _for_users() as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
@@ -75,6 +72,12 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+
+
+def _for_users() -> tuple[type[Exception], ...]:
+    """`_FOR_USERS`, and the error of a spawned rank, if anything here can spawn ranks by now."""
+    spawn = sys.modules.get("torch.multiprocessing.spawn")
+    return _FOR_USERS if spawn is None else (*_FOR_USERS, spawn.ProcessRaisedException)
 
 
 def one_line(error: Exception) -> str:

@@ -3,6 +3,8 @@
 stage1_dump.plan      annotations -> records with bucket and slot
 stage1_dump.prepare   config -> everything that is known before the teacher is loaded
 stage1_dump.estimate  what a dump would write: objects, bytes, time
+stage1_dump.sizes     the bytes, worked out for every preset and set right by samples
+stage1_dump.measure   the time and the samples, from a few batches on this machine
 stage1_dump.existing  what lies at CACHE.LOCATION already, and whether it is the planned cache
 stage1_dump.dump      the job, and the way of the data through it
 stage1_dump.status    how far a dump is

@@ -7,8 +7,12 @@ import logging
 import sys
 
 from detectors.command import add_config_arguments, run_command
+from storage.example import add_example
 
 from . import commands
+
+_CONFIG = "--config-file configs/distill/r50_2x_from_r101_1x.yaml"
+_CACHE = "output/cache/r101_1x_at_800"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,8 +24,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     speed = planning.add_mutually_exclusive_group()
     speed.add_argument("--rate", type=_positive, help="records a second, for the time it takes")
     speed.add_argument(
-        "--measure", type=_count, metavar="N", help="time N batches of the teacher, on this machine"
-    )
+        "--measure", type=_count, metavar="N",
+        help="run N batches of the teacher on this machine, for the time and the sizes",
+    )  # fmt: skip
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
     planning.set_defaults(function=commands.plan)
     running = choices.add_parser("run", help="start or resume a dump; also under torchrun or srun")
@@ -62,6 +67,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     judging.add_argument("--view", type=int, metavar="V", help="default: every complete view")
     judging.add_argument("--json", action="store_true", help="print the numbers as JSON")
     judging.set_defaults(function=commands.evaluate)
+    add_example(parser, f"run {_CONFIG}")
+    add_example(planning, f"--measure 20 {_CONFIG} CACHE.PRESET compact")
+    add_example(running, f"--num-gpus 8 {_CONFIG}")
+    add_example(checking, f"--sample 64 {_CONFIG}")
+    add_example(asking, _CACHE)
+    annotations = "datasets/coco/annotations/instances_train2017.json"
+    add_example(judging, f"{_CACHE} --annotations {annotations}")
     return parser.parse_args(argv)
 
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from configs.schema import TeacherConfig
 from dataset.likeness import compare_samples
-from dataset.progress import Progress
 from detectors import teacher_fingerprint
 from storage import CacheReader, RawOutputs
 from storage.canonical import differences
 from storage.index import ShardTable
+from storage.progress import Progress
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
 from .agreement import NOISE, Distance, distances_in_bits, distances_in_value

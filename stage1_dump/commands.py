@@ -21,11 +21,12 @@ def plan(args: argparse.Namespace) -> int:
     cfg = load_config(args.config_file, args.opts)
     prepared = prepare(cfg)
     rate = Rate(records_per_sec=args.rate, source="as given") if args.rate else None
+    samples = None
     if args.measure:
-        from .measure import measure_rate
+        from .measure import measure
 
-        rate = measure_rate(prepared, cfg, args.measure)
-    result = estimate(prepared, rate=rate)
+        rate, samples = measure(prepared, cfg, args.measure)
+    result = estimate(prepared, rate=rate, samples=samples)
     print(result.to_json() if args.json else result)
     if args.output:
         Path(args.output).write_text(plan_text(prepared))

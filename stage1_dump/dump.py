@@ -22,9 +22,9 @@ from itertools import chain
 from detectron2.config import CfgNode
 
 from dataset.annotations import require_images
-from dataset.progress import format_bytes
 from detectors import teacher_fingerprint
 from storage import CacheWriter, ClaimLostError, ShardId
+from storage.progress import Progress, format_bytes
 
 from .arrays import ShardArrays
 from .compute import BatchComputer
@@ -35,7 +35,6 @@ from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
 from .profile import CLAIM, IMAGES, WRITE, Profile, Shares
-from .progress import DumpProgress
 from .ranks import Claims, Rank, current_rank, pick_device
 from .runlog import RunLog
 from .teacher import Teacher, load_teacher
@@ -167,21 +166,22 @@ class DumpJob:
         missing = self._writer.missing()
         total = self._count_missing()
         self._announce(missing, total)
-        self._progress = DumpProgress(
-            total,
+        alone = self._rank.world_size == 1
+        self._progress = Progress(
+            "dump",
+            total=total,
+            unit="records",
             shown=self._rank.local == 0,
-            count_missing=self._count_missing if self._rank.world_size > 1 else None,
+            count_done=None if alone else lambda: total - self._count_missing(),
         )
         start, cpu_start = time.monotonic(), time.process_time()
-        try:
-            with ShardWriters(self._write, self._profile) as self._writers:
-                while missing:
-                    if not self._pass(missing):
-                        logger.info("waiting for %d shards of other ranks", len(missing))
-                        time.sleep(POLL_SEC)
-                    missing = [s for s in self._writer.missing() if s not in self._failed]
-        finally:
-            self._progress.close()
+        with self._progress, ShardWriters(self._write, self._profile) as self._writers:
+            while missing:
+                if not self._pass(missing):
+                    logger.info("waiting for %d shards of other ranks", len(missing))
+                    time.sleep(POLL_SEC)
+                    self._progress.update(0)
+                missing = [s for s in self._writer.missing() if s not in self._failed]
         elapsed = time.monotonic() - start
         return DumpReport(
             shards=self._log.shards,

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 
-from dataset.progress import format_bytes
 from detectors import load_model, teacher_fingerprint
-from storage import CacheError, Geometry, Index, Preset, get_preset, plan_to_json, preset_names
-from storage.layout import seal
-from storage.schema import Field, common_fields
+from storage import CacheError, Index, plan_to_json
+from storage.progress import format_bytes
 
 from .existing import Existing, look_at
 from .prepare import Prepared
-
-# zarr's sharding: a CRC32C behind each chunk and behind the table, offset and length of a chunk.
-_CRC_BYTES = 4
-_TABLE_ENTRY_BYTES = 16
+from .sizes import (
+    PresetEstimate,
+    Sample,
+    candidates,
+    estimate_preset,
+    sample_of_cache,
+    title_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,58 +37,16 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PresetEstimate:
-    """The size of the planned records under one preset.
-
-    Attributes:
-        field_bytes: field name to the bytes of its objects; exact, but for compressed fields,
-            where it is what they would be without compression: an upper bound.
-        compressed_fields: names of those fields.
-        typical_field_bytes: of the compressed fields whose typical size the preset knows, that
-            size: an estimate.
-        total_bytes: all fields, at most.
-        expected_bytes: all fields, with the estimates where there are any.
-        objects: files, or objects of an object store, metadata and commits included.
-    """
-
-    field_bytes: dict[str, int]
-    compressed_fields: list[str]
-    typical_field_bytes: dict[str, int]
-    total_bytes: int
-    expected_bytes: int
-    objects: int
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether nothing is compressed."""
-        return not self.compressed_fields
-
-    def lines(self, title: str, records: int) -> Iterator[str]:
-        """The size as text: all fields, then each."""
-        about = "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
-        yield (
-            f"{title}: {about}{format_bytes(self.expected_bytes)}, "
-            f"{format_bytes(self.expected_bytes / records)} a record, {self.objects:,} objects"
-        )
-        for field, size in self.field_bytes.items():
-            note = ""
-            if field in self.typical_field_bytes:
-                note = f", estimated; {format_bytes(size)} before compression"
-                size = self.typical_field_bytes[field]
-            elif field in self.compressed_fields:
-                note = ", before compression"
-            yield f"  {field:18} {format_bytes(size):>10}{note}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a dump would write; `str` gives a table, `to_json` the numbers.
 
     Attributes:
-        location, preset: of the config.
+        location: of the config.
+        preset: title of the config's, in `presets`.
         images, views, records, buckets, shards: counts.
         shard_records: records of a full shard.
         presets: the size under every preset.
+        smaller: those of them that would be smaller than the config's, the smallest first.
         done_records: records that the cache at the location holds already.
         free_bytes: space left where the cache would lie; None for an object store.
         rate: records a second; None where it is not known.
@@ -104,6 +64,7 @@ class Estimate:
     shards: int
     shard_records: int
     presets: dict[str, PresetEstimate]
+    smaller: list[str]
     done_records: int
     free_bytes: int | None
     rate: float | None
@@ -127,6 +88,12 @@ class Estimate:
         for name, preset in self.presets.items():
             chosen = " (CACHE.PRESET)" if name == self.preset else ""
             yield from preset.lines(f"{name}{chosen}", self.records)
+        if self.smaller:
+            sizes = [
+                f"{name} ({format_bytes(self.presets[name].expected_bytes)})"
+                for name in self.smaller
+            ]
+            yield f"smaller than {self.preset} here: {', '.join(sizes)}"
         if self.done_records:
             yield f"done already: {self.done_records:,} records"
         if self.free_bytes is not None:
@@ -137,7 +104,12 @@ class Estimate:
         yield from (f"warning: {text}" for text in self.warnings)
 
 
-def estimate(prepared: Prepared, *, rate: Rate | None = None) -> Estimate:
+def estimate(
+    prepared: Prepared,
+    *,
+    rate: Rate | None = None,
+    samples: Mapping[str, Sample] | None = None,
+) -> Estimate:
     """Work out what a dump would write; writes nothing, and opens neither images nor weights.
 
     What lies at CACHE.LOCATION already is taken into account, unless it is an object store:
@@ -146,26 +118,35 @@ def estimate(prepared: Prepared, *, rate: Rate | None = None) -> Estimate:
     Args:
         prepared: the planned dump.
         rate: of all ranks together; without it, that of the cache's own log.
+        samples: what some records took under presets, by title; of the config's preset, the
+            records that are in the cache already tell it.
     """
     index = prepared.index
     shards = _shards_of_buckets(index, prepared.shard_records)
-    presets = {name: _estimate_preset(prepared, name, shards) for name in preset_names()}
+    title = title_of(prepared.preset)
+    samples = dict(samples or {})
     existing, warnings = _look(prepared)
-    done, present = (existing.status.done_records, existing.num_bytes) if existing else (0, 0)
+    done = existing.status.done_records if existing else 0
+    if existing and (sample := sample_of_cache(prepared, existing.sizes)):
+        samples[title] = sample
+    presets = {
+        name: estimate_preset(prepared, preset, shards, samples.get(name))
+        for name, preset in candidates(prepared.preset).items()
+    }
     if rate is None and existing and existing.status.rate:
         rate = Rate(records_per_sec=existing.status.rate, source="log of this cache")
-    chosen = presets[prepared.settings.cache.preset]
+    chosen = presets[title]
     location = prepared.settings.cache.location
     free = _free_bytes(location)
-    needed = chosen.expected_bytes - present
+    needed = chosen.expected_bytes - (sum(existing.sizes.values()) if existing else 0)
     if free is not None and needed > free:
         warnings.append(
-            f"preset {prepared.preset.name} needs {format_bytes(needed)}, but only "
+            f"preset {title} needs {format_bytes(needed)}, but only "
             f"{format_bytes(free)} are free at {location}"
         )
     return Estimate(
         location=location,
-        preset=prepared.preset.name,
+        preset=title,
         images=len(prepared.images),
         views=index.num_views,
         records=len(index),
@@ -173,6 +154,7 @@ def estimate(prepared: Prepared, *, rate: Rate | None = None) -> Estimate:
         shards=int(shards.sum()),
         shard_records=prepared.shard_records,
         presets=presets,
+        smaller=_smaller(presets, title),
         done_records=done,
         free_bytes=free,
         rate=rate.records_per_sec if rate else None,
@@ -180,6 +162,12 @@ def estimate(prepared: Prepared, *, rate: Rate | None = None) -> Estimate:
         seconds=(len(index) - done) / rate.records_per_sec if rate else None,
         warnings=warnings,
     )
+
+
+def _smaller(presets: Mapping[str, PresetEstimate], title: str) -> list[str]:
+    """Presets that take less than the one of that title, the smallest first."""
+    sizes = {name: preset.expected_bytes for name, preset in presets.items()}
+    return sorted((name for name in sizes if sizes[name] < sizes[title]), key=sizes.__getitem__)
 
 
 def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
@@ -218,45 +206,6 @@ def plan_text(prepared: Prepared) -> str:
     stated = {name: value for name, value in plan["identity"].items() if name not in unknown}
     # The id covers the whole identity, so it is not known either.
     return json.dumps({**plan, "identity": stated, "cache_id": ""}, indent=1) + "\n"
-
-
-def _estimate_preset(prepared: Prepared, name: str, shards: np.ndarray) -> PresetEstimate:
-    """Args: the dump, the preset's name, and the number of shards of every bucket."""
-    config, index = prepared.settings.cache, prepared.index
-    preset = prepared.preset if name == config.preset else get_preset(name)
-    records = np.bincount(index.bucket)
-    table_bytes = prepared.shard_records * _TABLE_ENTRY_BYTES + _CRC_BYTES
-    sizes: dict[str, int] = {}
-    typical: dict[str, int] = {}
-    compressed: set[str] = set()
-    fields: list[Field] = []
-    for bucket, geometry in enumerate(prepared.geometries):
-        fields = _fields_of(preset, geometry, prepared.teacher_cfg.TEST.DETECTIONS_PER_IMAGE)
-        known = preset.typical_bytes(geometry)
-        tables = int(shards[bucket]) * table_bytes
-        for field in fields:
-            chunks = int(records[bucket]) * (field.num_bytes + _CRC_BYTES)
-            sizes[field.name] = sizes.get(field.name, 0) + chunks + tables
-            if field.compression:
-                compressed.add(field.name)
-            if field.name in known:
-                chunks = int(records[bucket]) * (known[field.name] + _CRC_BYTES)
-                typical[field.name] = typical.get(field.name, 0) + chunks + tables
-    # Metadata: the root, its digest and all that the two vouch for. Data: each shard's fields,
-    # and its commit.
-    _, metadata = seal(prepared.manifest(teacher={}, numerics={}, preset=preset), index)
-    return PresetEstimate(
-        field_bytes=sizes,
-        compressed_fields=[name for name in sizes if name in compressed],
-        typical_field_bytes=typical,
-        total_bytes=sum(sizes.values()),
-        expected_bytes=sum({**sizes, **typical}.values()),
-        objects=2 + len(metadata) + int(shards.sum()) * (len(fields) + 1),
-    )
-
-
-def _fields_of(preset: Preset, geometry: Geometry, num_detections: int) -> list[Field]:
-    return [*preset.fields(geometry), *common_fields(num_detections)]
 
 
 def _shards_of_buckets(index: Index, shard_records: int) -> np.ndarray:

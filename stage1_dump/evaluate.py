@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import HFlipTransform
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
@@ -27,10 +27,10 @@ from configs.schema import ViewsConfig
 from dataset.annotations import ImageTable, dataset_fingerprint, load_images
 from dataset.changes import changed_images
 from dataset.coco_json import iterate_sections
-from dataset.progress import Progress
 from detectors.evaluate import known_numbers
 from storage import CacheReader
 from storage.index import ShardTable
+from storage.progress import Progress
 
 # Records read at once.
 _READ = 64
@@ -100,7 +100,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
                     part = records[start : start + _READ]
                     _process(evaluator, reader, part, images)
                     progress.update(len(part))
-            with redirect_stdout(StringIO()):
+            with redirect_stdout(StringIO()), _matching_shown(f"AP of view {number}"):
                 results = evaluator.evaluate(img_ids=images.ids.tolist())
             found[number] = known_numbers(results["bbox"])
     return Evaluation(
@@ -220,6 +220,33 @@ def _coco_evaluator(reader: CacheReader, annotations: str) -> Iterator[COCOEvalu
         yield COCOEvaluator(name, tasks=("bbox",), distributed=False, use_fast_impl=False)
     finally:
         MetadataCatalog.remove(name)
+
+
+@contextmanager
+def _matching_shown(label: str) -> Iterator[None]:
+    """Show how far pycocotools is: on a large set it matches boxes for many minutes, in silence.
+
+    Neither it nor detectron2 has a place to listen, but its class calls a method for each image,
+    class and range of areas, and detectron2 looks that class up by name.
+    """
+    stock = coco_evaluation.COCOeval
+
+    class Reporting(stock):  # type: ignore[misc, valid-type]
+        def evaluate(self) -> None:
+            params = self.params
+            total = len(params.imgIds) * len(params.catIds) * len(params.areaRng)
+            with Progress(label, total=total, unit="lists of boxes") as self.progress:
+                super().evaluate()
+
+        def evaluateImg(self, *args: Any) -> Any:
+            self.progress.update()
+            return super().evaluateImg(*args)
+
+    coco_evaluation.COCOeval = Reporting
+    try:
+        yield
+    finally:
+        coco_evaluation.COCOeval = stock
 
 
 def _categories(annotations: str) -> dict[int, str]:

@@ -19,7 +19,6 @@ from storage import (
     read_logs,
 )
 from storage.canonical import differences
-from storage.layout import BUCKETS
 
 from .prepare import Prepared
 from .status import Status, read_status
@@ -33,12 +32,12 @@ class Existing:
 
     Attributes:
         status: how far it is, and how fast it went.
-        num_bytes: what its records occupy.
+        sizes: key to size, bytes, of its objects.
         differences: why it is another cache than the planned one; empty if it is that one.
     """
 
     status: Status
-    num_bytes: int
+    sizes: dict[str, int]
     differences: tuple[str, ...]
 
 
@@ -55,7 +54,7 @@ def look_at(prepared: Prepared) -> Existing | None:
         return None
     return Existing(
         status=read_status(location),
-        num_bytes=sum(reader.location.sizes(BUCKETS).values()),
+        sizes=reader.location.sizes(),
         differences=tuple(_differences(prepared, reader)),
     )
 

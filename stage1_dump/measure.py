@@ -1,32 +1,44 @@
-"""How fast the teacher is on this machine: a few batches of the plan, computed and thrown away."""
+"""How fast the teacher is on this machine, and what its records take, on a few batches of the plan.
+
+Everything is computed and thrown away.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from detectron2.config import CfgNode
 
 from dataset.annotations import require_images
+from storage import Geometry, Preset, RawOutputs
 from storage.index import ShardTable
+from storage.progress import Progress
+from storage.shards import encode_shard
 
 from .estimate import Rate
-from .images import RecordImages, make_loader
+from .images import ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared
 from .ranks import Rank, pick_device
-from .teacher import load_teacher, naming_the_batch
+from .sizes import Sample, candidates, compressed_fields, table_bytes
+from .teacher import Teacher, load_teacher, naming_the_batch
+
+# Sizes vary less than times do.
+_MOST_BATCHES_WEIGHED = 8
 
 
-def measure_rate(prepared: Prepared, cfg: CfgNode, num_batches: int) -> Rate:
-    """Render, compute and encode batches from all over the plan as one rank does, writing nothing.
-
-    One more batch goes first and does not count: it starts the image workers and the device.
+def measure(prepared: Prepared, cfg: CfgNode, num_batches: int) -> tuple[Rate, dict[str, Sample]]:
+    """Time batches from all over the plan, as one rank computes them, and weigh some of them.
 
     Args:
         prepared: the planned dump.
         cfg: the config that it was prepared from.
         num_batches: teacher forwards to time.
+
+    Returns:
+        The rate, and what the records took under each preset that compresses, by its title.
 
     Raises:
         FileNotFoundError: images, or the teacher's weights, are not there.
@@ -40,30 +52,92 @@ def measure_rate(prepared: Prepared, cfg: CfgNode, num_batches: int) -> Rate:
         teacher = load_teacher(
             prepared.teacher_cfg, device, precision=ours.precision, preset=prepared.preset
         )
-        batches = _spread(prepared, num_batches + 1)
+        run = _Measurement(prepared, teacher, cfg.DATALOADER.NUM_WORKERS)
+        rate = run.time(num_batches)
+        return rate, run.weigh(min(num_batches, _MOST_BATCHES_WEIGHED))
+
+
+class _Measurement:
+    """A teacher with the views that it is measured on."""
+
+    def __init__(self, prepared: Prepared, teacher: Teacher, num_workers: int) -> None:
+        self._prepared = prepared
+        self._teacher = teacher
+        self._num_workers = num_workers
+
+    def time(self, count: int) -> Rate:
+        """Compute and encode batches. One more goes first: it starts workers and device."""
+        start, records = 0.0, 0
+        with Progress("measure speed", total=count + 1, unit="batches") as progress:
+            for number, (batch, geometry) in enumerate(progress.over(self._batches(count + 1))):
+                with naming_the_batch(len(batch.images), geometry):
+                    outputs = self._teacher.run(batch.images)
+                    codes = self._teacher.encode(outputs, geometry)
+                # What is on the host has been waited for.
+                _ = [code.cpu() for code in codes.values()]
+                records += len(batch.images) if number else 0
+                start = start if number else time.perf_counter()
+        device = self._teacher.device.type
+        return Rate(
+            records_per_sec=records / (time.perf_counter() - start),
+            source=f"{count} batches measured here on one {device}, without writing",
+        )
+
+    def weigh(self, count: int) -> dict[str, Sample]:
+        """Encode and compress batches in every preset that compresses.
+
+        Apart from the time taken: beside this work, image workers would get ahead of the teacher.
+        """
+        geometries = self._prepared.geometries
+        presets = {
+            title: preset
+            for title, preset in candidates(self._prepared.preset).items()
+            if compressed_fields(preset, geometries[0])
+        }
+        records = np.zeros(len(geometries), dtype=np.int64)
+        taken: dict[str, dict[str, int]] = {title: {} for title in presets}
+        if not presets:
+            return {}
+        with Progress("measure sizes", total=count, unit="batches") as progress:
+            for batch, geometry in progress.over(self._batches(count)):
+                with naming_the_batch(len(batch.images), geometry):
+                    raw = self._teacher.run(batch.images).raw()
+                records[geometries.index(geometry)] += len(batch.images)
+                for title, preset in presets.items():
+                    for name, size in _compressed_bytes(preset, raw, geometry):
+                        taken[title][name] = taken[title].get(name, 0) + size
+        source = f"{records.sum():,} records measured here"
+        return {
+            title: Sample(source=source, records=records, field_bytes=sizes)
+            for title, sizes in taken.items()
+        }
+
+    def _batches(self, count: int) -> Iterator[tuple[ImageBatch, Geometry]]:
+        """Batches with the geometry of their views, each the first of its shard, over all."""
+        prepared = self._prepared
+        planned = _spread(prepared, count)
         loader = make_loader(
-            RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg),
-            batches,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            device=device,
+            RecordImages(prepared.images, prepared.image_root, prepared.index, self._teacher.cfg),
+            planned,
+            num_workers=self._num_workers,
+            device=self._teacher.device,
             forked=True,
         )
-        start, records = 0.0, 0
-        for number, (planned, batch) in enumerate(zip(batches, loader, strict=True)):
-            for failure in batch.failures:
-                raise ValueError(str(failure))
-            geometry = prepared.geometries[int(prepared.index.bucket[planned[0]])]
-            with naming_the_batch(len(batch.images), geometry):
-                codes = teacher.encode(teacher.run(batch.images), geometry)
-            # What is on the host has been waited for.
-            _ = [code.cpu() for code in codes.values()]
-            records += len(planned) if number else 0
-            start = start if number else time.perf_counter()
-        seconds = time.perf_counter() - start
-    return Rate(
-        records_per_sec=records / seconds,
-        source=f"{num_batches} batches measured here on one {device.type}, without writing",
-    )
+        for records, batch in zip(planned, loader, strict=True):
+            if batch.failures:
+                raise ValueError(str(batch.failures[0]))
+            yield batch, prepared.geometries[int(prepared.index.bucket[records[0]])]
+
+
+def _compressed_bytes(
+    preset: Preset, raw: RawOutputs, geometry: Geometry
+) -> Iterator[tuple[str, int]]:
+    """Each compressed field with the bytes of its chunks, as a dump writes them."""
+    codes = preset.encode(raw, geometry)
+    for field in compressed_fields(preset, geometry):
+        values = codes[field.name].cpu().numpy()
+        written = encode_shard(field, geometry, len(values), values)
+        yield field.name, len(written) - table_bytes(len(values))
 
 
 def _spread(prepared: Prepared, count: int) -> list[list[int]]:

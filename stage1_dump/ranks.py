@@ -13,11 +13,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-
-import torch
+from typing import TYPE_CHECKING
 
 from storage import CacheError, CacheWriter, ShardId
 from storage.layout import commit_key
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,9 @@ def pick_device(name: str, rank: Rank) -> torch.device:
     Raises:
         ValueError: there is no such GPU.
     """
+    # Here, since `status` needs this module but no device.
+    import torch
+
     device = torch.device(name)
     if device.type != "cuda":
         return device

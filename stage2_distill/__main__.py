@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from configs.loader import load_config
 from detectors.command import (
     add_config_arguments,
     add_job_arguments,
     launch_job,
     run_command,
 )
+from storage.example import add_example
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,6 +35,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     comparing.add_argument("--views", type=int, default=64, help="number of views (default: 64)")
     comparing.add_argument("--json", action="store_true", help="print JSON")
     showing.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url=None)
+    config = "--config-file configs/distill/r50_2x_from_r101_1x.yaml"
+    student = "MODEL.WEIGHTS output/distill/r50_2x_from_r101_1x/student_final.pth"
+    add_example(parser, f"train {config}")
+    add_example(training, f"--num-gpus 8 {config} OUTPUT_DIR output/distill/second")
+    add_example(showing, f"--count 8 --output pictures {config} {student}")
+    add_example(comparing, f"--views 64 {config}")
     return parser.parse_args(argv)
 
 
@@ -43,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
+        from configs.loader import load_config
+
         from . import jobs
 
         cfg = load_config(args.config_file, args.opts)

@@ -24,6 +24,7 @@ from torch import Tensor
 from configs.loader import settings
 from detectors import SafeCheckpointer, training_images, weights_path
 from detectors.arithmetic import arithmetic
+from storage.progress import Progress
 
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
@@ -151,14 +152,15 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
     size = cfg.SOLVER.IMS_PER_BATCH
     batches = [draws[start : start + size] for start in range(0, len(draws), size)]
     found = []
-    for student in students:
-        distiller = _load_student(cfg, student, cached)
-        comparison = _Comparison(distiller)
-        # The student's part too: its own rounding would pass for the cache's.
-        with arithmetic("float32", torch.device(cfg.MODEL.DEVICE)):
-            for batch in batches:
+    total = len(students) * len(batches)
+    # Without TF32 in the student too: its own rounding would pass for the cache's.
+    exact = arithmetic("float32", torch.device(cfg.MODEL.DEVICE))
+    with exact, Progress("fidelity", total=total, unit="batches") as progress:
+        for student in students:
+            comparison = _Comparison(_load_student(cfg, student, cached))
+            for batch in progress.over(batches):
                 comparison.add([dataset[draw] for draw in batch], *sources)
-        found.append(comparison.result(student))
+            found.append(comparison.result(student))
     manifest = cached.reader.manifest
     variant = manifest.parameters.get("dtype", "")
     return Fidelity(

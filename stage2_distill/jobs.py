@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up
+from storage.progress import Progress
 
 from .fidelity import checkpoints_of, measure
 from .show import draw_views
@@ -29,8 +31,10 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
     set_up(cfg, args)
-    for path in draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR)):
-        print(path)
+    paths = draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR))
+    with Progress("pictures", total=args.count, unit="views") as progress:
+        for path in progress.over(paths):
+            progress.say(str(path), file=sys.stdout)
 
 
 def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:

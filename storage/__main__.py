@@ -7,9 +7,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from storage import commands
-from storage.checker import LEVELS
 from storage.errors import CacheError
+from storage.example import add_example
+from storage.report import LEVELS
+
+# `storage.commands` is imported once a command runs: zarr takes time that `--help` need not wait.
+
+_CACHE = "output/cache/r101_1x_at_800"
+_EXAMPLES = {
+    "info": _CACHE,
+    "verify": f"{_CACHE} --level deep",
+    "repair": f"{_CACHE} --dry-run",
+    "drop-views": f"{_CACHE} --keep 1 --dry-run",
+    "compare": f"{_CACHE} s3://bucket/r101_1x_at_800",
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,7 +35,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "compare": "same plan, same bytes, largest difference of each field",
     }
     parsers = {name: commands.add_parser(name, help=text) for name, text in helps.items()}
+    add_example(parser, f"verify {_EXAMPLES['verify']}")
     for name, one in parsers.items():
+        add_example(one, _EXAMPLES[name])
         one.add_argument("cache", help="local path, s3://, gs:// or az:// URL")
         if name == "compare":
             one.add_argument("other", help="the second cache")
@@ -55,6 +68,8 @@ def _count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 success, 1 failure, 2 wrong use."""
     args = vars(parse(arguments))
+    from storage import commands
+
     run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
     try:
         return int(run(args.pop("cache"), as_json=args.pop("json"), **args))

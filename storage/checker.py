@@ -23,8 +23,6 @@ from storage.schema import Field, ShardId
 from storage.shards import chunk_table, decode_chunk
 from storage.values import wrong_values
 
-LEVELS = ("quick", "full", "deep")
-
 _INDEX_ENTRY = 16
 
 # Reading and parsing a commit takes as long as reading and hashing about this many bytes.

@@ -57,7 +57,7 @@ def run_verify(cache: str, *, level: str, expect: str | None, workers: int, as_j
     if expect is not None:
         plan = canonical.load(Path(expect).read_bytes(), expect)
         plan_from_json(plan, expect)  # refused before any work
-    report = verify(cache, level, plan, workers, progress=not as_json)
+    report = verify(cache, level, plan, workers, progress=True)
     _print([json.dumps(report.to_json(), indent=1)] if as_json else report.lines())
     return OK if report.ok else FAILED
 
@@ -65,7 +65,7 @@ def run_verify(cache: str, *, level: str, expect: str | None, workers: int, as_j
 def run_repair(cache: str, *, level: str, dry_run: bool, workers: int, as_json: bool) -> int:
     """Drop the damaged shards of a store, named first."""
     location = Location(cache)
-    plan = plan_repair(location, verify(location, level, None, workers, progress=not as_json))
+    plan = plan_repair(location, verify(location, level, None, workers, progress=True))
     if as_json:
         summary = {
             "store": plan.store,
@@ -97,7 +97,7 @@ def run_drop_views(cache: str, *, keep: int, dry_run: bool, as_json: bool) -> in
         [json.dumps({**asdict(plan), "dry_run": dry_run}, indent=1)] if as_json else plan.lines()
     )
     if not dry_run:
-        drop_views(location, keep, progress=not as_json)
+        drop_views(location, keep, progress=True)
     if not as_json:
         stay = "view 0 stays" if keep == 1 else f"views 0 to {keep - 1} stay"
         _print([f"{location}: {stay}{'; nothing was changed yet' if dry_run else ''}"])
@@ -106,7 +106,7 @@ def run_drop_views(cache: str, *, keep: int, dry_run: bool, as_json: bool) -> in
 
 def run_compare(cache: str, *, other: str, as_json: bool) -> int:
     """Compare two stores; fails if a byte differs."""
-    result = compare(cache, other)
+    result = compare(cache, other, progress=True)
     _print([json.dumps(result.to_json(), indent=1)] if as_json else result.lines())
     return OK if result.same_bytes else FAILED
 

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage import canonical
 from storage.layout import CLAIMS, LOG, commit_key, object_key
 from storage.location import LOCAL_BLOCK, REMOTE_BLOCK, Location
 from storage.manifest import Manifest
+from storage.progress import Progress
 from storage.reader import CacheReader
 from storage.schema import Field
 
@@ -77,17 +79,24 @@ class Comparison:
 
 
 def compare(
-    first: str | os.PathLike[str] | Location, second: str | os.PathLike[str] | Location
+    first: str | os.PathLike[str] | Location,
+    second: str | os.PathLike[str] | Location,
+    progress: bool = False,
 ) -> Comparison:
     """Compare two stores. Both must be intact; shards that one of them lacks are listed by key.
+
+    Args:
+        first, second: locations of the stores.
+        progress: show it on stderr.
 
     Raises:
         FileNotFoundError, FormatError, VersionError, CorruptChunkError: as of `CacheReader`.
     """
     readers = CacheReader(first), CacheReader(second)
-    keys = tuple(sorted(_differing_keys(readers[0].location, readers[1].location)))
+    locations = readers[0].location, readers[1].location
+    keys = tuple(sorted(_differing_keys(*locations, progress)))
     fields, incomparable = _common_fields(readers[0].manifest, readers[1].manifest)
-    differences = _differences(*readers, fields, set(keys))
+    differences = _differences(*readers, fields, set(keys), progress)
     return Comparison(
         stores=(str(readers[0].location), str(readers[1].location)),
         plan=tuple(_plan_differences(*readers)),
@@ -108,14 +117,18 @@ def _plan_differences(first: CacheReader, second: CacheReader) -> Iterator[str]:
         yield f"index: {sizes[0]} and {sizes[1]}"
 
 
-def _differing_keys(first: Location, second: Location) -> Iterator[str]:
-    sizes = first.sizes(), second.sizes()
+def _differing_keys(first: Location, second: Location, shown: bool) -> Iterator[str]:
     outside = (f"{CLAIMS}/", f"{LOG}/")
-    for key in sizes[0].keys() | sizes[1].keys():
-        if key.startswith(outside):
-            continue
-        if sizes[0].get(key) != sizes[1].get(key) or not _same_bytes(first, second, key):
-            yield key
+    sizes, others = (
+        {key: size for key, size in one.sizes().items() if not key.startswith(outside)}
+        for one in (first, second)
+    )
+    total = sum(sizes.values())
+    with Progress("compare bytes", total=total, unit="B", shown=shown) as progress:
+        for key in sizes.keys() | others.keys():
+            if sizes.get(key) != others.get(key) or not _same_bytes(first, second, key):
+                yield key
+            progress.update(sizes.get(key, 0))
 
 
 def _same_bytes(first: Location, second: Location, key: str) -> bool:
@@ -149,7 +162,11 @@ def _common_fields(first: Manifest, second: Manifest) -> tuple[dict[str, Field],
 
 
 def _differences(
-    first: CacheReader, second: CacheReader, fields: Mapping[str, Field], differing: set[str]
+    first: CacheReader,
+    second: CacheReader,
+    fields: Mapping[str, Field],
+    differing: set[str],
+    shown: bool,
 ) -> Iterator[FieldDifference]:
     if not fields:
         return
@@ -157,25 +174,28 @@ def _differences(
     pairs = list(_common_records(*readers))
     counts = dict.fromkeys(fields, 0)
     largest = dict.fromkeys(fields, 0.0)
-    for record, other in pairs:
-        shard, _ = readers[0].place_of(record)
-        touched = {object_key(shard, field) for field in readers[0].manifest.fields[shard.bucket]}
-        if (
-            record == other
-            and first.manifest.index_sha256 == second.manifest.index_sha256
-            and (not touched & differing)
-        ):
-            continue
-        values, others = readers[0].read(record), readers[1].read(other)
-        for name in fields:
-            if not np.array_equal(values[name], others[name]):
-                gap = np.abs(values[name].astype(np.float64) - others[name].astype(np.float64))
-                counts[name] += 1
-                largest[name] = max(largest[name], float(np.nanmax(gap, initial=0.0)))
+    same_index = first.manifest.index_sha256 == second.manifest.index_sha256
+    with Progress("compare records", total=len(pairs), unit="records", shown=shown) as progress:
+        for record, other in progress.over(pairs):
+            shard, _ = readers[0].place_of(record)
+            stored = readers[0].manifest.fields[shard.bucket]
+            touched = any(object_key(shard, field) in differing for field in stored)
+            if record == other and same_index and not touched:
+                continue
+            values, others = readers[0].read(record), readers[1].read(other)
+            for name in fields:
+                if not np.array_equal(values[name], others[name]):
+                    counts[name] += 1
+                    largest[name] = max(largest[name], _largest_gap(values[name], others[name]))
     for name in fields:
         yield FieldDifference(
             field=name, records=len(pairs), differing=counts[name], largest=largest[name]
         )
+
+
+def _largest_gap(values: NDArray[Any], others: NDArray[Any]) -> float:
+    gap = np.abs(values.astype(np.float64) - others.astype(np.float64))
+    return float(np.nanmax(gap, initial=0.0))
 
 
 def _common_records(first: CacheReader, second: CacheReader) -> Iterator[tuple[int, int]]:

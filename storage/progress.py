@@ -1,34 +1,62 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, a line every half minute elsewhere."""
 
 from __future__ import annotations
 
 import sys
-import time
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from time import monotonic
+from typing import Any, TextIO, TypeVar
 
-from tqdm import tqdm
+Item = TypeVar("Item")
 
-_LINE_EVERY_SEC = 30.0
+LINE_EVERY_SEC = 30.0
+# Asking how much others have done takes a listing of the store: not after every shard.
+_ASK_EVERY_SEC = 10.0
+# A bar for what takes no time would only flicker.
+_BAR_AFTER_SEC = 0.5
 
 
 class Progress:
-    """Counts bytes; use as a context manager.
+    """Counts work done and shows it with rate and time left; use as a context manager.
+
+    Threads may share one.
 
     Args:
-        what: names the work.
-        total_bytes: of all the work.
+        label: names the work.
+        total: units of work in all.
+        unit: name of the units; "B" shows sizes as kB, MB, GB.
+        start: units that were done before, which the rate leaves out.
         shown: False for silence.
+        count_done: where others do a part of the work: tells how many units are done by all of
+            them. It is asked now and then, and what `update` is told does not count.
     """
 
-    def __init__(self, what: str, total_bytes: int, *, shown: bool) -> None:
-        self._what, self._total, self._done = what, total_bytes, 0
-        self._start = self._last_line = time.monotonic()
-        self._lines = shown and not sys.stderr.isatty()
-        self._bar: tqdm[Any] | None = None
-        if shown and not self._lines:
+    def __init__(
+        self,
+        label: str,
+        *,
+        total: int,
+        unit: str,
+        start: int = 0,
+        shown: bool = True,
+        count_done: Callable[[], int] | None = None,
+    ) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = self._start = start
+        self._count_done = count_done
+        self._began = self._last_line = self._last_count = monotonic()
+        self._lock = threading.Lock()
+        self._shown = shown
+        self._bar: Any = None
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm  # here, since most commands end before they need it
+
             self._bar = tqdm(
-                desc=what, total=total_bytes, unit="B", unit_scale=True, dynamic_ncols=True
-            )
+                desc=label, total=total, initial=start, unit=unit if unit == "B" else f" {unit}",
+                unit_scale=unit == "B", leave=False, dynamic_ncols=True, delay=_BAR_AFTER_SEC,
+            )  # fmt: skip
 
     def __enter__(self) -> Progress:
         return self
@@ -37,19 +65,57 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self, num_bytes: int) -> None:
-        """Count bytes as done."""
-        self._done += num_bytes
+    def update(self, count: int = 1) -> None:
+        """Add `count` units; a negative number takes back what must be done again."""
+        if not self._shown:
+            return
+        with self._lock:
+            now = monotonic()
+            if self._count_done is not None:
+                if now - self._last_count < _ASK_EVERY_SEC:
+                    return
+                self._last_count = now
+                count = self._count_done() - self._done
+            self._done += count
+            if self._bar is not None:
+                self._bar.update(count)
+            elif now - self._last_line >= LINE_EVERY_SEC:
+                self._last_line = now
+                print(self._line(now), file=sys.stderr, flush=True)
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield items, and count each as done when the next one is asked for."""
+        for item in items:
+            yield item
+            self.update()
+
+    def say(self, message: str, file: TextIO | None = None) -> None:
+        """Print a message, on stderr if nowhere else, without tearing the bar."""
+        file = file or sys.stderr
         if self._bar is not None:
-            self._bar.update(num_bytes)
-        now = time.monotonic()
-        if self._lines and now - self._last_line >= _LINE_EVERY_SEC:
-            self._last_line = now
-            rate = self._done / (now - self._start)
-            left = (self._total - self._done) / max(rate, 1.0)
-            print(
-                f"{self._what}: {self._done / max(self._total, 1):.0%},"
-                f" {rate / 1e6:.0f} MB/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._bar.write(message, file=file)
+        else:
+            print(message, file=file, flush=True)
+
+    def _line(self, now: float) -> str:
+        unit = "" if self._unit == "B" else f" {self._unit}"
+        line = f"{self._label}: {self._amount(self._done)} of {self._amount(self._total)}{unit}"
+        rate = (self._done - self._start) / max(now - self._began, 1e-9)
+        if rate > 0:
+            left = timedelta(seconds=round(max(0, self._total - self._done) / rate))
+            line += f", {self._amount(rate)} a second, {left} left"
+        return line
+
+    def _amount(self, value: float) -> str:
+        if self._unit == "B":
+            return format_bytes(value)
+        return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def format_bytes(value: float) -> str:
+    """Write a number of bytes with a decimal unit: 19336861798 becomes 19.3 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000 or unit == "GB":
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+LEVELS = ("quick", "full", "deep")
+
 KINDS: Mapping[str, str] = {
     "damaged": "bytes are not those that were written",
     "truncated": "an object is shorter than it was written",

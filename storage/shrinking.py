@@ -154,7 +154,8 @@ def _drop(location: Location, keep: int, progress: bool) -> None:
     put_and_sync(location, objects)
     leftover = _leftover(manifest, kept, objects, location.sizes())
     commits = [key for key in leftover if key.startswith(f"{COMMITS}/")]
-    with Progress("remove", sum(leftover.values()), shown=progress) as bar:
+    total = sum(leftover.values())
+    with Progress("remove", total=total, unit="B", shown=progress) as bar:
         _delete(location, {key: leftover.pop(key) for key in commits}, bar)
         if location.is_local:
             # A commit must not outlive its objects, not even where the power fails: a dump that
@@ -224,7 +225,7 @@ def _delete(location: Location, sizes: Mapping[str, int], bar: Progress) -> None
     for start in range(0, len(ordered), _AT_ONCE):
         keys = ordered[start : start + _AT_ONCE]
         location.delete_many(keys)
-        bar.advance(sum(sizes[key] for key in keys))
+        bar.update(sum(sizes[key] for key in keys))
     if not location.is_local:
         return
     folders = {folder for key in sizes for folder in Path(key).parents if folder.name}

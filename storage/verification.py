@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from storage import canonical, checksums
-from storage.checker import LEVELS, ShardChecker, ShardResult, Task
+from storage.checker import ShardChecker, ShardResult, Task
 from storage.errors import CacheError, FormatError, VersionError
 from storage.index import ShardTable
 from storage.layout import CLAIMS, COMMITS, DIGEST_KEY, LOG, ROOT_KEY, commit_key, object_key
@@ -22,7 +22,7 @@ from storage.manifest import Manifest
 from storage.metadata import Root, read_index, read_root
 from storage.plan import plan_from_json, records_digest
 from storage.progress import Progress
-from storage.report import Problem, Report, shard_problem
+from storage.report import LEVELS, Problem, Report, shard_problem
 from storage.schema import ShardId
 from storage.workers import mapped
 
@@ -105,7 +105,7 @@ def _check(
             problems += _check_strangers(store, root.manifest, table, sizes)
         problems += _check_uncommitted(store, root.manifest, table, shards, sizes)
         costs = {shard: checker.bytes_read(shard, sizes) for shard in shards}
-        bar = Progress(f"verify {level}", sum(costs.values()), shown=progress)
+        bar = Progress(f"verify {level}", total=sum(costs.values()), unit="B", shown=progress)
         found = list(_with_progress(results, costs, bar))
     problems += _judge(store, found)
     return Report(
@@ -219,7 +219,7 @@ def _with_progress(
 ) -> Iterator[ShardResult]:
     with progress:
         for batch in batches:
-            progress.advance(sum(costs[result.shard] for result in batch))
+            progress.update(sum(costs[result.shard] for result in batch))
             yield from batch
 
 

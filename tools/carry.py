@@ -27,6 +27,8 @@ PLATFORMS = (
     "manylinux2014_x86_64", "manylinux1_x86_64",
 )  # fmt: skip
 DONE = "complete"
+EXAMPLE = "example:\n  {}"
+VERBATIM = argparse.RawDescriptionHelpFormatter
 
 
 class CarryError(Exception):
@@ -150,16 +152,27 @@ def _is_pure(folder: Path, name: str) -> bool:
 
 def parse(argv: "list[str] | None") -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Take the project to a machine without network.")
+    parser = argparse.ArgumentParser(
+        description="Take the project to a machine without network.",
+        epilog=EXAMPLE.format("%(prog)s pack wheels --python 3.12"), formatter_class=VERBATIM,
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
-    packing = commands.add_parser("pack", help="fetch wheels for another machine's Python")
+    packing = commands.add_parser(
+        "pack",
+        help="fetch wheels for another machine's Python",
+        epilog=EXAMPLE.format("%(prog)s wheels --without numpy --without pillow"),
+        formatter_class=VERBATIM,
+    )
     packing.add_argument("folder", type=Path)
     packing.add_argument("--python", default="3.12", metavar="X.Y", help="default: 3.12")
     packing.add_argument(
         "--without", action="append", default=[], metavar="NAME",
         help="leave out a package that the other machine has; may be given again",
     )  # fmt: skip
-    running = commands.add_parser("run", help="run a Python command with the wheels in front")
+    running = commands.add_parser(
+        "run", help="run a Python command with the wheels in front",
+        epilog=EXAMPLE.format("%(prog)s wheels -m benchmarks.gpu"), formatter_class=VERBATIM,
+    )  # fmt: skip
     running.add_argument("folder", type=Path)
     running.add_argument("python_arguments", nargs=argparse.REMAINDER, metavar="-m MODULE ...")
     return parser.parse_args(argv)

@@ -206,7 +206,12 @@ def set_up(arguments: argparse.Namespace) -> None:
 
 def parse(argv: "list[str] | None") -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Set up the project's Python environment.")
+    parser = argparse.ArgumentParser(
+        prog="python tools/setup_env.py",
+        description="Set up the project's Python environment.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python tools/setup_env.py --here --extras dev",
+    )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--here", action="store_true", help="use the environment of this Python")
     place.add_argument("--venv", default=str(ROOT / ".venv"), help="virtual environment to make")

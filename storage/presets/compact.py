@@ -20,6 +20,7 @@ docs/COMPACT.md tells what else was tried, and what each choice costs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -40,12 +41,18 @@ DELTA_LIMIT = 8000
 STEPS_PER_OCTAVE = 8
 VALUE_LIMIT = 255
 
-# What Zstandard leaves of each field, between those of the two teachers of docs/COMPACT.md.
+# What Zstandard leaves of each field: its share at 800x1344, and how much larger that becomes when
+# the positions get fewer by a factor of e. Small maps are mostly border, which is predicted badly.
+# Between those of trained teachers, two for large views and two for views of 96 to 640 px; single
+# teachers are up to an eighth away.
+_LARGE = 22_400  # positions of 800x1344
 _SHARE_LEFT = {
-    "features_low": 0.6, "features_high": 0.005, "feature_scale": 0.01, "score_gap": 0.18,
-    "score_value": 0.65, "score_rest": 0.7, "score_power": 0.45, "score_profile": 0.8,
-    "deltas_low": 0.5, "deltas_high": 0.001,
+    "features_low": (0.6, 0.07), "features_high": (0.005, 0.011), "feature_scale": (0.01, 0.005),
+    "score_value": (0.65, 0.03), "score_rest": (0.7, -0.02), "score_power": (0.45, 0.06),
+    "score_profile": (0.8, 0.0), "deltas_low": (0.5, 0.04), "deltas_high": (0.001, 0.001),
 }  # fmt: skip
+# Of the bits that the gaps would take if the kept scores were anywhere.
+_GAP_SHARE = 0.65
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +128,14 @@ class Compact(scores.SparsePreset):
 
     def typical_bytes(self, geometry: Geometry) -> dict[str, int]:
         """See `Preset`."""
+        smaller = max(0.0, math.log(_LARGE / geometry.num_positions))
         fields = (one for one in self.fields(geometry) if one.compression)
-        return {one.name: round(one.num_bytes * _SHARE_LEFT[one.name]) for one in fields}
+        sizes = {
+            one.name: round(one.num_bytes * min(large + more * smaller, 1.0))
+            for one in fields
+            for large, more in [_SHARE_LEFT.get(one.name, (1.0, 0.0))]
+        }
+        return sizes | {"score_gap": _typical_gaps(self.num_kept(geometry), geometry)}
 
     def _encode(self, raw: RawOutputs, geometry: Geometry) -> dict[str, Tensor]:
         index, value, dropped = scores.keep_largest(raw.logits.detach(), self.num_kept(geometry))
@@ -198,6 +211,15 @@ def _encode_gaps(index: Tensor) -> Tensor:
     """Code (n, M) ascending indices as the byte planes (n, 4, M) uint8 of their gaps."""
     gaps = index.diff(dim=1, prepend=torch.zeros_like(index[:, :1]))
     return torch.stack([gaps >> shift & 255 for shift in (0, 8, 16, 24)], dim=1).to(torch.uint8)
+
+
+def _typical_gaps(num_kept: int, geometry: Geometry) -> int:
+    """Bytes of the gaps; by their entropy, which falls where almost all scores are kept."""
+    kept = num_kept / (geometry.num_boxes * geometry.num_classes)
+    dropped = 1 - kept
+    entropy = -sum(share * math.log2(share) for share in (kept, dropped) if share)
+    # Four planes, most of them zeros, take some bytes at the least.
+    return round(_GAP_SHARE * entropy / kept * num_kept / 8) + 50
 
 
 def _decode_gaps(planes: Tensor) -> Tensor:

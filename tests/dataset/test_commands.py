@@ -98,3 +98,18 @@ def test_no_command_waits_for_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "set")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_long_phases_report_without_a_terminal(
+    make_folder: Folder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
+    monkeypatch.setattr("dataset.coco_json._CHARACTERS_A_STEP", 1)
+    assert main(["synthetic", "--output", str(tmp_path / "s"), "--train", "2", "--val", "1"]) == 0
+    assert "images: 3 of 3 images, " in capsys.readouterr().err
+    assert main(_check_arguments(make_folder("set"))) == 0
+    reported = capsys.readouterr().err
+    assert "reading instances_train.json: " in reported and "images: 3 of 3 images, " in reported

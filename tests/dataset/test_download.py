@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import stat
 import threading
 import zipfile
@@ -16,8 +17,8 @@ import pytest
 from dataset.__main__ import main
 from dataset.download import ARCHIVES, Archive, download_coco
 from dataset.fetch import RemoteFile, check_url, fetch
-from dataset.progress import format_bytes
 from dataset.unpack import unpack
+from storage.progress import format_bytes
 
 
 @dataclass
@@ -369,8 +370,12 @@ def test_the_command_fetches_from_a_mirror(
         monkeypatch.setitem(ARCHIVES, name, archive)
     arguments = ["coco", "--output", str(tmp_path), "--mirror", server.url]
     arguments += ["--split", "val2017", "annotations"]
+    monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
     assert main(arguments) == 0
-    assert capsys.readouterr().out.endswith(f"set DETECTRON2_DATASETS={tmp_path}\n")
+    printed = capsys.readouterr()
+    assert printed.out.endswith(f"set DETECTRON2_DATASETS={tmp_path}\n")
+    for phase in ("fetching", "checking", "unpacking"):
+        assert re.search(rf"^{phase} val2017.zip: (\S+ \w+) of \1, ", printed.err, re.MULTILINE)
     assert unpacked(tmp_path / "coco") == IMAGES | NOTES
 
 

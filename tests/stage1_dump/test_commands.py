@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from stage1_dump.__main__ import main
 from storage import verify
 from tests.stage1_dump.conftest import IMAGES, Configure
-from tests.stage1_dump.helpers import store_bytes
+from tests.stage1_dump.helpers import dump, store_bytes
 
 Capture = pytest.CaptureFixture[str]
 
@@ -33,7 +35,10 @@ def test_the_plan_announces_what_a_dump_writes(
             sizes[parts[2]] = sizes.get(parts[2], 0) + len(content)
     exact = announced["presets"]["exact"]
     assert exact["field_bytes"] == sizes
-    assert exact["total_bytes"] == sum(sizes.values())
+    others = sum(map(len, written.values())) - sum(sizes.values())
+    # Left out is what only a dump knows: the digest of the teacher and the numerics.
+    assert exact["metadata_bytes"] == pytest.approx(others, rel=0.005)
+    assert exact["total_bytes"] == sum(sizes.values()) + exact["metadata_bytes"]
     assert exact["objects"] == len(written)
     assert announced["records"] == 2 * len(IMAGES) and announced["views"] == 2
     assert announced["shards"] == len([key for key in written if key.startswith("commits/")])
@@ -161,3 +166,51 @@ def test_a_plan_without_weights_leaves_the_teacher_open(
     identity = json.loads(output.read_text())["identity"]
     assert not {"teacher", "numerics"} & identity.keys()
     assert {"dataset", "augmentation", "codec", "shard_records"} <= identity.keys()
+
+
+def test_status_imports_nothing_that_takes_seconds(reference: Path) -> None:
+    script = f"""
+import sys
+from stage1_dump.__main__ import main
+assert main(["status", {str(reference)!r}]) == 0
+slow = {{"torch", "torchvision", "detectron2", "pycocotools", "matplotlib"}} & set(sys.modules)
+assert not slow, slow
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "20 of 20 records" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "phases"),
+    [
+        (["plan", "--measure", "2"], {"measure speed", "measure sizes"}),
+        (["run"], {"dump"}),
+        (["check"], {"check"}),
+        (["evaluate"], {"view 0", "AP of view 0"}),
+    ],
+)
+def test_long_phases_report_without_a_terminal(
+    command: list[str],
+    phases: set[str],
+    configure: Configure,
+    images_folder: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configure()
+    if command[0] in ("check", "evaluate"):
+        dump(config)
+    capsys.readouterr()
+    monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
+    monkeypatch.setattr("dataset.coco_json._CHARACTERS_A_STEP", 1)
+    arguments = ["--config-file", str(config)]
+    if command == ["evaluate"]:
+        annotations = images_folder / "annotations/instances_train.json"
+        arguments = [str(config.with_suffix("")), "--annotations", str(annotations)]
+    assert main([*command, *arguments]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.endswith(" left")]
+    reported = {line.partition(": ")[0] for line in lines}
+    assert reported == phases | {"reading instances_train.json"}

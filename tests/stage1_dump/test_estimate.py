@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from configs.loader import load_config
+from detectors import export_model
 from detectors.command import register_data
 from stage1_dump.__main__ import main
 from stage1_dump.estimate import Estimate, estimate
@@ -18,6 +19,10 @@ from stage1_dump.prepare import Prepared, prepare
 from storage import Field, Geometry
 from storage.presets.exact import Exact
 from tests.stage1_dump.conftest import IMAGES, Configure
+from tests.stage1_dump.helpers import dump, store_bytes
+from tests.tiny import DETECTOR, random_detector, write_config
+
+Capture = pytest.CaptureFixture[str]
 
 AUTOMATIC = {"SHARD_RECORDS": 0}
 
@@ -178,7 +183,8 @@ def test_compressed_fields_are_bounded_and_estimated_where_their_size_is_known(
     assert plain.compressed_fields == [] and plain.expected_bytes == plain.total_bytes
     packed = estimate(dataclasses.replace(found, preset=Compressed(dtype="float32")))
     size = packed.presets["exact"]
-    assert size.field_bytes == plain.field_bytes and size.total_bytes == plain.total_bytes
+    assert size.field_bytes == plain.field_bytes
+    assert size.total_bytes - size.metadata_bytes == plain.total_bytes - plain.metadata_bytes
     assert size.compressed_fields == ["logits", "deltas"]
     assert list(size.typical_field_bytes) == ["deltas"]
     saved = size.field_bytes["deltas"] - size.typical_field_bytes["deltas"]
@@ -196,3 +202,93 @@ def test_what_is_known_of_compression_does_not_change_an_automatic_shard(
     before = prepared(config).shard_records
     monkeypatch.setattr("stage1_dump.prepare.get_preset", lambda name, **_: Compressed())
     assert prepared(config).shard_records == before
+
+
+def _head(folder: Path, num_classes: int) -> dict[str, object]:
+    """A node TEACHER for the tiny detector with so many classes."""
+    content = {**DETECTOR, "MODEL": {**DETECTOR["MODEL"]}}
+    content["MODEL"]["RETINANET"] = {**DETECTOR["MODEL"]["RETINANET"], "NUM_CLASSES": num_classes}
+    config, weights = folder / "head.yaml", folder / "head.pth"
+    export_model(random_detector(write_config(config, content), 0), weights)
+    return {"CONFIG": str(config), "WEIGHTS": str(weights)}
+
+
+def _bytes_written(store: Path) -> tuple[int, int]:
+    """Bytes of a store's records, and of all else in it."""
+    sizes = {key: len(content) for key, content in store_bytes(store).items()}
+    of_records = sum(
+        size for key, size in sizes.items() if key.startswith("buckets/") and "/c/" in key
+    )
+    return of_records, sum(sizes.values()) - of_records
+
+
+@pytest.mark.parametrize(("side", "num_classes"), [(64, 3), (160, 20)])
+def test_the_estimates_are_what_a_dump_of_each_preset_writes(
+    configure: Configure, tmp_path: Path, capsys: Capture, side: int, num_classes: int
+) -> None:
+    nodes: dict[str, dict[str, object]] = {
+        "VIEWS": {"SCALES": [side, side + 16], "MAX_SIZE": 2 * side},
+        "TEACHER": _head(tmp_path, num_classes),
+    }
+    presets = {
+        title: {"PRESET": title.split()[0], "DTYPE": title.split()[-1]}
+        if " " in title
+        else {"PRESET": title}
+        for title in ("balanced", "compact", "exact", "exact float16")
+    }
+    written = {}
+    for title, node in presets.items():
+        config = configure(title.replace(" ", "_"), CACHE=node, **nodes)
+        dump(config)
+        written[title] = _bytes_written(config.with_suffix(""))
+    config = configure("other", CACHE={"PRESET": "balanced"}, **nodes)
+    capsys.readouterr()
+    assert main(["plan", "--measure", "5", "--json", "--config-file", str(config)]) == 0
+    announced = json.loads(capsys.readouterr().out)
+    assert announced["presets"].keys() == written.keys()
+    for title, one in announced["presets"].items():
+        of_records = one["expected_bytes"] - one["metadata_bytes"]
+        assert (of_records, one["metadata_bytes"]) == pytest.approx(written[title], rel=0.05)
+    assert announced["presets"]["compact"]["sample"].endswith(" records measured here")
+    assert announced["smaller"] == sorted(
+        (title for title in written if sum(written[title]) < sum(written["balanced"])),
+        key=lambda title: sum(written[title]),
+    )
+
+
+def test_a_dump_that_has_begun_tells_what_the_rest_will_take(configure: Configure) -> None:
+    config = configure(CACHE={"PRESET": "compact"})
+    dump(config)
+    store = config.with_suffix("")
+    of_records, _ = _bytes_written(store)
+    records = {key for key in store_bytes(store) if key.startswith("buckets/") and "/c/" in key}
+    shards = sorted({tuple(key.split("/")[i] for i in (1, 4)) for key in records})
+    for bucket, number in shards[1::2]:  # every second shard is gone
+        (store / f"commits/{bucket}/{int(number):05}.json").unlink()
+        for key in records:
+            if key.startswith(f"buckets/{bucket}/") and key.split("/")[4] == number:
+                (store / key).unlink()
+    result = announced(config)
+    assert 0 < result.done_records < len(IMAGES)
+    size = result.presets["compact"]
+    assert size.sample == f"the {result.done_records} records that are there already"
+    assert size.expected_bytes - size.metadata_bytes == pytest.approx(of_records, rel=0.05)
+    assert result.presets["balanced"].sample == ""
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [
+        ("compact", None),
+        ("balanced", "smaller than balanced here: compact ("),
+        ("exact", "smaller than exact here: compact ("),
+    ],
+)
+def test_one_line_says_which_presets_would_be_smaller(
+    configure: Configure, preset: str, said: str | None
+) -> None:
+    text = str(announced(configure(CACHE={"PRESET": preset})))
+    lines = [line for line in text.splitlines() if line.startswith("smaller than")]
+    assert len(lines) == (said is not None)
+    if said is not None:
+        assert lines[0].startswith(said) and "exact float16 (" in lines[0]

@@ -1,6 +1,7 @@
 """Fidelity: the cache beside the live teacher, for students at several stages."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from configs.loader import load_config
+from detectors.command import register_data
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
 from stage2_distill.fidelity import INITIAL, LIMITS, StudentFidelity, checkpoints_of
@@ -131,3 +134,21 @@ def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, An
     )
     assert good.reaches(limits)
     assert not replace(good, **worse).reaches(limits)
+
+
+def test_fidelity_and_show_report_how_far_they_are(
+    configure: Configure, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = configure()
+    train(config)
+    monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
+    cfg = load_config(str(config))
+    register_data(cfg)
+    fidelity.measure(cfg, [INITIAL], 8)
+    assert re.search(r"fidelity: (\d+) of \1 batches, ", capsys.readouterr().err)
+    overrides = ["MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/student_final.pth"]
+    arguments = ["--output", str(tmp_path / "pictures"), "--config-file", str(config)]
+    assert main(["show", "--count", "2", *arguments, *overrides]) == 0
+    shown = capsys.readouterr()
+    assert "pictures: 2 of 2 views, " in shown.err
+    assert shown.out.count("pictures/view_") == 2

@@ -181,3 +181,39 @@ class TestCompact:
         announced = preset.typical_bytes(COCO)
         assert announced.keys() == {one.name for one in preset.fields(COCO) if one.compression}
         assert 2.0e6 < sum(announced.values()) < size
+
+    @pytest.mark.parametrize(
+        ("height", "width", "num_classes", "measured", "tolerance"),
+        [
+            # Two trained teachers at the size that they were trained for.
+            (96, 96, 5, 19_767, 0.05),
+            (96, 128, 3, 26_281, 0.05),
+            # The same at sizes that they have never seen.
+            (192, 192, 5, 61_878, 0.12),
+            (192, 256, 3, 88_087, 0.12),
+            (384, 512, 5, 263_846, 0.12),
+            (384, 512, 3, 309_159, 0.12),
+            (640, 864, 3, 788_072, 0.12),
+        ],
+    )
+    def test_small_views_are_announced_as_trained_teachers_left_them(
+        self, height: int, width: int, num_classes: int, measured: int, tolerance: float
+    ) -> None:
+        sizes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
+        geometry = Geometry(
+            height=height, width=width, level_sizes=tuple(sizes),
+            channels=96, num_classes=num_classes, num_anchors=9,
+        )  # fmt: skip
+        announced = sum(get_preset("compact").typical_bytes(geometry).values())
+        assert announced == pytest.approx(measured, rel=tolerance)
+
+    @pytest.mark.parametrize("side", [8, 4000])
+    def test_extreme_views_are_announced_within_what_is_possible(self, side: int) -> None:
+        sizes = tuple((-(-side // stride),) * 2 for stride in (8, 16, 32, 64, 128))
+        geometry = Geometry(
+            height=side, width=side, level_sizes=sizes, channels=8, num_classes=1, num_anchors=1
+        )
+        preset = get_preset("compact")
+        fields = {field.name: field.num_bytes for field in preset.fields(geometry)}
+        for name, size in preset.typical_bytes(geometry).items():
+            assert 0 <= size <= fields[name] + 50

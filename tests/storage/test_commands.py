@@ -241,3 +241,26 @@ def test_the_module_runs(finished: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "no problem" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phases"),
+    [
+        (["verify", "CACHE", "--json"], ["verify full"]),
+        (["repair", "CACHE"], ["verify full"]),
+        (["compare", "CACHE", "OTHER"], ["compare bytes", "compare records"]),
+        (["drop-views", "CACHE", "--keep", "1"], ["remove"]),
+    ],
+)
+def test_long_phases_report_without_a_terminal(
+    cache: Path,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    phases: list[str],
+) -> None:
+    monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
+    places = {"CACHE": str(cache), "OTHER": str(finished)}
+    _, _, err = run(capsys, *(places.get(one, one) for one in arguments))
+    assert {line.partition(": ")[0] for line in err.splitlines()} == set(phases)

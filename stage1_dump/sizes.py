@@ -1,0 +1,260 @@
+"""What the planned records take under a preset: worked out, and set right by a sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import Field, Geometry, Index, Preset, ShardId, get_preset, preset_names
+from storage import commit as commits
+from storage.commit import Commit, StoredObject
+from storage.index import ShardTable
+from storage.layout import CRC_BYTES, object_key, root_json, seal
+from storage.manifest import Manifest
+from storage.progress import format_bytes
+from storage.schema import common_fields
+
+from .prepare import Prepared
+
+# zarr's sharding: behind the chunks of a shard, offset and length of each.
+_TABLE_ENTRY_BYTES = 16
+
+# What a plan compares besides every preset as it is by default.
+_VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "exact float16": ("exact", {"dtype": "float16"})
+}
+
+
+# Records that a commit is worked out for; the offsets of more have more digits, but not by much.
+_COMMITTED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What compression left of some records.
+
+    Attributes:
+        source: whose records they are.
+        records: how many there are of each bucket, in the order of the index's bucket numbers.
+        field_bytes: compressed field to the bytes of its chunks, their CRC32Cs included.
+    """
+
+    source: str
+    records: NDArray[np.int64]
+    field_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetEstimate:
+    """The size of the planned records under one preset.
+
+    Attributes:
+        field_bytes: field name to the bytes of its objects; exact, but for compressed fields,
+            where it is what they would be without compression: an upper bound.
+        compressed_fields: names of those fields.
+        typical_field_bytes: of the compressed fields that were sampled, or whose typical size the
+            preset knows, that size: an estimate.
+        metadata_bytes: commits, index, manifest and what else is no record.
+        total_bytes: everything, at most.
+        expected_bytes: everything, with the estimates where there are any.
+        objects: files, or objects of an object store, metadata and commits included.
+        sample: whose records the estimates follow; empty where they are typical ones.
+    """
+
+    field_bytes: dict[str, int]
+    compressed_fields: list[str]
+    typical_field_bytes: dict[str, int]
+    metadata_bytes: int
+    total_bytes: int
+    expected_bytes: int
+    objects: int
+    sample: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is compressed."""
+        return not self.compressed_fields
+
+    def lines(self, title: str, records: int) -> Iterator[str]:
+        """The size as text: all fields, then each."""
+        about = "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
+        basis = f", as {self.sample}" if self.sample else ""
+        yield (
+            f"{title}: {about}{format_bytes(self.expected_bytes)}, "
+            f"{format_bytes(self.expected_bytes / records)} a record, {self.objects:,} objects"
+            f"{basis}"
+        )
+        for field, size in self.field_bytes.items():
+            note = ""
+            if field in self.typical_field_bytes:
+                note = f", estimated; {format_bytes(size)} before compression"
+                size = self.typical_field_bytes[field]
+            elif field in self.compressed_fields:
+                note = ", before compression"
+            yield f"  {field:18} {format_bytes(size):>10}{note}"
+        yield f"  {'(metadata)':18} {format_bytes(self.metadata_bytes):>10}"
+
+
+def candidates(chosen: Preset) -> dict[str, Preset]:
+    """Every preset that a plan compares, by the title it has there; the chosen one as it is set."""
+    found = {name: get_preset(name) for name in preset_names()}
+    found |= {title: get_preset(name, **given) for title, (name, given) in _VARIANTS.items()}
+    return {**found, title_of(chosen): chosen}
+
+
+def title_of(chosen: Preset) -> str:
+    """What a plan calls the chosen preset."""
+    for title, (name, given) in _VARIANTS.items():
+        if chosen == get_preset(name, **given):
+            return title
+    return chosen.name
+
+
+def sample_of_cache(prepared: Prepared, sizes: Mapping[str, int]) -> Sample | None:
+    """What lies in the planned cache already; None where that tells nothing.
+
+    Args:
+        prepared: the planned dump.
+        sizes: key to size, bytes, of the objects that are there.
+    """
+    buckets = {name: number for number, name in enumerate(prepared.index.bucket_names)}
+    records = np.zeros(len(buckets), dtype=np.int64)
+    taken: dict[str, int] = {}
+    table = ShardTable(prepared.index, prepared.shard_records)
+    for shard in table.shards:
+        number = buckets[shard.bucket]
+        fields = compressed_fields(prepared.preset, prepared.geometries[number])
+        keys = {field.name: object_key(shard, field) for field in fields}
+        if not keys or not sizes.keys() >= set(keys.values()):
+            continue
+        records[number] += len(table.records_of(shard))
+        for name, key in keys.items():
+            chunks = sizes[key] - table_bytes(prepared.shard_records)
+            taken[name] = taken.get(name, 0) + chunks
+    if not taken:
+        return None
+    source = f"the {records.sum():,} records that are there already"
+    return Sample(source=source, records=records, field_bytes=taken)
+
+
+def compressed_fields(preset: Preset, geometry: Geometry) -> list[Field]:
+    """The fields of a preset whose size depends on the teacher."""
+    return [field for field in preset.fields(geometry) if field.compression]
+
+
+def estimate_preset(
+    prepared: Prepared, preset: Preset, shards: NDArray[np.int64], sample: Sample | None
+) -> PresetEstimate:
+    """Work out the size of a dump.
+
+    Args:
+        prepared: the planned dump.
+        preset: a codec for it.
+        shards: number of shards of every bucket.
+        sample: some of its records in this codec.
+    """
+    records = np.bincount(prepared.index.bucket, minlength=len(prepared.geometries))
+    tables = shards * table_bytes(prepared.shard_records)
+    fields = [_fields_of(prepared, preset, geometry) for geometry in prepared.geometries]
+    # Bytes of a chunk by field and bucket; of compressed fields the most, then the typical.
+    most = {
+        field.name: np.array([one[number].num_bytes for one in fields]) + CRC_BYTES
+        for number, field in enumerate(fields[0])
+    }
+    compressed = [field.name for field in fields[0] if field.compression]
+    expected = _expected_chunks(prepared, preset, most, compressed, sample)
+    field_bytes = {name: int((records * size + tables).sum()) for name, size in most.items()}
+    typical = {name: int((records * size + tables).sum()) for name, size in expected.items()}
+    manifest, metadata = seal(
+        prepared.manifest(teacher={}, numerics={}, preset=preset), prepared.index
+    )
+    metadata_bytes = len(root_json(manifest)) + sum(map(len, metadata.values()))
+    for bucket in range(len(fields)):
+        chunks = {name: int(size[bucket]) for name, size in {**most, **expected}.items()}
+        of_shard, of_record = _commit_bytes(prepared, manifest, bucket, fields[bucket], chunks)
+        metadata_bytes += round(shards[bucket] * of_shard + records[bucket] * of_record)
+    return PresetEstimate(
+        field_bytes=field_bytes,
+        compressed_fields=compressed,
+        typical_field_bytes=typical,
+        metadata_bytes=metadata_bytes,
+        total_bytes=sum(field_bytes.values()) + metadata_bytes,
+        expected_bytes=sum({**field_bytes, **typical}.values()) + metadata_bytes,
+        # Metadata: the root, its digest and all that the two vouch for. Data: each shard's fields,
+        # and its commit.
+        objects=2 + len(metadata) + int(shards.sum()) * (len(fields[0]) + 1),
+        sample=sample.source if sample else "",
+    )
+
+
+def _expected_chunks(
+    prepared: Prepared,
+    preset: Preset,
+    most: Mapping[str, NDArray[np.int64]],
+    compressed: list[str],
+    sample: Sample | None,
+) -> dict[str, NDArray[np.float64]]:
+    """Bytes of a chunk of each compressed field, by bucket, where anything is known of them.
+
+    What is typical knows how the size of the views matters; a sample knows the teacher.
+    """
+    known = [preset.typical_bytes(geometry) for geometry in prepared.geometries]
+    found = {}
+    for name in compressed:
+        chunks = most[name].astype(np.float64)
+        if all(name in one for one in known):
+            chunks = np.array([one[name] + CRC_BYTES for one in known], dtype=np.float64)
+        elif sample is None:
+            continue
+        if sample is not None:
+            chunks *= sample.field_bytes[name] / (chunks * sample.records).sum()
+        found[name] = chunks
+    return found
+
+
+def _commit_bytes(
+    prepared: Prepared,
+    manifest: Manifest,
+    bucket: int,
+    fields: Sequence[Field],
+    chunks: Mapping[str, int],
+) -> tuple[float, float]:
+    """Bytes of the commit of a shard without records, and of what each record adds to it."""
+    rows = np.flatnonzero(prepared.index.bucket == bucket)
+    rows = rows[: min(prepared.shard_records, _COMMITTED)]
+    shard = ShardId(prepared.index.bucket_names[bucket], 0)
+    lengths = [
+        len(commits.dump(_commit(prepared.index, manifest, shard, some, chunks), fields))
+        for some in (rows[:0], rows)
+    ]
+    return lengths[0], (lengths[1] - lengths[0]) / len(rows)
+
+
+def _commit(
+    index: Index,
+    manifest: Manifest,
+    shard: ShardId,
+    rows: NDArray[np.int64],
+    chunks: Mapping[str, int],
+) -> Commit:
+    """A commit as long as a real one."""
+    objects = {}
+    for name, size in chunks.items():
+        table = np.full((len(rows), 3), np.iinfo(np.uint32).max, dtype=np.int64)
+        table[:, 0] = np.arange(len(rows)) * size
+        table[:, 1] = size
+        objects[name] = StoredObject(size * len(rows), "0" * 32, table)
+    return Commit(manifest.cache_id, shard, commits.record_entries(index, rows), objects)
+
+
+def _fields_of(prepared: Prepared, preset: Preset, geometry: Geometry) -> list[Field]:
+    detections = prepared.teacher_cfg.TEST.DETECTIONS_PER_IMAGE
+    return [*preset.fields(geometry), *common_fields(detections)]
+
+
+def table_bytes(shard_records: int) -> int:
+    """Bytes of the table of chunks that ends an object; a shard that is not full has it whole."""
+    return shard_records * _TABLE_ENTRY_BYTES + CRC_BYTES
