@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
+
+from .building import build_detector
 
 # What a pickled dict of numpy arrays needs: the array, its dtype and the two reconstructors, under
 # the module names of numpy 1 and 2.
@@ -96,7 +97,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     # Initial weights are drawn only to be overwritten: a student that is built next must start
     # from the same weights with and without a teacher beside it.
     with torch.random.fork_rng(devices=[]):
-        model = build_model(cfg)
+        model = build_detector(cfg)
     try:
         SafeCheckpointer(model, strict=True).load(path)
     except ValueError as error:
