@@ -1,7 +1,10 @@
-"""Loading a config: safe YAML with `_BASE_`, checked keys and types, and `KEY VALUE` overrides.
+"""Loading a config: safe YAML with `_BASE_`, checked keys and values, and `KEY VALUE` overrides.
 
 The result is a detectron2 `CfgNode` with our nodes added; `settings` turns those into the frozen
 dataclasses of `configs.schema`.
+
+Relative paths: one by which a config file names another (`_BASE_`, `TEACHER.CONFIG`) is relative to
+the file that states it, every other one to the working directory; `~` is the home folder.
 """
 
 import contextlib
@@ -16,10 +19,23 @@ import detectron2
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 
+from configs.origins import OVERRIDE, Origins, place_of, remember
 from configs.safe_yaml import ConfigMapping, read_yaml
 from configs.schema import NODES, Settings
+from configs.stock_keys import TEACHER, refuse_ignored
+from configs.stock_limits import check_limits, value_of
 
 BASE_KEY = "_BASE_"
+# Every key that may hold a path.
+PATH_KEYS = (
+    "CACHE.LOCATION",
+    "DATASET.FOLDER",
+    "DATASET.IMAGE_LIST",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "TEACHER.CONFIG",
+    "TEACHER.WEIGHTS",
+)
 MODEL_ZOO = "model_zoo://"
 # What a yacs leaf may hold.
 _LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
@@ -47,7 +63,7 @@ def load_config(path: str, overrides: Sequence[Any] = ()) -> CfgNode:
         overrides: KEY, VALUE, KEY, VALUE, ... as they come from a command line.
 
     Returns:
-        A config that may still be changed; its own nodes are valid.
+        A config that may still be changed; its values are within their limits.
 
     Raises:
         FileNotFoundError: the file or one of its bases does not exist.
@@ -59,12 +75,36 @@ def load_config(path: str, overrides: Sequence[Any] = ()) -> CfgNode:
     cfg = default_config()
     if version != cfg.VERSION:
         cfg = downgrade_config(cfg, to_version=version)
+    origins = Origins(path=path)
     for file_path, content in files:
-        _merge(cfg, content, file_path)
+        _merge(cfg, content, file_path, origins)
     cfg = upgrade_config(cfg)
-    _apply_overrides(cfg, overrides)
-    settings(cfg)
+    _apply_overrides(cfg, overrides, origins)
+    remember(cfg, origins)
+    _check_values(cfg)
+    _expand_paths(cfg)
     return cfg
+
+
+def _check_values(cfg: CfgNode) -> None:
+    """Hold every value, ours and detectron2's, against its limits."""
+    try:
+        settings(cfg)
+        check_limits(cfg)
+    except ValueError as error:
+        key = str(error).partition(":")[0]
+        raise ValueError(f"{place_of(cfg, key)}{error}") from None
+
+
+def _expand_paths(cfg: CfgNode) -> None:
+    for key in PATH_KEYS:
+        *parents, name = key.split(".")
+        node = value_of(cfg, parents[0]) if parents else cfg
+        node[name] = os.path.expanduser(node[name])
+    stated = cfg.TEACHER.CONFIG
+    if stated and "://" not in stated:
+        # Already so, unless it is an override: a saved config must find it from anywhere.
+        cfg.TEACHER.CONFIG = os.path.abspath(stated)
 
 
 def settings(cfg: CfgNode) -> Settings:
@@ -112,14 +152,12 @@ def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.DATASETS = cfg.DATASETS.clone()
     teacher.DATASET = cfg.DATASET.clone()
+    refuse_ignored(teacher, TEACHER)
     return teacher
 
 
 def _read_with_bases(path: str, above: tuple[str, ...]) -> list[tuple[str, ConfigMapping]]:
-    """Read a file and its bases, the outermost base first; `above` holds the files that lead here.
-
-    Relative TEACHER.CONFIG paths are resolved here, where the file that states them is known.
-    """
+    """Read a file and its bases, the outermost base first; `above`: the files that lead here."""
     path = os.path.expanduser(path)
     real_path = os.path.realpath(path)
     if real_path in above:
@@ -158,14 +196,12 @@ def _model_zoo_path(name: str, place: str) -> str:
 
 
 def _resolve_teacher(content: ConfigMapping, path: str) -> None:
-    """Make TEACHER.CONFIG relative to the working directory; one that already is stays."""
+    """Make TEACHER.CONFIG absolute: only here is the file known that it is relative to."""
     node = content.get("TEACHER")
     stated = node.get("CONFIG") if isinstance(node, dict) else None
-    if not isinstance(node, dict) or not isinstance(stated, str) or not stated:
-        return
-    beside = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(stated)))
-    if os.path.isfile(beside):
-        node["CONFIG"] = beside
+    if isinstance(node, dict) and isinstance(stated, str) and stated and "://" not in stated:
+        beside = os.path.join(os.path.dirname(path), os.path.expanduser(stated))
+        node["CONFIG"] = os.path.abspath(beside)
 
 
 def _version_of(files: Sequence[tuple[str, ConfigMapping]]) -> int:
@@ -182,23 +218,27 @@ def _version_of(files: Sequence[tuple[str, ConfigMapping]]) -> int:
     return int(guess_version(content, path))
 
 
-def _merge(cfg: CfgNode, content: ConfigMapping, path: str, prefix: str = "") -> None:
-    """Set what one file states in `cfg`, in place."""
+def _merge(
+    cfg: CfgNode, content: ConfigMapping, path: str, origins: Origins, prefix: str = ""
+) -> None:
+    """Set what one file states in `cfg`, in place, and note where it does."""
     for key, value in content.items():
         name = prefix + key
-        place = f"{path}:{content.lines[key]}: {name}"
+        line = f"{path}:{content.lines[key]}"
+        place = f"{line}: {name}"
         if key not in cfg:
-            raise ValueError(f"{path}:{content.lines[key]}: {_unknown(name, key)}")
+            raise ValueError(f"{line}: {_unknown(name, key)}")
         if isinstance(cfg[key], CfgNode) != isinstance(value, ConfigMapping):
             expected = "a node with keys" if isinstance(cfg[key], CfgNode) else "a value"
             raise ValueError(f"{place}: expected {expected}, got {value!r}")
         if isinstance(value, ConfigMapping):
-            _merge(cfg[key], value, path, f"{name}.")
+            _merge(cfg[key], value, path, origins, f"{name}.")
         else:
             cfg[key] = _coerce(value, cfg[key], place)
+            origins.places[name] = line
 
 
-def _apply_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
+def _apply_overrides(cfg: CfgNode, overrides: Sequence[Any], origins: Origins) -> None:
     """Set KEY VALUE pairs in `cfg`, in place."""
     if len(overrides) % 2:
         raise ValueError(f"overrides are pairs of KEY VALUE: {overrides[-1]} has no value")
@@ -214,19 +254,21 @@ def _apply_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
         if isinstance(node[key], CfgNode):
             raise ValueError(f"override: {name} is a node: give one of its keys")
         node[key] = _coerce(value, node[key], f"override: {name}")
+        origins.places[str(name)] = OVERRIDE
 
 
 def _coerce(value: Any, default: Any, place: str) -> Any:
     """Bring a value to the type of the default it replaces, by yacs's rules.
 
     Text is read as a Python literal where it is one, list and tuple stand for each other, None
-    matches everything. Beyond yacs, an integer stands for a float.
+    matches everything but a switch. Beyond yacs, an integer stands for a float.
     """
     if isinstance(value, str):
         with contextlib.suppress(ValueError, SyntaxError):
             value = literal_eval(value)
+    is_unset = value is None and type(default) is not bool
     if isinstance(value, _LEAF_TYPES):
-        if type(value) is type(default) or value is None or default is None:
+        if type(value) is type(default) or is_unset or default is None:
             return value
         if isinstance(value, tuple | list) and isinstance(default, tuple | list):
             return type(default)(value)

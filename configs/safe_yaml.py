@@ -14,6 +14,14 @@ import yaml
 
 EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
 
+# Such a file is Python, or the saved form of it, in which every node names a class to call.
+_LAZY_KEY = "_target_"
+_LAZY = (
+    "this is a detectron2 LazyConfig, which only Python can evaluate; expected a YAML config with "
+    "the nodes MODEL, SOLVER, ...: write its settings as one, for instance over `_BASE_: "
+    "model_zoo://COCO-Detection/retinanet_R_50_FPN_1x.yaml`"
+)
+
 # [[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]], spacing aside.
 _ANCHOR_SIZES = re.compile(
     r"\[\s*\[\s*x\s*,\s*"
@@ -70,6 +78,8 @@ def read_yaml(path: str) -> ConfigMapping:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"config file {path} does not exist")
+    if path.endswith(".py"):
+        raise ValueError(f"{path}: {_LAZY}")
     try:
         with open(path, encoding="utf-8") as stream:
             # A SafeLoader subclass: it builds plain values and calls nothing by name.
@@ -104,6 +114,8 @@ def _construct_mapping(loader: _ConfigLoader, node: yaml.MappingNode) -> ConfigM
         key: Hashable = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise _Refused(f"expected a config key, got {key!r}", key_node)
+        if key == _LAZY_KEY:
+            raise _Refused(_LAZY, key_node)
         mapping[key] = loader.construct_object(value_node, deep=True)
         mapping.lines[key] = key_node.start_mark.line + 1
     return mapping

@@ -5,13 +5,20 @@ from it. A field `shard_records` of the node `CACHE` is the YAML key `CACHE.SHAR
 standard library is needed here, so that every package can depend on it at no cost.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
+
+from configs.rules import MAX_WHOLE, Choice, Number, Place, Rule, Several, Text, Whole
+from configs.stock_limits import MAX_SIDE, WEIGHTS_SCHEMES
 
 MAX_SEED = 2**63 - 1
+# More is a mistake: a view of every image costs what an epoch of the teacher does.
+MAX_VIEWS = 10_000
+# What the cache format allows in one shard.
+MAX_SHARD_RECORDS = 2**16
 DEFAULT_SHARD_BYTES = 2**27
+# Weights and lengths that no loss has use for.
+_MAX_WEIGHT = 1e9
 
 
 class _Rules:
@@ -25,54 +32,36 @@ class _Rules:
         value = getattr(self._config, name)
         return ValueError(f"{self._node}.{name.upper()}: expected {expected}, got {value!r}")
 
-    def integer(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
-        value = getattr(self._config, name)
-        limits = f"an integer of at least {at_least}"
-        if at_most is not None:
-            limits += f" and at most {at_most}"
-        # bool is an int to Python, but `NUM: true` is a mistake.
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self.refuse(name, limits)
-        if value < at_least or (at_most is not None and value > at_most):
-            raise self.refuse(name, limits)
+    def check(self, name: str, rule: Rule) -> None:
+        if not rule.accepts(getattr(self._config, name)):
+            raise self.refuse(name, rule.expected)
+
+    def integer(self, name: str, *, at_least: int, at_most: int = MAX_WHOLE) -> None:
+        self.check(name, Whole(at_least, at_most))
 
     def number(
-        self,
-        name: str,
-        *,
-        at_least: float = 0.0,
-        at_most: float | None = None,
-        above: float | None = None,
+        self, name: str, *, at_least: float = 0.0, at_most: float, above: float | None = None
     ) -> None:
         """Check a finite number and store it as float, so that 1 and 1.0 are one setting."""
-        value = getattr(self._config, name)
-        low = f"at least {at_least:g}" if above is None else f"above {above:g}"
-        limits = f"a number {low}" + ("" if at_most is None else f" and at most {at_most:g}")
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.refuse(name, limits)
-        too_low = value < at_least if above is None else value <= above
-        if not math.isfinite(value) or too_low or (at_most is not None and value > at_most):
-            raise self.refuse(name, limits)
-        object.__setattr__(self._config, name, float(value))
+        self.check(name, Number(at_least=at_least, at_most=at_most, above=above))
+        object.__setattr__(self._config, name, float(getattr(self._config, name)))
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self._config, name) not in allowed:
-            raise self.refuse(name, "one of " + ", ".join(allowed))
+        self.check(name, Choice(allowed))
 
     def text(self, name: str) -> None:
-        if not isinstance(getattr(self._config, name), str):
-            raise self.refuse(name, "text")
+        self.check(name, Text())
 
-    def place(self, name: str) -> None:
+    def place(self, name: str, schemes: tuple[str, ...] = ()) -> None:
         """Check a path or URL; credentials in a URL would end up in logs and saved configs."""
         self.text(name)
-        value = getattr(self._config, name)
         # The value is not repeated: it holds the secret.
-        if "://" in value and "@" in urlsplit(value).netloc:
+        if Place.holds_credentials(getattr(self._config, name)):
             raise ValueError(
                 f"{self._node}.{name.upper()}: the URL holds credentials; take them out and give "
                 "them through the environment of the storage client"
             )
+        self.check(name, Place(schemes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,22 +88,13 @@ class ViewsConfig:
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
         rules.integer("seed", at_least=0, at_most=MAX_SEED)
-        rules.integer("num", at_least=1)
-        self._check_scales(rules)
-        rules.integer("max_size", at_least=1)
+        rules.integer("num", at_least=1, at_most=MAX_VIEWS)
+        rules.check("scales", Several(item=Whole(1, MAX_SIDE)))
+        object.__setattr__(self, "scales", tuple(self.scales))
+        rules.integer("max_size", at_least=1, at_most=MAX_SIDE)
         rules.number("flip", at_most=1.0)
         if self.max_size < max(self.scales):
             raise rules.refuse("max_size", f"at least the largest of VIEWS.SCALES {self.scales}")
-
-    def _check_scales(self, rules: _Rules) -> None:
-        expected = "a non-empty tuple of positive integers, such as (640, 800)"
-        scales: Any = self.scales
-        if not isinstance(scales, tuple | list) or not scales:
-            raise rules.refuse("scales", expected)
-        for scale in scales:
-            if not isinstance(scale, int) or isinstance(scale, bool) or scale < 1:
-                raise rules.refuse("scales", expected)
-        object.__setattr__(self, "scales", tuple(scales))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +110,8 @@ class TeacherConfig:
     PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "tf32", "bfloat16", "float16")
     INHERITED: ClassVar[tuple[str, ...]] = ("none", "head")
 
-    # The teacher's own YAML, relative to the file that states it; or model_zoo://NAME, one of
-    # those that detectron2 ships.
+    # The teacher's own YAML, relative to the file that states it, like `_BASE_`; or
+    # model_zoo://NAME, one of those that detectron2 ships.
     config: str = ""
     # The teacher's weights; path relative to the working directory, or a detectron2 URL.
     weights: str = ""
@@ -148,10 +128,10 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
-        rules.text("config")
-        rules.place("weights")
+        rules.place("config", ("model_zoo",))
+        rules.place("weights", WEIGHTS_SCHEMES)
         rules.choice("source", self.SOURCES)
-        rules.integer("batch", at_least=1)
+        rules.integer("batch", at_least=1, at_most=2**16)
         rules.choice("precision", self.PRECISIONS)
         rules.choice("inherit", self.INHERITED)
 
@@ -168,6 +148,8 @@ class CacheConfig:
     PRESETS: ClassVar[tuple[str, ...]] = ("exact", "balanced", "compact")
     DTYPES: ClassVar[tuple[str, ...]] = ("float32", "float16")
     PIXELS: ClassVar[tuple[str, ...]] = ("strict", "tolerate")
+    # Object stores that the storage knows.
+    SCHEMES: ClassVar[tuple[str, ...]] = ("s3", "gs", "az")
 
     # Folder, or URL of an object store (s3://bucket/prefix).
     location: str = ""
@@ -191,14 +173,14 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
-        rules.place("location")
+        rules.place("location", self.SCHEMES)
         rules.choice("preset", self.PRESETS)
         rules.choice("dtype", self.DTYPES)
         rules.integer("scores_kept", at_least=0)
-        rules.integer("shard_records", at_least=0)
-        rules.integer("shard_bytes", at_least=1)
+        rules.integer("shard_records", at_least=0, at_most=MAX_SHARD_RECORDS)
+        rules.integer("shard_bytes", at_least=1, at_most=2**40)
         rules.choice("pixels", self.PIXELS)
-        rules.integer("prefetch_bytes", at_least=1)
+        rules.integer("prefetch_bytes", at_least=1, at_most=2**50)
         # An option that is accepted and ignored misleads.
         if self.preset != "exact" and self.dtype != "float32":
             raise rules.refuse("dtype", f"float32 with CACHE.PRESET {self.preset}")
@@ -278,16 +260,16 @@ class GidConfig:
         rules.integer("top_k", at_least=1)
         rules.integer("pre_nms", at_least=1)
         rules.number("nms_iou", above=0.0, at_most=1.0)
-        rules.number("min_side")
-        rules.integer("roi_size", at_least=1)
-        rules.integer("sampling_ratio", at_least=0)
+        rules.number("min_side", at_most=MAX_SIDE)
+        rules.integer("roi_size", at_least=1, at_most=256)
+        rules.integer("sampling_ratio", at_least=0, at_most=256)
         rules.choice("adaptation", self.ADAPTATIONS)
-        rules.number("feature_weight")
-        rules.number("relation_weight")
+        rules.number("feature_weight", at_most=_MAX_WEIGHT)
+        rules.number("relation_weight", at_most=_MAX_WEIGHT)
         rules.choice("relation_scope", self.SCOPES)
-        rules.number("response_cls_weight")
-        rules.number("response_reg_weight")
-        rules.number("response_reg_beta")
+        rules.number("response_cls_weight", at_most=_MAX_WEIGHT)
+        rules.number("response_reg_weight", at_most=_MAX_WEIGHT)
+        rules.number("response_reg_beta", at_most=_MAX_WEIGHT)
         rules.choice("counts", self.COUNTS)
         rules.integer("warmup_iters", at_least=0)
         if self.pre_nms < self.top_k:
@@ -314,8 +296,8 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
-        rules.text("folder")
-        rules.text("image_list")
+        rules.place("folder")
+        rules.place("image_list")
         rules.integer("max_images", at_least=0)
 
 

@@ -7,7 +7,7 @@ import sys
 
 from storage.example import add_example
 
-from .command import add_job_arguments, launch_job, run_command
+from .command import add_job_arguments, launch_job, read_config, run_command
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -19,7 +19,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     training.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead")
     training.set_defaults(json=False)
-    add_job_arguments(evaluation := commands.add_parser("eval", help="COCO evaluation"))
+    add_job_arguments(
+        evaluation := commands.add_parser("eval", help="COCO evaluation"), resumes=False
+    )
     evaluation.add_argument("--json", action="store_true", help="print the result as JSON")
     evaluation.set_defaults(eval_only=True)
     example = "--config-file configs/teacher/retinanet_r101_1x.yaml"
@@ -36,11 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
-        from configs.loader import load_config
+        from configs.stock_keys import EVAL, TRAIN
 
         from .jobs import evaluate, train
 
-        cfg = load_config(args.config_file, args.opts)
+        if args.eval_only and args.resume:
+            raise ValueError("--resume: MODEL.WEIGHTS is evaluated; leave it out, or --eval-only")
+        cfg = read_config(args, EVAL if args.eval_only else TRAIN)
         cfg.freeze()
         launch_job(evaluate if args.eval_only else train, cfg, args)
         return 0

@@ -11,11 +11,11 @@ from urllib.parse import urlparse
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import Detectron2Handler
 from iopath.common.file_io import get_cache_dir
 from torch import nn
 
+from .building import build_detector
 from .weights_file import WeightsFileError, first_line, read_weights_file
 
 _OF_TRAINING = re.compile(r"model_(\d+)\.pth")
@@ -152,7 +152,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     # Initial weights are drawn only to be overwritten: a student that is built next must start
     # from the same weights with and without a teacher beside it.
     with torch.random.fork_rng(devices=[]):
-        model = build_model(cfg)
+        model = build_detector(cfg)
     try:
         SafeCheckpointer(model, strict=True).load(path)
     except OSError as error:

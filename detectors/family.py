@@ -14,6 +14,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from configs.origins import place_of
 from storage import Geometry
 
 from .outputs import DenseOutputs
@@ -104,6 +105,7 @@ def family_of(cfg: CfgNode) -> DetectorFamily:
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in families:
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {name!r}; distillation supports: {', '.join(families)}"
+            f"{place_of(cfg, 'MODEL.META_ARCHITECTURE')}MODEL.META_ARCHITECTURE is {name!r}; "
+            f"distillation supports: {', '.join(families)}"
         )
     return families[name]

@@ -6,15 +6,16 @@ one, so that the outputs between them can be cached and distilled.
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from storage import Geometry
 
+from .building import of_the_model
 from .outputs import DenseOutputs
 from .ranks import mean_over_ranks
 
@@ -46,24 +48,24 @@ class RetinaNetFamily:
     name = "RetinaNet"
 
     def size_divisibility(self, cfg: CfgNode) -> int:
-        """See `DetectorFamily`. FPN wants a multiple of the stride of its coarsest input."""
-        return max(_stride(name) for name in cfg.MODEL.FPN.IN_FEATURES)
+        """See `DetectorFamily`."""
+        return _layout(cfg).size_divisibility
 
     def strides(self, cfg: CfgNode) -> tuple[int, ...]:
         """See `DetectorFamily`."""
-        return tuple(_stride(name) for name in cfg.MODEL.RETINANET.IN_FEATURES)
+        return _layout(cfg).strides
 
     def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
         """See `DetectorFamily`."""
-        anchors = cfg.MODEL.ANCHOR_GENERATOR
+        layout = _layout(cfg)
         return Geometry(
             height=height,
             width=width,
             # Every level halves the one below and rounds up (3x3 convolution, stride 2, padding 1).
-            level_sizes=tuple((-(-height // s), -(-width // s)) for s in self.strides(cfg)),
-            channels=cfg.MODEL.FPN.OUT_CHANNELS,
+            level_sizes=tuple((-(-height // s), -(-width // s)) for s in layout.strides),
+            channels=layout.channels,
             num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
-            num_anchors=len(anchors.SIZES[0]) * len(anchors.ASPECT_RATIOS[0]),
+            num_anchors=layout.num_anchors,
         )
 
     def output_config(self, cfg: CfgNode) -> dict[str, Any]:
@@ -182,11 +184,35 @@ def _count_globally(model: RetinaNet, labels: Tensor, average: float) -> float:
     return own * ranks / together
 
 
-def _stride(feature_name: str) -> int:
-    """Pixels a position of `res5` or `p7`: detectron2 names maps after the power of two."""
-    found = re.fullmatch(r"(?:res|p)(\d)", feature_name)
-    if found is None:
-        raise ValueError(
-            f"feature map {feature_name!r} has no known stride; expected resN or pN (stride 2^N)"
-        )
-    return 2 ** int(found.group(1))
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What the backbone and the anchor generator of a config say of themselves.
+
+    Attributes:
+        strides: pixels a position, for every level of the head.
+        channels: of every level.
+        num_anchors: at a position.
+        size_divisibility: the model pads images to multiples of this, pixels.
+    """
+
+    strides: tuple[int, ...]
+    channels: int
+    num_anchors: int
+    size_divisibility: int
+
+
+@of_the_model
+def _layout(cfg: CfgNode) -> _Layout:
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    levels = [shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
+    if backbone.padding_constraints.get("square_size"):
+        raise ValueError("MODEL.BACKBONE.NAME pads every image to one square, which views do not")
+    # The arguments of the head, without its weights; checks that levels have the same anchors.
+    head = RetinaNetHead.from_config(cfg, levels)
+    return _Layout(
+        strides=tuple(level.stride for level in levels),
+        channels=levels[0].channels,
+        num_anchors=head["num_anchors"],
+        size_divisibility=max(1, backbone.size_divisibility),
+    )

@@ -27,6 +27,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .building import naming_the_config
 from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
 from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
@@ -124,6 +125,13 @@ class Trainer(DefaultTrainer):
         self.rank_state.gather()
         if comm.is_main_process():
             self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """detectron2's, except that what cannot be built is told with its key."""
+        with naming_the_config(cfg):
+            model: nn.Module = super().build_model(cfg)
+            return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -6,7 +6,13 @@ import argparse
 import logging
 import sys
 
-from detectors.command import add_config_arguments, run_command
+from detectors.command import (
+    MAX_PROCESSES,
+    add_config_arguments,
+    positive,
+    run_command,
+    whole,
+)
 from storage.example import add_example
 
 from . import commands
@@ -22,9 +28,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     planning = choices.add_parser("plan", help="what would be written; writes nothing")
     planning.add_argument("--json", action="store_true", help="print the numbers as JSON")
     speed = planning.add_mutually_exclusive_group()
-    speed.add_argument("--rate", type=_positive, help="records a second, for the time it takes")
+    speed.add_argument("--rate", type=positive, help="records a second, for the time it takes")
     speed.add_argument(
-        "--measure", type=_count, metavar="N",
+        "--measure", type=whole(1), metavar="N",
         help="run N batches of the teacher on this machine, for the time and the sizes",
     )  # fmt: skip
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
@@ -32,13 +38,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     running = choices.add_parser("run", help="start or resume a dump; also under torchrun or srun")
     running.add_argument(
         "--num-gpus",
-        type=int,
+        type=whole(1, MAX_PROCESSES),
         default=1,
         help="ranks on this machine, one for each GPU or CPU core",
     )
     running.add_argument(
         "--max-restarts",
-        type=int,
+        type=whole(0),
         default=3,
         metavar="N",
         help="with --num-gpus: start a rank that was killed again, N times (default: 3)",
@@ -49,9 +55,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     running.set_defaults(function=commands.run)
     checking = choices.add_parser("check", help="run the teacher again on a sample, and compare")
     checking.add_argument(
-        "--sample", type=_count, default=32, metavar="N", help="records at least (default: 32)"
+        "--sample", type=whole(1), default=32, metavar="N", help="records at least (default: 32)"
     )
-    checking.add_argument("--seed", type=int, default=0, metavar="S", help="draws other records")
+    checking.add_argument(
+        "--seed", type=whole(0), default=0, metavar="S", help="draws other records"
+    )
     checking.add_argument("--json", action="store_true", help="print the report as JSON")
     checking.set_defaults(function=commands.check)
     add_config_arguments(planning)
@@ -64,7 +72,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     judging = choices.add_parser("evaluate", help="the teacher's COCO AP, from the cache alone")
     judging.add_argument("cache", help="folder or URL of the cache")
     judging.add_argument("--annotations", required=True, metavar="FILE", help="COCO annotations")
-    judging.add_argument("--view", type=int, metavar="V", help="default: every complete view")
+    judging.add_argument("--view", type=whole(0), metavar="V", help="default: every complete view")
     judging.add_argument("--json", action="store_true", help="print the numbers as JSON")
     judging.set_defaults(function=commands.evaluate)
     add_example(parser, f"run {_CONFIG}")
@@ -83,20 +91,6 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("stage1_dump").setLevel(logging.INFO)
     return run_command(lambda: args.function(args))
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
 
 
 if __name__ == "__main__":

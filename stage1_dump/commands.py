@@ -9,16 +9,20 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detectors.command import read_config
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def plan(args: argparse.Namespace) -> int:
     """Say what would be written, and write nothing (but the plan itself, with --output)."""
-    from configs.loader import load_config
-
     from .estimate import Rate, estimate, plan_text
     from .prepare import prepare
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = _config_of(args)
     prepared = prepare(cfg)
     rate = Rate(records_per_sec=args.rate, source="as given") if args.rate else None
     samples = None
@@ -35,11 +39,10 @@ def plan(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Dump, or go on with a dump, on this rank."""
-    from configs.loader import load_config
-
     from .dump import run as run_dump
     from .launch import run_ranks
 
+    cfg = _config_of(args)
     # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             profile = ["--profile"] if args.profile else []
             options = [*profile, "--config-file", args.config_file, *args.opts]
             return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
-        report = run_dump(load_config(args.config_file, args.opts), profiled=args.profile)
+        report = run_dump(cfg, profiled=args.profile)
     finally:
         signal.signal(signal.SIGTERM, before)
     print(report)
@@ -58,13 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Run the teacher again on a sample of a cache, and compare."""
-    from configs.loader import load_config
-
     from .check import check as check_cache
 
-    report = check_cache(
-        load_config(args.config_file, args.opts), sample=args.sample, seed=args.seed
-    )
+    report = check_cache(_config_of(args), sample=args.sample, seed=args.seed)
     print(report.to_json() if args.json else report)
     return 0 if report.agrees else 1
 
@@ -85,3 +84,9 @@ def evaluate(args: argparse.Namespace) -> int:
     found = evaluate_cache(args.cache, args.annotations, view=args.view)
     print(found.to_json() if args.json else found)
     return 0
+
+
+def _config_of(args: argparse.Namespace) -> CfgNode:
+    from configs.stock_keys import DUMP
+
+    return read_config(args, DUMP)

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
 from numpy.typing import NDArray
 
 from configs.schema import ViewsConfig
 from dataset.annotations import ImageTable
 from dataset.views import plan_views
 from storage import Index, build_index
-from storage.schema import MAX_SHARD_RECORDS
+from storage.schema import MAX_RECORDS, MAX_SHARD_RECORDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,11 @@ def make_plan(images: ImageTable, config: PlanConfig) -> Index:
     """
     if len(images) == 0:
         raise ValueError("the annotations name no image: there is nothing to plan")
+    if len(images) * config.views.num > MAX_RECORDS:
+        raise ValueError(
+            f"VIEWS.NUM {config.views.num}: {len(images)} images make more than the {MAX_RECORDS} "
+            "records that a cache can hold; lower it, or DATASET.MAX_IMAGES"
+        )
     views = [_plan_view(images, config, view) for view in range(config.views.num)]
     columns = {name: np.concatenate([view[name] for view in views]) for name in views[0]}
     return build_index(**columns, shard_records=config.shard_records)
@@ -80,33 +84,6 @@ def bucket_size(name: str) -> tuple[int, int]:
     """Padded height and width, pixels, of a bucket by its name, such as 0800x1344."""
     height, width = name.split("x")
     return int(height), int(width)
-
-
-def check_augmentations(cfg: CfgNode) -> None:
-    """Refuse augmentations that a plan cannot record.
-
-    The node VIEWS decides scale and flip in both stages; `INPUT.MIN_SIZE_TRAIN` and
-    `INPUT.MAX_SIZE_TRAIN` are not used. Whatever else would change the pixels is an error, because
-    a cached record belongs to one exact view.
-
-    Raises:
-        ValueError: cropping, a vertical flip, or flips both forbidden and asked for.
-    """
-    if cfg.INPUT.CROP.ENABLED:
-        raise ValueError(
-            "INPUT.CROP.ENABLED is True, but a cached view cannot be cropped; set it to False"
-        )
-    flip = cfg.INPUT.RANDOM_FLIP
-    if flip not in ("horizontal", "none"):
-        raise ValueError(
-            f"INPUT.RANDOM_FLIP is {flip!r}, but views are flipped horizontally or not at all; "
-            "set it to horizontal or none (VIEWS.FLIP gives the probability)"
-        )
-    if flip == "none" and cfg.VIEWS.FLIP > 0:
-        raise ValueError(
-            f"INPUT.RANDOM_FLIP is 'none', but VIEWS.FLIP is {cfg.VIEWS.FLIP}; "
-            "set VIEWS.FLIP to 0.0, or INPUT.RANDOM_FLIP to horizontal"
-        )
 
 
 def _plan_view(images: ImageTable, config: PlanConfig, view: int) -> dict[str, NDArray[Any]]:

@@ -13,19 +13,19 @@ from detectron2.config import CfgNode
 
 from configs.loader import settings, teacher_config
 from configs.schema import Settings
+from configs.stock_keys import DUMP, refuse_ignored
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
 from detectors import family_of
-from detectors.command import register_data
+from detectors.command import register_data, without_evaluation
 from storage import Geometry, Index, Manifest, Preset, get_preset
 from storage.schema import common_fields
 
 from .plan import (
     PlanConfig,
     bucket_size,
-    check_augmentations,
     make_plan,
     records_that_fit,
 )
@@ -90,10 +90,10 @@ def prepare(cfg: CfgNode) -> Prepared:
         ValueError: the config cannot be dumped, or the annotations are not COCO.
         FileNotFoundError: the teacher's config, the annotations or the image root is missing.
     """
+    refuse_ignored(cfg, DUMP)
     ours = settings(cfg)
     if not ours.cache.location:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
-    check_augmentations(cfg)
     teacher_cfg = teacher_config(cfg)
     family = family_of(teacher_cfg)
     annotations, image_root = _locate(cfg)
@@ -141,11 +141,6 @@ def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> in
 
 def _locate(cfg: CfgNode) -> tuple[str, str]:
     """Annotation file and image root of the one training dataset."""
-    register_data(cfg)
-    names = cfg.DATASETS.TRAIN
-    # Image ids, and with them seeds and records, are unique within one annotation file only.
-    if len(names) != 1:
-        raise ValueError(
-            f"DATASETS.TRAIN: expected exactly one dataset to dump, got {list(names)!r}"
-        )
-    return locate(names[0])
+    register_data(without_evaluation(cfg))
+    (name,) = cfg.DATASETS.TRAIN
+    return locate(name)

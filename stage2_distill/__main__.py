@@ -10,7 +10,9 @@ from detectors.command import (
     add_config_arguments,
     add_job_arguments,
     launch_job,
+    read_config,
     run_command,
+    whole,
 )
 from storage.example import add_example
 
@@ -23,16 +25,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_job_arguments(training)
     showing = commands.add_parser("show", help="draw boxes and GIs on views, as PNG")
     add_config_arguments(showing)
-    showing.add_argument("--count", type=int, default=8, help="number of views")
+    showing.add_argument("--count", type=whole(1), default=8, help="number of views")
     showing.add_argument("--output", help="folder for the pictures; default: OUTPUT_DIR")
     comparing = commands.add_parser("fidelity", help="compare the cache with the live teacher")
     add_config_arguments(comparing)
     comparing.add_argument(
-        "--students", nargs="+", metavar="FILE",
-        help="checkpoints of stage2_distill train, or `initial`; default: `initial`, and those half"
-        " way and at the end in OUTPUT_DIR",
+        "--student", action="append", dest="students", metavar="FILE",
+        help="a checkpoint of stage2_distill train, or `initial`; may be given several times; "
+        "default: `initial`, and those half way and at the end in OUTPUT_DIR",
     )  # fmt: skip
-    comparing.add_argument("--views", type=int, default=64, help="number of views (default: 64)")
+    comparing.add_argument(
+        "--views", type=whole(1), default=64, help="number of views (default: 64)"
+    )
     comparing.add_argument("--json", action="store_true", help="print JSON")
     showing.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url=None)
     config = "--config-file configs/distill/r50_2x_from_r101_1x.yaml"
@@ -49,11 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
-        from configs.loader import load_config
-
         from . import jobs
 
-        cfg = load_config(args.config_file, args.opts)
+        cfg = read_config(args, f"stage2_distill {args.command}")
         cfg.freeze()
         if args.command == "fidelity":
             return jobs.fidelity(cfg, args)

@@ -9,6 +9,7 @@ the teacher everywhere, a trained one in places that a coarse code could blur.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,22 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.loader import settings
-from detectors import SafeCheckpointer, training_images, weights_path
+from detectors import SafeCheckpointer, family_of, training_images, weights_path
 from detectors.arithmetic import arithmetic
+from detectors.building import build_detector
 from storage.progress import Progress
 
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
 from .gism import GeneralInstances
+from .inherit import inherit_head
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
+from .trainer import EXPORTED_NAME
+
+logger = logging.getLogger(__name__)
 
 INITIAL = "initial"
+# What detectron2 calls the checkpoint at the end of training.
+FINAL_NAME = "model_final.pth"
 MATCHING_IOU = 0.9
 # Losses that sum up to less are compared with this instead: their ratio would be noise.
 LOSS_FLOOR = 1e-3
@@ -135,8 +142,8 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
 
     Args:
         cfg: a distillation config, its data registered; the random state is that of training.
-        students: checkpoints that training wrote (with the adaptation layer in them); `initial`
-            is the student as training begins with it.
+        students: checkpoints that training wrote, or exported students (see `_adaptation_of`);
+            `initial` is the student as training begins with it.
         num_views: spread evenly over the images and their views; all if there are fewer.
 
     Raises:
@@ -175,17 +182,22 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
 def checkpoints_of(folder: Path) -> list[str]:
     """Return the student's stages: its beginning, then the checkpoints half way and at the end.
 
+    Where only the end was kept, that alone; the exported student stands for a checkpoint that is
+    not there any more.
+
     Raises:
-        FileNotFoundError: training has left no checkpoints in the folder.
+        FileNotFoundError: training has left no student in the folder.
     """
-    saved = sorted(folder.glob("model_*[0-9].pth"))
-    if not saved:
+    periodic = sorted(folder.glob("model_*[0-9].pth"))
+    half = periodic[(len(periodic) - 1) // 2 :][:1]
+    ends = [folder / FINAL_NAME, *periodic[-1:], folder / EXPORTED_NAME]
+    end = [path for path in ends if path.is_file()][:1]
+    if not end:
         raise FileNotFoundError(
-            f"{folder}: no checkpoint of a student (model_*.pth); train one first, with"
-            " SOLVER.CHECKPOINT_PERIOD at half of its steps, or name checkpoints with --students"
+            f"{folder}: no student (model_*.pth, {EXPORTED_NAME}); train one first, with"
+            " SOLVER.CHECKPOINT_PERIOD at half of its steps, or name checkpoints with --student"
         )
-    half = saved[(len(saved) - 1) // 2]
-    return [INITIAL, *dict.fromkeys(map(str, (half, saved[-1])))]
+    return [INITIAL, *dict.fromkeys(map(str, (*half, *end)))]
 
 
 def _teachers(cfg: CfgNode) -> tuple[Teacher, Teacher]:
@@ -213,20 +225,48 @@ def _spread(num_images: int, num_views: int, count: int) -> list[Draw]:
 def _load_student(cfg: CfgNode, student: str, teacher: Teacher) -> Distiller:
     """Build a student with its adaptation, in training mode, as training would have it."""
     torch.manual_seed(max(cfg.SEED, 0))
-    detector = build_model(cfg)
+    detector = build_detector(cfg)
     distiller = build_distiller(cfg, detector, teacher)
     if student != INITIAL:
-        checkpointer = SafeCheckpointer(detector, strict=True)
-        saved = checkpointer.load(weights_path(student), checkpointables=[])
-        if "adaptation" not in saved:
-            raise ValueError(
-                f"{student}: holds no adaptation layer; expected a checkpoint of stage2_distill"
-                " train (model_*.pth), not an exported student"
-            )
-        distiller.adaptation.load_state_dict(saved["adaptation"])
-    elif cfg.MODEL.WEIGHTS:
-        SafeCheckpointer(detector).load(weights_path(cfg.MODEL.WEIGHTS), checkpointables=[])
+        saved = _load_weights(detector, student, strict=True)
+        if distiller.adaptation.conv is not None:
+            state = saved.get("adaptation") or _adaptation_of(student)
+            distiller.adaptation.load_state_dict(state or distiller.adaptation.state_dict())
+        return distiller.train()
+    if cfg.MODEL.WEIGHTS:
+        _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
+    if teacher.config.inherit == "head":
+        inherit_head(detector, family_of(cfg), teacher.cfg)
     return distiller.train()
+
+
+def _load_weights(detector: nn.Module, name: str, *, strict: bool) -> dict[str, Any]:
+    """Load a checkpoint into a detector; return what else is in it."""
+    checkpointer = SafeCheckpointer(detector, strict=strict)
+    found: dict[str, Any] = checkpointer.load(weights_path(name), checkpointables=[])
+    return found
+
+
+def _adaptation_of(student: str) -> dict[str, Tensor] | None:
+    """The adaptation layer that an exported student was trained with, which it does not hold.
+
+    That of the last checkpoint beside it; None, and a warning, where there is none: the student is
+    then compared under the layer that training begins with.
+    """
+    beside = Path(student).with_name(FINAL_NAME)
+    if "://" not in student and beside.is_file():
+        saved = SafeCheckpointer(nn.Identity())._torch_load(str(beside))
+        if saved.get("adaptation"):
+            logger.info("%s: the adaptation layer is that of %s", student, beside)
+            found: dict[str, Tensor] = saved["adaptation"]
+            return found
+    logger.warning(
+        "%s holds no adaptation layer, and no %s beside it does: it is compared under an untrained "
+        "one, as training begins",
+        student,
+        FINAL_NAME,
+    )
+    return None
 
 
 class _Comparison:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from detectors.command import register_data, set_up
+from detectors.command import register_data, set_up, without_evaluation
 from storage.progress import Progress
 
 from .fidelity import checkpoints_of, measure
@@ -30,7 +30,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
-    set_up(cfg, args)
+    set_up(cfg, args, evaluates=False)
     paths = draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR))
     with Progress("pictures", total=args.count, unit="views") as progress:
         for path in progress.over(paths):
@@ -39,9 +39,7 @@ def show(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Print how far the cache is from the live teacher; 1 where that is too far."""
-    if args.views < 1:
-        raise ValueError(f"--views {args.views}: expected 1 or more")
-    register_data(cfg)
+    register_data(without_evaluation(cfg))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
     found = measure(cfg, students, args.views)
     for line in [json.dumps(found.to_json())] if args.json else found.lines():

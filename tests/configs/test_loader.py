@@ -8,8 +8,10 @@ import detectron2
 import pytest
 from detectron2.config import get_cfg
 
-from configs.loader import default_config, load_config, settings, teacher_config
+from configs.loader import PATH_KEYS, default_config, load_config, settings, teacher_config
+from configs.rules import Place
 from configs.schema import NODES, Settings
+from configs.stock_limits import LIMITS, value_of
 
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
@@ -146,7 +148,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
         ("VIEWS: 3", r"1: VIEWS: expected a node with keys, got 3"),
         ("VIEWS: {NUM: {A: 1}}", r"VIEWS\.NUM: expected a value"),
         ("OUTPUT_DIR: 2024-01-01", r"OUTPUT_DIR: expected str"),
-        ("VIEWS: {NUM: 0}", r"VIEWS\.NUM: expected an integer of at least 1, got 0"),
+        ("VIEWS: {NUM: 0}", r"VIEWS\.NUM: expected an integer of at least 1 and .*, got 0"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -181,7 +183,7 @@ def test_overrides_are_read_as_python_literals(empty: str) -> None:
         (["VIEWS.NUM.X", "1"], r"unknown config key VIEWS\.NUM\.X"),
         (["VIEWS", "1"], r"VIEWS is a node"),
         (["VIEWS.NUM", "two"], r"VIEWS\.NUM: expected int"),
-        (["VIEWS.NUM", "-1"], r"VIEWS\.NUM: expected an integer of at least 1, got -1"),
+        (["VIEWS.NUM", "-1"], r"VIEWS\.NUM: expected an integer of at least 1 and .*, got -1"),
     ],
 )
 def test_a_wrong_override_is_refused(empty: str, overrides: list[str], message: str) -> None:
@@ -225,7 +227,7 @@ def test_the_teacher_is_found_beside_the_file_that_states_it_even_if_that_is_a_b
     assert teacher_config(load_config(leaf)).INPUT.FORMAT == "RGB"
 
 
-def test_a_saved_config_finds_its_teacher_from_the_working_directory(
+def test_a_saved_config_finds_its_teacher_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_pair(tmp_path)
@@ -234,11 +236,98 @@ def test_a_saved_config_finds_its_teacher_from_the_working_directory(
     saved = tmp_path / "output" / "config.yaml"
     saved.parent.mkdir()
     saved.write_text(cfg.dump())
+    monkeypatch.chdir("/")
 
     again = load_config(str(saved))
 
     assert settings(again) == settings(cfg)
     assert teacher_config(again).INPUT.FORMAT == "RGB"
+
+
+def test_a_teacher_s_config_is_sought_beside_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = make_pair(tmp_path, CONFIG="t/teacher.yaml")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(FileNotFoundError, match=r"s/t/teacher\.yaml does not exist"):
+        teacher_config(load_config(stated))
+
+
+def test_an_override_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = make_pair(tmp_path, CONFIG="none.yaml")
+    monkeypatch.chdir(tmp_path)
+
+    cfg = load_config(stated, ["TEACHER.CONFIG", "t/teacher.yaml"])
+
+    assert str(tmp_path / "t" / "teacher.yaml") == cfg.TEACHER.CONFIG
+    assert teacher_config(cfg).INPUT.FORMAT == "RGB"
+
+
+# Where a relative path leads that a config file states; the rule is in the module's text.
+FROM_THE_FILE = ("TEACHER.CONFIG",)
+
+
+@pytest.mark.parametrize("key", PATH_KEYS)
+@pytest.mark.parametrize("is_override", [False, True])
+def test_one_rule_holds_for_the_relative_paths_of_all_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, is_override: bool
+) -> None:
+    *node, name = key.split(".")
+    value = f"{{{name}: some/path}}" if node else "some/path"
+    text = "" if is_override else f"{node[0] if node else name}: {value}"
+    path = write(tmp_path / "configs" / "c.yaml", text)
+    monkeypatch.chdir(tmp_path)
+
+    cfg = load_config(path, [key, "some/path"] if is_override else [])
+
+    found = os.path.abspath(value_of(cfg, key))
+    beside_the_file = key in FROM_THE_FILE and not is_override
+    folder = tmp_path / "configs" if beside_the_file else tmp_path
+    assert found == str(folder / "some" / "path")
+
+
+@pytest.mark.parametrize("key", PATH_KEYS)
+def test_the_home_folder_is_one_in_every_key(
+    empty: str, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert value_of(load_config(empty, [key, "~/a"]), key) == "/home/somebody/a"
+
+
+def test_every_key_that_may_hold_a_path_obeys_the_rule() -> None:
+    places = {key for key, rule in LIMITS.items() if isinstance(rule, Place)}
+    ours = {"CACHE.LOCATION", "DATASET.FOLDER", "DATASET.IMAGE_LIST"}
+    assert set(PATH_KEYS) == places | ours | {"TEACHER.CONFIG", "TEACHER.WEIGHTS"}
+
+
+LAZY = "this is a detectron2 LazyConfig"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.py", "from detectron2.config import LazyCall as L\nmodel = L(dict)()\n"),
+        ("c.yaml", "model:\n  _target_: detectron2.modeling.GeneralizedRCNN\n"),
+    ],
+)
+def test_a_lazy_config_is_called_that(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+
+    with pytest.raises(ValueError, match=rf"{name}.*: {LAZY}"):
+        load_config(str(tmp_path / name))
+    with pytest.raises(ValueError, match=rf"{name}.*: {LAZY}"):
+        load_config(write(tmp_path / "leaf.yaml", f"_BASE_: {name}"))
+    with pytest.raises(ValueError, match=rf"{name}.*: {LAZY}"):
+        teacher_config(load_config(make_pair(tmp_path, CONFIG=f"../{name}")))
+
+
+def test_a_lazy_config_of_the_model_zoo_is_called_that(tmp_path: Path) -> None:
+    name = "model_zoo://COCO-Detection/retinanet_R_50_FPN_1x.py"
+    with pytest.raises(ValueError, match=LAZY):
+        teacher_config(load_config(make_pair(tmp_path, CONFIG=name)))
 
 
 @pytest.mark.parametrize("key", ["CONFIG", "WEIGHTS"])
@@ -264,5 +353,5 @@ def test_the_teacher_s_config_may_be_one_of_the_model_zoo(tmp_path: Path) -> Non
 def test_a_missing_teacher_config_is_refused_by_name(tmp_path: Path) -> None:
     cfg = load_config(make_pair(tmp_path, CONFIG="none.yaml"))
 
-    with pytest.raises(FileNotFoundError, match=r"TEACHER\.CONFIG: config file none\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"TEACHER\.CONFIG: config file /.*none\.yaml"):
         teacher_config(cfg)

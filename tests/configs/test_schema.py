@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+import configs.schema
+from configs import stock_limits
 from configs.schema import (
     NODES,
     CacheConfig,
@@ -17,57 +19,70 @@ from configs.schema import (
     ViewsConfig,
 )
 
+NAN, INF, LARGE = float("nan"), float("inf"), 10**20
+
+# For every field: values below its limits, above them, and of a wrong type.
+WRONG: dict[type, dict[str, list[Any]]] = {
+    ViewsConfig: {
+        "seed": [-1, 2**63, 1.5],
+        "num": [0, 10_001, 10**9, 1.5, True],
+        "scales": [(), 800, (800, 0), (70_000,), (800.0,)],
+        "max_size": [0, 799, 70_000, "1333"],
+        "flip": [-0.1, 1.01, NAN, "x"],
+    },
+    TeacherConfig: {
+        "config": [None, "https://host/teacher.yaml"],
+        "weights": [3, "gopher://host/teacher.pth"],
+        "source": ["offline", 1],
+        "batch": [0, 2**16 + 1, 1.5],
+        "precision": ["float64", 16],
+        "inherit": ["backbone", True],
+    },
+    CacheConfig: {
+        "location": [None, "ftp://host/cache", "file:///cache"],
+        "preset": ["tiny", 1],
+        "dtype": ["bfloat16", "float16", 16],
+        "scores_kept": [-1, LARGE, 1.5],
+        "shard_records": [-1, 2**16 + 1, 1.5],
+        "shard_bytes": [0, LARGE, 1.5],
+        "pixels": ["ignore", 1],
+        "prefetch_bytes": [0, LARGE, 1.5],
+    },
+    GidConfig: {
+        "score": ["mean", 1],
+        "mode": ["gt", 1],
+        "top_k": [0, LARGE, 1.5],
+        "pre_nms": [0, 9, LARGE, 1.5],
+        "nms_iou": [0.0, 1.5, NAN, "x"],
+        "min_side": [-1.0, 1e6, NAN, "x"],
+        "roi_size": [0, 257, 1.5],
+        "sampling_ratio": [-1, 257, 1.5],
+        "adaptation": ["linear", 1],
+        "feature_weight": [-1e-9, 1e10, NAN, "x"],
+        "relation_weight": [-1.0, INF, "x"],
+        "relation_scope": ["rank", 1],
+        "response_cls_weight": [-1.0, 1e10, "0.1"],
+        "response_reg_weight": [-1.0, 1e10, True],
+        "response_reg_beta": [-0.1, 1e10, NAN, "x"],
+        "counts": ["node", 1],
+        "warmup_iters": [-1, LARGE, 1.5],
+    },
+    DatasetConfig: {
+        "folder": [1, "s3://bucket/data"],
+        "image_list": [1, "s3://bucket/list.txt"],
+        "max_images": [-1, LARGE, 1.5],
+    },
+}
 REFUSED: list[tuple[type, dict[str, Any]]] = [
-    (ViewsConfig, {"seed": -1}),
-    (ViewsConfig, {"seed": 2**63}),
-    (ViewsConfig, {"num": 0}),
-    (ViewsConfig, {"num": 1.5}),
-    (ViewsConfig, {"num": True}),
-    (ViewsConfig, {"scales": ()}),
-    (ViewsConfig, {"scales": 800}),
-    (ViewsConfig, {"scales": (800, 0)}),
-    (ViewsConfig, {"scales": (800.0,)}),
-    (ViewsConfig, {"max_size": 799}),
-    (ViewsConfig, {"flip": 1.01}),
-    (ViewsConfig, {"flip": float("nan")}),
-    (TeacherConfig, {"config": None}),
-    (TeacherConfig, {"weights": 3}),
-    (TeacherConfig, {"source": "offline"}),
-    (TeacherConfig, {"batch": 0}),
-    (TeacherConfig, {"precision": "float64"}),
-    (TeacherConfig, {"inherit": "backbone"}),
-    (CacheConfig, {"location": None}),
-    (CacheConfig, {"preset": "tiny"}),
+    *(
+        (schema, {name: value})
+        for schema, fields_of in WRONG.items()
+        for name, values in fields_of.items()
+        for value in values
+    ),
     (CacheConfig, {"preset": "exact", "dtype": "bfloat16"}),
-    (CacheConfig, {"dtype": "float16"}),
-    (CacheConfig, {"scores_kept": -1}),
     (CacheConfig, {"preset": "exact", "scores_kept": 100}),
-    (CacheConfig, {"shard_records": -1}),
-    (CacheConfig, {"shard_bytes": 0}),
     (CacheConfig, {"shard_records": 32, "shard_bytes": 1000}),
-    (CacheConfig, {"pixels": "ignore"}),
-    (CacheConfig, {"prefetch_bytes": 0}),
-    (GidConfig, {"counts": "node"}),
-    (GidConfig, {"score": "mean"}),
-    (GidConfig, {"mode": "gt"}),
-    (GidConfig, {"top_k": 0}),
-    (GidConfig, {"pre_nms": 9}),
-    (GidConfig, {"nms_iou": 0.0}),
-    (GidConfig, {"nms_iou": 1.5}),
-    (GidConfig, {"min_side": -1.0}),
-    (GidConfig, {"roi_size": 0}),
-    (GidConfig, {"sampling_ratio": -1}),
-    (GidConfig, {"adaptation": "linear"}),
-    (GidConfig, {"feature_weight": -1e-9}),
-    (GidConfig, {"relation_weight": float("inf")}),
-    (GidConfig, {"relation_scope": "rank"}),
-    (GidConfig, {"response_cls_weight": "0.1"}),
-    (GidConfig, {"response_reg_weight": True}),
-    (GidConfig, {"response_reg_beta": -0.1}),
-    (GidConfig, {"warmup_iters": -1}),
-    (DatasetConfig, {"folder": 1}),
-    (DatasetConfig, {"image_list": 1}),
-    (DatasetConfig, {"max_images": -1}),
 ]
 
 
@@ -124,6 +139,15 @@ def test_a_list_of_scales_becomes_a_tuple() -> None:
 def test_configs_do_not_change_after_validation() -> None:
     with pytest.raises(FrozenInstanceError):
         Settings().views.num = 2  # type: ignore[misc]
+
+
+def test_limits_that_the_storage_sets_are_the_storage_s() -> None:
+    from storage.location import URL_SCHEMES
+    from storage.schema import MAX_SHARD_RECORDS, MAX_SIDE
+
+    assert stock_limits.MAX_SIDE == MAX_SIDE
+    assert configs.schema.MAX_SHARD_RECORDS == MAX_SHARD_RECORDS
+    assert CacheConfig.SCHEMES == URL_SCHEMES
 
 
 def test_settings_holds_each_node_under_its_lower_case_name() -> None:

@@ -1,11 +1,16 @@
 """What a user reads when a command fails, and its exit code."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import stage1_dump.__main__
+import stage2_distill.__main__
 from detectors.__main__ import main
 from detectors.command import one_line, run_command
+
+JOBS = [(main, "train"), (main, "eval"), (stage2_distill.__main__.main, "train")]
 
 
 def failing(error: BaseException) -> int:
@@ -71,6 +76,136 @@ def test_a_gpu_that_is_not_there_is_named(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tmp_path / "c.yaml"
-    config.write_text("VERSION: 2\n")
+    config.write_text("VERSION: 2\nDATASETS: {TEST: [a]}\n")
     assert main(["eval", "--config-file", str(config), "MODEL.DEVICE", "cuda"]) == 1
     assert "MODEL.DEVICE is cuda" in capsys.readouterr().err
+
+
+def refused(capsys: pytest.CaptureFixture[str], started: Any, *arguments: str) -> str:
+    """The last line of a command that argparse refuses."""
+    with pytest.raises(SystemExit) as caught:
+        started(list(arguments))
+    assert caught.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+OPTIONS: list[tuple[Any, str, str, list[str]]] = [
+    *(
+        (started, name, option, ["0" if option != "--machine-rank" else "-1", "1025", "two"])
+        for started, name in JOBS
+        for option in ("--num-gpus", "--num-machines", "--machine-rank")
+    ),
+    (stage1_dump.__main__.main, "run", "--num-gpus", ["0", "-1", "1025", "1.5"]),
+    (stage1_dump.__main__.main, "run", "--max-restarts", ["-1", "1" * 12, "x"]),
+    (stage1_dump.__main__.main, "check", "--sample", ["0", "1" * 12, "1" * 10_000, "x"]),
+    (stage1_dump.__main__.main, "check", "--seed", ["-1", "1" * 12, "x"]),
+    (stage1_dump.__main__.main, "plan", "--measure", ["0", "1" * 12, "x"]),
+    (stage1_dump.__main__.main, "plan", "--rate", ["0", "-1", "inf", "nan", "x"]),
+    (stage1_dump.__main__.main, "evaluate", "--view", ["-1", "1" * 12, "x"]),
+    (stage2_distill.__main__.main, "show", "--count", ["0", "-1", "1" * 12, "x"]),
+    (stage2_distill.__main__.main, "fidelity", "--views", ["0", "-1", "1" * 12, "x"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("started", "name", "option", "values"), OPTIONS, ids=lambda one: str(one)[:20]
+)
+def test_an_option_outside_its_limits_is_refused_by_its_name(
+    started: Any, name: str, option: str, values: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in values:
+        line = refused(capsys, started, name, option, value, "--config-file", "x.yaml")
+        assert f"argument {option}: expected a" in line
+        assert line.endswith(f"got {value}")
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        ["MODEL.WEIGHTS", "a.pth", "--resume"],
+        ["--resume", "MODEL.WEIGHTS", "--json"],
+        ["MODEL.WEIGHTS", "a.pth", "-h"],
+    ],
+)
+def test_an_option_behind_the_overrides_is_named_as_one(
+    behind: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, main, "train", "--config-file", "x.yaml", *behind)
+    assert f"{behind[-1]} is an option: options go before KEY VALUE" in line
+
+
+def test_so_is_the_config_file(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, main, "train", "MODEL.WEIGHTS", "a.pth", "--config-file", "x.yaml")
+    assert "--config-file is an option: options go before KEY VALUE" in line
+
+
+def test_a_negative_value_is_no_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("VERSION: 2\n")
+    assert main(["train", "--config-file", str(config), "SOLVER.BASE_LR", "-1"]) == 1
+    assert "override: SOLVER.BASE_LR: expected a number above 0" in capsys.readouterr().err
+
+
+def test_key_and_value_are_two_words(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, main, "train", "--config-file", "x.yaml", "SOLVER.MAX_ITER=3")
+    assert "overrides are KEY VALUE, two words each, not SOLVER.MAX_ITER=3" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--num-machines", "2", "--machine-rank", "2"], "--machine-rank 2: expected less than"),
+        (["--num-machines", "2"], "--dist-url auto: expected tcp://host:port"),
+        (["--num-machines", "2", "--dist-url", "host:1"], "--dist-url host:1: expected tcp://"),
+        (["--eval-only", "--resume"], "--resume: MODEL.WEIGHTS is evaluated"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    config = tmp_path / "c.yaml"
+    nodes = "DATASETS: {TRAIN: [a], TEST: [a]}\nMODEL: {DEVICE: cpu}"
+    config.write_text(f"VERSION: 2\n{nodes}\n")
+    assert main(["train", "--config-file", str(config), *arguments]) == 1
+    assert f"error: {named}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--num-gpus", "--num-machines"])
+def test_ranks_of_torchrun_start_no_more_processes(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    config = tmp_path / "c.yaml"
+    config.write_text("VERSION: 2\nDATASETS: {TEST: [a]}\nMODEL: {DEVICE: cpu}\n")
+    assert main(["eval", "--config-file", str(config), option, "2"]) == 1
+    assert f"{option}: this is already a rank of torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "arguments", "named"),
+    [
+        ("cuda:2", [], "MODEL.DEVICE is cuda:2, but PyTorch sees 2 GPUs"),
+        ("cuda", ["--num-gpus", "3"], "--num-gpus 3: PyTorch sees 2 GPUs"),
+        ("cuda:1", ["--num-gpus", "2"], "MODEL.DEVICE is cuda:1, one GPU for all"),
+    ],
+)
+def test_a_gpu_that_no_rank_can_have_is_named(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    arguments: list[str],
+    named: str,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = tmp_path / "c.yaml"
+    config.write_text("VERSION: 2\nDATASETS: {TEST: [a]}\n")
+    command = ["eval", "--config-file", str(config), *arguments, "MODEL.DEVICE", device]
+    assert main(command) == 1
+    assert named in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_two_ranks_train_one_model(config: Path, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["MODEL.WEIGHTS", "nowhere.pth"], "weights not found: nowhere.pth"),
-        (["SOLVER.OPTIMIZER", "LION"], "SOLVER.OPTIMIZER: expected SGD or ADAMW"),
+        (["SOLVER.OPTIMIZER", "LION"], "SOLVER.OPTIMIZER: expected one of SGD, ADAMW"),
         (["SOLVER.OPTIMISER", "SGD"], "did you mean SOLVER.OPTIMIZER?"),
     ],
 )

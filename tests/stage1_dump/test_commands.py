@@ -88,6 +88,13 @@ def test_the_number_of_images_can_be_limited_to_the_first_by_id(
     assert announced["images"] == 4
 
 
+def test_a_dump_needs_no_data_to_evaluate_on(configure: Configure) -> None:
+    config = configure(DATASETS={"TRAIN": ["folder_train"], "TEST": ["coco_2017_val"]})
+    assert main(["plan", "--config-file", str(config)]) == 0
+    assert main(["run", "--config-file", str(config)]) == 0
+    assert main(["check", "--sample", "1", "--config-file", str(config)]) == 0
+
+
 def test_status_counts_what_is_committed(reference: Path, tmp_path: Path, capsys: Capture) -> None:
     store = tmp_path / "store"
     shutil.copytree(reference, store)
@@ -108,6 +115,8 @@ def test_status_counts_what_is_committed(reference: Path, tmp_path: Path, capsys
     [
         ({"CACHE": {"LOCATION": ""}}, "CACHE.LOCATION is empty"),
         ({"DATASETS": {"TRAIN": []}}, "exactly one dataset"),
+        ({"CACHE": {"LOCATION": "ftp://host/cache"}}, "CACHE.LOCATION: expected a local path"),
+        ({"VIEWS": {"NUM": 10**9}}, "VIEWS.NUM: expected an integer"),
         ({"DATASETS": {"TRAIN": ["folder_val"]}}, "folder_val"),
         ({"TEACHER": {"WEIGHTS": "nowhere.pth"}}, "weights not found: nowhere.pth"),
         ({"INPUT": {"CROP": {"ENABLED": True}}}, "INPUT.CROP.ENABLED"),
@@ -122,6 +131,15 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not config.with_suffix("").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "check"])
+def test_the_other_commands_refuse_the_same(
+    configure: Configure, capsys: Capture, command: str
+) -> None:
+    config = str(configure(CACHE={"LOCATION": "ftp://host/cache"}))
+    assert main([command, "--config-file", config]) == 1
+    assert "CACHE.LOCATION: expected a local path, or a URL of s3://" in capsys.readouterr().err
 
 
 def test_a_cache_that_is_not_there_is_an_error(tmp_path: Path, capsys: Capture) -> None:

@@ -48,7 +48,9 @@ class _Process:
 
 
 @pytest.fixture(autouse=True)
-def outside_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def outside_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("VERSION: 2\nDATASETS: {TRAIN: [folder_train]}\n")
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(launch, "_POLL_SEC", 0.0)
 
@@ -65,6 +67,16 @@ def test_num_gpus_starts_as_many_ranks(
     monkeypatch.setenv("RANK", "0")
     assert main(["run", "--num-gpus", "2", *ARGUMENTS]) == 1
     assert "already a rank" in capsys.readouterr().err
+
+
+def test_a_wrong_config_starts_no_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = Ranks({0: [0], 1: [0]})
+    monkeypatch.setattr(subprocess, "Popen", ranks)
+    assert main(["run", "--num-gpus", "2", *ARGUMENTS, "INPUT.CROP.ENABLED", "True"]) == 1
+    assert ranks.started == []
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_rank_that_was_killed_is_started_again_and_one_that_failed_is_not(

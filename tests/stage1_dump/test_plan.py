@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.loader import default_config
 from configs.schema import ViewsConfig
 from dataset.annotations import ImageTable
 from dataset.views import plan_view
-from stage1_dump.plan import PlanConfig, bucket_size, check_augmentations, make_plan
+from stage1_dump.plan import PlanConfig, bucket_size, make_plan
 from storage import Index
 from storage.index import COLUMNS
+from storage.schema import MAX_RECORDS
 
 MIXED = ViewsConfig(seed=3, num=3, scales=(40, 64, 100), max_size=150)
 
@@ -106,25 +106,9 @@ def test_an_empty_set_of_images_is_refused() -> None:
         plan(table(0))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        ({"INPUT.CROP.ENABLED": True}, r"INPUT\.CROP\.ENABLED"),
-        ({"INPUT.RANDOM_FLIP": "vertical"}, "INPUT.RANDOM_FLIP is 'vertical'"),
-        ({"INPUT.RANDOM_FLIP": "none"}, r"VIEWS\.FLIP is 0\.5"),
-    ],
-)
-def test_augmentations_that_a_plan_cannot_record_are_refused(
-    overrides: dict[str, object], named: str
-) -> None:
-    cfg = default_config()
-    check_augmentations(cfg)
-    cfg.merge_from_list([item for pair in overrides.items() for item in pair])
-    with pytest.raises(ValueError, match=named):
-        check_augmentations(cfg)
-
-
-def test_no_flips_at_all_are_fine_when_both_nodes_say_so() -> None:
-    cfg = default_config()
-    cfg.merge_from_list(["INPUT.RANDOM_FLIP", "none", "VIEWS.FLIP", 0.0])
-    check_augmentations(cfg)
+def test_more_records_than_a_cache_holds_are_refused_before_they_are_planned() -> None:
+    images = table(MAX_RECORDS // 10_000 + 1)
+    views = ViewsConfig(num=10_000, scales=(64,), max_size=96)
+    config = PlanConfig(views=views, size_divisibility=32, shard_records=4)
+    with pytest.raises(ValueError, match=r"^VIEWS\.NUM 10000: 13422 images make more than"):
+        make_plan(images, config)

@@ -45,6 +45,6 @@ def test_a_dump_and_all_of_fidelity_compute_without_tf32(
 ) -> None:
     dump(load_config(str(configure(CACHE={"LOCATION": str(configure().parent / "cache")}))))
     dumped = len(forwards)
-    command = ["fidelity", "--views", "4", "--students", INITIAL, "--config-file"]
+    command = ["fidelity", "--views", "4", "--student", INITIAL, "--config-file"]
     assert main([*command, str(configure())]) == 0
     assert len(forwards) > dumped > 0 and not any(forwards)

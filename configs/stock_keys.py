@@ -1,0 +1,302 @@
+"""What detectron2 users set and a command here would ignore: one table of refusals.
+
+Plain training and evaluation are detectron2's and take its keys as they are. The stages take their
+images from the node VIEWS, and their detectors apart: there a key of detectron2's acts, or is
+refused by its name. Keys of the student's training are not refused where a config that states them
+is only dumped or shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+
+from configs.origins import is_override, is_stated, place_of
+from configs.stock_limits import value_of
+
+# What reads a config: the commands, and the loader for the teacher's own.
+TRAIN = "detectors train"
+EVAL = "detectors eval"
+DUMP = "stage1_dump"
+DISTILL = "stage2_distill train"
+SHOW = "stage2_distill show"
+FIDELITY = "stage2_distill fidelity"
+TEACHER = "TEACHER.CONFIG"
+
+STAGES = (DUMP, DISTILL, SHOW, FIDELITY)
+COMMANDS = (TRAIN, EVAL, *STAGES)
+
+Allowed = Callable[[CfgNode, Any], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """When a key is refused.
+
+    Attributes:
+        key: by its full name.
+        readers: where it would be ignored.
+        allowed: whether a value asks for nothing, or for what holds anyway.
+        reason: why it has no effect and what to do instead; `{cfg.A.B}` is the value of a key.
+    """
+
+    key: str
+    readers: tuple[str, ...]
+    allowed: Allowed
+    reason: str
+
+
+def refuse_ignored(cfg: CfgNode, reader: str) -> None:
+    """Refuse what a command would accept and ignore.
+
+    Args:
+        cfg: a config of `configs.loader`.
+        reader: one of `COMMANDS`, or `TEACHER`.
+
+    Raises:
+        ValueError: the first such key; one line with its place, its value and what to do.
+    """
+    for refusal in REFUSALS:
+        value = value_of(cfg, refusal.key)
+        if reader in refusal.readers and not refusal.allowed(cfg, value):
+            raise ValueError(
+                f"{place_of(cfg, refusal.key)}{refusal.key} is {value!r}, but "
+                f"{refusal.reason.format(cfg=cfg)}"
+            )
+
+
+def _one_of(*values: Any) -> Allowed:
+    return lambda cfg, value: value in values
+
+
+def _empty(_cfg: CfgNode, value: Any) -> bool:
+    return len(value) == 0
+
+
+def _not_empty(_cfg: CfgNode, value: Any) -> bool:
+    return len(value) > 0
+
+
+def _single(_cfg: CfgNode, value: Any) -> bool:
+    return len(value) == 1
+
+
+def _flips_agree(cfg: CfgNode, value: Any) -> bool:
+    return value != "none" or cfg.VIEWS.FLIP == 0
+
+
+def _from_a_file(key: str) -> Allowed:
+    return lambda cfg, value: not is_override(cfg, key)
+
+
+def _stock_or_as(key: str, other: str) -> Allowed:
+    """Whether a key is at detectron2's default, or says the same as another."""
+    return lambda cfg, value: value in (value_of(get_cfg(), key), value_of(cfg, other))
+
+
+def _beside_views(key: str, other: str) -> Allowed:
+    """Whether a size of plain training contradicts nobody who set it for views.
+
+    A file may state both, for the baseline and for the views; whoever states this one alone, or on
+    the command line, means the views.
+    """
+
+    def allowed(cfg: CfgNode, value: Any) -> bool:
+        both = is_stated(cfg, other) and not is_override(cfg, key)
+        return both or _stock_or_as(key, other)(cfg, value)
+
+    return allowed
+
+
+def _with(key: str, value: Any, allowed: Allowed) -> Allowed:
+    """`allowed` where another key has that value; elsewhere everything is."""
+    return lambda cfg, own: value_of(cfg, key) != value or allowed(cfg, own)
+
+
+def _retinanet(allowed: Allowed) -> Allowed:
+    return _with("MODEL.META_ARCHITECTURE", "RetinaNet", allowed)
+
+
+def _adamw(allowed: Allowed) -> Allowed:
+    return _with("SOLVER.OPTIMIZER", "ADAMW", allowed)
+
+
+def _of_roi_heads(name: str) -> Refusal:
+    """The setting that users of Faster R-CNN know, where RetinaNet has one of its own."""
+    key, own = f"MODEL.ROI_HEADS.{name}", f"MODEL.RETINANET.{name}"
+    return Refusal(
+        key=key,
+        readers=COMMANDS,
+        allowed=_retinanet(_stock_or_as(key, own)),
+        reason=f"RetinaNet reads {own}, which is {{cfg.{own}!r}}; set that one",
+    )
+
+
+REFUSALS = (
+    Refusal(
+        key="DATASETS.TRAIN",
+        readers=(TRAIN,),
+        allowed=_not_empty,
+        reason="there is nothing to train on; name a registered dataset",
+    ),
+    Refusal(
+        key="DATASETS.TEST",
+        readers=(EVAL,),
+        allowed=_not_empty,
+        reason="there is nothing to evaluate on; name a registered dataset",
+    ),
+    Refusal(
+        key="DATASETS.TRAIN",
+        readers=STAGES,
+        allowed=_single,
+        reason="a cache and its students have exactly one dataset, since image ids are unique "
+        "within one annotation file only; join the files into one",
+    ),
+    Refusal(
+        key="INPUT.CROP.ENABLED",
+        readers=STAGES,
+        allowed=_one_of(False),
+        reason="views are not cropped; set it to False",
+    ),
+    Refusal(
+        key="INPUT.RANDOM_FLIP",
+        readers=STAGES,
+        allowed=_one_of("horizontal", "none"),
+        reason="views are flipped horizontally or not at all; set it to horizontal or none "
+        "(VIEWS.FLIP gives the probability)",
+    ),
+    Refusal(
+        key="INPUT.RANDOM_FLIP",
+        readers=STAGES,
+        allowed=_flips_agree,
+        reason="VIEWS.FLIP is {cfg.VIEWS.FLIP}; set VIEWS.FLIP to 0.0, or this to horizontal",
+    ),
+    Refusal(
+        key="INPUT.MIN_SIZE_TRAIN",
+        readers=STAGES,
+        allowed=_beside_views("INPUT.MIN_SIZE_TRAIN", "VIEWS.SCALES"),
+        reason="views have the sizes of VIEWS.SCALES {cfg.VIEWS.SCALES!r}; set both alike",
+    ),
+    Refusal(
+        key="INPUT.MAX_SIZE_TRAIN",
+        readers=STAGES,
+        allowed=_beside_views("INPUT.MAX_SIZE_TRAIN", "VIEWS.MAX_SIZE"),
+        reason="views are at most VIEWS.MAX_SIZE {cfg.VIEWS.MAX_SIZE} long; set both alike",
+    ),
+    Refusal(
+        key="INPUT.MIN_SIZE_TRAIN_SAMPLING",
+        readers=STAGES,
+        allowed=_one_of("choice"),
+        reason="a view has one of VIEWS.SCALES; set it to choice, and list the sizes there",
+    ),
+    Refusal(
+        key="INPUT.FORMAT",
+        readers=(*STAGES, TEACHER),
+        allowed=_one_of("BGR", "RGB"),
+        reason="views have three channels; expected BGR or RGB",
+    ),
+    Refusal(
+        key="DATALOADER.SAMPLER_TRAIN",
+        readers=STAGES,
+        allowed=_one_of("TrainingSampler"),
+        reason="every image is shown once in an epoch, under one of its views; set it to "
+        "TrainingSampler",
+    ),
+    Refusal(
+        key="MODEL.WEIGHTS",
+        readers=(DUMP,),
+        allowed=_from_a_file("MODEL.WEIGHTS"),
+        reason="these are the student's weights, and only the teacher is run; give TEACHER.WEIGHTS",
+    ),
+    Refusal(
+        key="MODEL.WEIGHTS",
+        readers=(FIDELITY,),
+        allowed=_from_a_file("MODEL.WEIGHTS"),
+        reason="the students to compare are named by --student FILE; give that",
+    ),
+    Refusal(
+        key="TEACHER.SOURCE",
+        readers=(SHOW, FIDELITY),
+        allowed=_one_of("cache", "live"),
+        reason="without a teacher there is nothing to show or to compare; set it to cache",
+    ),
+    Refusal(
+        key="MODEL.MASK_ON",
+        readers=COMMANDS,
+        allowed=_retinanet(_one_of(False)),
+        reason="RetinaNet has boxes alone; set it to False",
+    ),
+    Refusal(
+        key="MODEL.KEYPOINT_ON",
+        readers=COMMANDS,
+        allowed=_retinanet(_one_of(False)),
+        reason="RetinaNet has boxes alone; set it to False",
+    ),
+    Refusal(
+        key="MODEL.LOAD_PROPOSALS",
+        readers=COMMANDS,
+        allowed=_one_of(False),
+        reason="precomputed proposals are not read here; set it to False",
+    ),
+    *(
+        Refusal(
+            key=f"DATASETS.PROPOSAL_FILES_{part}",
+            readers=COMMANDS,
+            allowed=_empty,
+            reason="precomputed proposals are not read here; leave it empty",
+        )
+        for part in ("TRAIN", "TEST")
+    ),
+    *(_of_roi_heads(name) for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")),
+    Refusal(
+        key="TEST.AUG.ENABLED",
+        readers=COMMANDS,
+        allowed=_one_of(False),
+        reason="images are evaluated once, as they are; set it to False",
+    ),
+    Refusal(
+        key="TEST.EXPECTED_RESULTS",
+        readers=COMMANDS,
+        allowed=_empty,
+        reason="results are printed and not compared with others; leave it empty",
+    ),
+    Refusal(
+        key="TEST.KEYPOINT_OKS_SIGMAS",
+        readers=COMMANDS,
+        allowed=_empty,
+        reason="boxes alone are evaluated; leave it empty",
+    ),
+    Refusal(
+        key="TEST.PRECISE_BN.ENABLED",
+        readers=(DISTILL,),
+        allowed=_one_of(False),
+        reason="a distilled student keeps the statistics of its training; set it to False",
+    ),
+    Refusal(
+        key="VIS_PERIOD",
+        readers=(DISTILL,),
+        allowed=_one_of(0),
+        reason="training draws nothing; set it to 0, and look with `python -m stage2_distill show`",
+    ),
+    Refusal(
+        key="SOLVER.REFERENCE_WORLD_SIZE",
+        readers=(DISTILL,),
+        allowed=_one_of(0),
+        reason="batch and schedule are taken as they stand; set it to 0, and scale them yourself",
+    ),
+    Refusal(
+        key="SOLVER.NESTEROV",
+        readers=(TRAIN, DISTILL),
+        allowed=_adamw(_one_of(False)),
+        reason="SOLVER.OPTIMIZER is ADAMW, which has no such momentum; set it to False",
+    ),
+    Refusal(
+        key="SOLVER.MOMENTUM",
+        readers=(TRAIN, DISTILL),
+        allowed=_adamw(_one_of(0.9)),
+        reason="SOLVER.OPTIMIZER is ADAMW, which has decay rates of its own; leave it at 0.9",
+    ),
+)

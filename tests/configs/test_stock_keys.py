@@ -1,0 +1,225 @@
+"""Every key of detectron2's that a user would set acts in a command, or is refused by its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import detectors.__main__
+import stage1_dump.__main__
+import stage2_distill.__main__
+from configs.loader import default_config, load_config
+from configs.stock_keys import (
+    COMMANDS,
+    DISTILL,
+    DUMP,
+    EVAL,
+    FIDELITY,
+    REFUSALS,
+    SHOW,
+    STAGES,
+    TEACHER,
+    TRAIN,
+    refuse_ignored,
+)
+
+Capture = pytest.CaptureFixture[str]
+Main = Callable[[list[str]], int]
+
+ROOT = Path(__file__).resolve().parents[2] / "configs"
+SHIPPED = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+
+# Every command that takes a config, and what it is called in the table.
+STARTED: dict[str, tuple[Main, str]] = {
+    TRAIN: (detectors.__main__.main, "train"),
+    EVAL: (detectors.__main__.main, "eval"),
+    "stage1_dump plan": (stage1_dump.__main__.main, "plan"),
+    "stage1_dump run": (stage1_dump.__main__.main, "run"),
+    "stage1_dump check": (stage1_dump.__main__.main, "check"),
+    DISTILL: (stage2_distill.__main__.main, "train"),
+    SHOW: (stage2_distill.__main__.main, "show"),
+    FIDELITY: (stage2_distill.__main__.main, "fidelity"),
+}
+STAGE_COMMANDS = tuple(name for name in STARTED if name.startswith("stage"))
+ALL = tuple(STARTED)
+
+# Key, a value that a user would set, where it is refused. In the rest it acts (see below and the
+# tests of each command), or it belongs to training and says nothing of what is dumped or shown.
+CASES: list[tuple[str, Any, tuple[str, ...]]] = [
+    ("MODEL.WEIGHTS", "student.pth", (*ALL[2:5], FIDELITY)),
+    ("INPUT.CROP.ENABLED", True, STAGE_COMMANDS),
+    ("INPUT.RANDOM_FLIP", "vertical", STAGE_COMMANDS),
+    ("INPUT.RANDOM_FLIP", "none", STAGE_COMMANDS),
+    ("INPUT.MIN_SIZE_TRAIN", (480, 640), STAGE_COMMANDS),
+    ("INPUT.MAX_SIZE_TRAIN", 1000, STAGE_COMMANDS),
+    ("INPUT.FORMAT", "L", STAGE_COMMANDS),
+    ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", STAGE_COMMANDS),
+    ("DATASETS.TRAIN", ("folder_train", "folder_more"), STAGE_COMMANDS),
+    ("DATASETS.TRAIN", (), (TRAIN, *STAGE_COMMANDS)),
+    ("DATASETS.TEST", (), (EVAL,)),
+    ("MODEL.MASK_ON", True, ALL),
+    ("MODEL.KEYPOINT_ON", True, ALL),
+    ("MODEL.LOAD_PROPOSALS", True, ALL),
+    ("DATASETS.PROPOSAL_FILES_TRAIN", ("proposals.pkl",), ALL),
+    ("DATASETS.PROPOSAL_FILES_TEST", ("proposals.pkl",), ALL),
+    ("MODEL.ROI_HEADS.NUM_CLASSES", 3, ALL),
+    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.7, ALL),
+    ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.7, ALL),
+    ("TEST.AUG.ENABLED", True, ALL),
+    ("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38.5, 0.2]], ALL),
+    ("TEST.KEYPOINT_OKS_SIGMAS", [0.1], ALL),
+    ("TEST.PRECISE_BN.ENABLED", True, (DISTILL,)),
+    ("VIS_PERIOD", 10, (DISTILL,)),
+    ("SOLVER.REFERENCE_WORLD_SIZE", 8, (DISTILL,)),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config of a student whose data, teacher and cache are not there."""
+    content = {
+        "VERSION": 2,
+        "MODEL": {"META_ARCHITECTURE": "RetinaNet", "DEVICE": "cpu"},
+        "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
+        "DATASET": {"FOLDER": str(tmp_path / "no_data")},
+        "TEACHER": {"CONFIG": "teacher.yaml", "WEIGHTS": "teacher.pth"},
+        "CACHE": {"LOCATION": str(tmp_path / "no_cache")},
+        "OUTPUT_DIR": str(tmp_path / "output"),
+    }
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({"VERSION": 2}))
+    path = tmp_path / "student.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def started(command: str, config: Path, *overrides: Any) -> int:
+    main, name = STARTED[command]
+    return main([name, "--config-file", str(config), *(str(one) for one in overrides)])
+
+
+@pytest.mark.parametrize("command", ALL)
+@pytest.mark.parametrize(("key", "value"), [case[:2] for case in CASES], ids=str)
+def test_a_stock_key_is_refused_by_name_where_it_would_be_ignored(
+    command: str, key: str, value: Any, config: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (refused_in,) = [case[2] for case in CASES if case[:2] == (key, value)]
+    if command not in refused_in:
+        reader = DUMP if command.startswith(DUMP) else command
+        # Started, it would train or fail for its data; here it only must not be refused.
+        refuse_ignored(load_config(str(config), [key, str(value)]), reader)
+        return
+
+    for source in ("cache", "none"):
+        assert started(command, config, key, value, "TEACHER.SOURCE", source) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        # With SOURCE none, `show` and `fidelity` may say first that there is nothing to look at.
+        if source == "cache" or command not in (SHOW, FIDELITY):
+            assert line.startswith(f"error: override: {key} is {value!r}, but ")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_refusal_names_the_file_and_the_line(config: Path, capsys: Capture) -> None:
+    config.write_text(
+        config.read_text().replace("MODEL:", "INPUT: {CROP: {ENABLED: true}}\nMODEL:")
+    )
+    number = config.read_text().splitlines().index("INPUT: {CROP: {ENABLED: true}}") + 1
+
+    assert started(DISTILL, config) == 1
+
+    assert f"error: {config}:{number}: INPUT.CROP.ENABLED is True, but" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [SHOW, FIDELITY])
+def test_without_a_teacher_there_is_nothing_to_show(
+    command: str, config: Path, capsys: Capture
+) -> None:
+    assert started(command, config, "TEACHER.SOURCE", "none") == 1
+    assert "TEACHER.SOURCE is 'none', but without a teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_config_is_refused_anywhere(name: str) -> None:
+    cfg = load_config(str(ROOT / name))
+    for command in COMMANDS:
+        # Plain configs state no views: their augmentation is detectron2's.
+        is_plain = "distill" not in name
+        if not (is_plain and command in STAGES):
+            refuse_ignored(cfg, command)
+    refuse_ignored(cfg, TEACHER)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_detectron2_s_defaults_are_refused_nowhere(command: str) -> None:
+    cfg = default_config()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("coco_2017_train",)
+    refuse_ignored(cfg, command)
+
+
+def test_the_weights_that_a_file_states_are_the_student_s_in_every_command(config: Path) -> None:
+    config.write_text(config.read_text().replace("DEVICE: cpu", "DEVICE: cpu\n  WEIGHTS: a.pth"))
+    for command in COMMANDS:
+        refuse_ignored(load_config(str(config)), command)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.RETINANET.NUM_CLASSES", "3"],
+        ["INPUT.MIN_SIZE_TRAIN", "(480, 640)", "VIEWS.SCALES", "(480, 640)"],
+        ["INPUT.MAX_SIZE_TRAIN", "1000", "VIEWS.MAX_SIZE", "1000"],
+        ["INPUT.RANDOM_FLIP", "none", "VIEWS.FLIP", "0.0"],
+    ],
+)
+def test_a_key_that_says_what_holds_anyway_is_no_fault(config: Path, overrides: list[str]) -> None:
+    refuse_ignored(load_config(str(config), overrides), DISTILL)
+
+
+def test_sizes_of_plain_training_in_a_file_stand_beside_views_that_are_stated(
+    config: Path,
+) -> None:
+    text = config.read_text()
+    config.write_text(f"{text}INPUT: {{MIN_SIZE_TRAIN: [96], MAX_SIZE_TRAIN: 128}}\n")
+    cfg = load_config(str(config), ["VIEWS.SCALES", "(800,)", "VIEWS.MAX_SIZE", "1333"])
+    refuse_ignored(cfg, DUMP)
+    with pytest.raises(ValueError, match=r"student\.yaml:\d+: INPUT\.MIN_SIZE_TRAIN is \(96,\)"):
+        refuse_ignored(load_config(str(config)), DUMP)
+
+
+def test_two_stage_detectors_have_heads_of_their_own(config: Path) -> None:
+    stated = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.MASK_ON", "True"]
+    cfg = load_config(str(config), [*stated, "MODEL.ROI_HEADS.NUM_CLASSES", "3"])
+    refuse_ignored(cfg, TRAIN)
+    refuse_ignored(cfg, EVAL)
+
+
+@pytest.mark.parametrize(("key", "value"), [("NESTEROV", True), ("MOMENTUM", 0.5)])
+def test_what_adamw_does_not_read_is_refused_with_it_alone(
+    config: Path, key: str, value: Any
+) -> None:
+    stated = [f"SOLVER.{key}", str(value)]
+    refuse_ignored(load_config(str(config), stated), DISTILL)
+    cfg = load_config(str(config), [*stated, "SOLVER.OPTIMIZER", "ADAMW"])
+    with pytest.raises(ValueError, match=rf"SOLVER\.{key} is .*ADAMW"):
+        refuse_ignored(cfg, DISTILL)
+
+
+def test_a_range_of_sizes_is_refused_for_views(config: Path) -> None:
+    stated = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(640, 800)"]
+    refuse_ignored(load_config(str(config), stated), TRAIN)
+    cfg = load_config(str(config), [*stated, "VIEWS.SCALES", "(640, 800)"])
+    for command in STAGES:
+        with pytest.raises(ValueError, match=r"SAMPLING is 'range', but a view has one of VIEWS"):
+            refuse_ignored(cfg, command)
+
+
+def test_every_entry_of_the_table_is_tried() -> None:
+    others = {
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING",
+        "SOLVER.MOMENTUM",
+        "SOLVER.NESTEROV",
+        "TEACHER.SOURCE",
+    }
+    assert {refusal.key for refusal in REFUSALS} == {case[0] for case in CASES} | others

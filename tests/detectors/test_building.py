@@ -1,0 +1,235 @@
+"""What detectron2 raises while it builds a model is told as the fault of a config's key."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
+from torch import Tensor
+
+from configs.loader import load_config
+from detectors import DetectorFamily, family_of
+from detectors.building import build_detector, naming_the_config, of_the_model
+from stage1_dump.__main__ import main as dump_main
+from tests.tiny import DETECTOR, random_batch, random_detector
+
+Write = Callable[..., Path]
+
+# A change of a tiny RetinaNet, and how the error goes on after `file: `.
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"BACKBONE.NAME": "build_foo"}, "MODEL.BACKBONE.NAME is 'build_foo'"),
+    (
+        {"RESNETS.DEPTH": 18, "RESNETS.RES2_OUT_CHANNELS": 32},
+        "MODEL.RESNETS.RES2_OUT_CHANNELS is 32",
+    ),
+    ({"RESNETS.NORM": "XX"}, "MODEL.RESNETS.NORM is 'XX'"),
+    ({"FPN.NORM": "XX"}, "MODEL.FPN.NORM is 'XX'"),
+    ({"FPN.IN_FEATURES": ["res3", "res6"]}, "MODEL.FPN.IN_FEATURES is ['res3', 'res6']"),
+    ({"FPN.IN_FEATURES": ["res3", "res5"]}, "MODEL.FPN.IN_FEATURES is ['res3', 'res5']"),
+    ({"FPN.IN_FEATURES": []}, "MODEL.FPN.IN_FEATURES is []"),
+    ({"RESNETS.OUT_FEATURES": ["res7"]}, "MODEL.RESNETS.OUT_FEATURES is ['res7']"),
+    ({"RETINANET.IN_FEATURES": ["p3", "p9"]}, "MODEL.RETINANET.IN_FEATURES is ['p3', 'p9']"),
+    ({"RETINANET.IN_FEATURES": ["stage"]}, "MODEL.RETINANET.IN_FEATURES is ['stage']"),
+    ({"ANCHOR_GENERATOR.SIZES": [[8], [16]]}, "MODEL.ANCHOR_GENERATOR.SIZES is [[8], [16]]"),
+    ({"ANCHOR_GENERATOR.NAME": "foo"}, "MODEL.ANCHOR_GENERATOR.NAME is 'foo'"),
+    (
+        {"ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [1, 2]]},
+        "MODEL.RETINANET.IN_FEATURES is ['p3', 'p4', 'p5', 'p6', 'p7']; ",
+    ),
+    (
+        {"RESNETS.DEPTH": 34, "RESNETS.RES2_OUT_CHANNELS": 64, "RESNETS.NUM_GROUPS": 2},
+        "MODEL.RESNETS.NUM_GROUPS is 2",
+    ),
+]
+# The backbone and the anchors are not concerned.
+
+WRONG_BESIDE = [
+    (
+        {"RETINANET.IOU_LABELS": [0, 1]},
+        "MODEL.RETINANET.IOU_THRESHOLDS is [0.4, 0.5]; ",
+    ),
+    ({"META_ARCHITECTURE": "Foo"}, "MODEL.META_ARCHITECTURE is 'Foo'"),
+]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write the config of a tiny RetinaNet with changes in its node MODEL."""
+
+    def written(changes: dict[str, Any]) -> Path:
+        content = yaml.safe_load(yaml.safe_dump(DETECTOR))
+        for key, value in changes.items():
+            node = content["MODEL"]
+            *parents, name = key.split(".")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[name] = value
+        path = tmp_path / "model.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return written
+
+
+def refusal_of(path: Path, ask: Callable[[CfgNode], Any]) -> str:
+    with pytest.raises(ValueError) as error:
+        ask(load_config(str(path)))
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{path}")
+    return line
+
+
+@pytest.mark.parametrize(("changes", "named"), WRONG + WRONG_BESIDE, ids=str)
+def test_what_cannot_be_built_names_file_key_and_value(
+    write: Write, changes: dict[str, Any], named: str
+) -> None:
+    line = refusal_of(write(changes), build_detector)
+    assert f": {named}" in line and ": detectron2 cannot build a model of it (" in line
+
+
+@pytest.mark.parametrize(("changes", "named"), WRONG, ids=str)
+def test_so_does_the_geometry_which_builds_no_whole_model(
+    write: Write, changes: dict[str, Any], named: str
+) -> None:
+    line = refusal_of(write(changes), lambda cfg: family_of(cfg).geometry(cfg, 64, 64))
+    assert f": {named}" in line
+
+
+def test_a_plan_names_the_line_of_the_teacher_s_config(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = write({"BACKBONE.NAME": "build_foo"})
+    line = teacher.read_text().splitlines().index("    NAME: build_foo") + 1
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    annotations = tmp_path / "annotations" / "instances_train.json"
+    annotations.parent.mkdir()
+    image = '{"id": 1, "file_name": "a.png", "height": 64, "width": 64}'
+    annotations.write_text(f'{{"images": [{image}], "annotations": [], "categories": []}}')
+    content = {
+        "VERSION": 2,
+        "DATASET": {"FOLDER": str(tmp_path)},
+        "DATASETS": {"TRAIN": ["folder_train"]},
+        "TEACHER": {"CONFIG": "model.yaml", "WEIGHTS": "teacher.pth"},
+        "CACHE": {"LOCATION": str(tmp_path / "cache")},
+    }
+    path = tmp_path / "student.yaml"
+    path.write_text(yaml.safe_dump(content))
+
+    assert dump_main(["plan", "--config-file", str(path)]) == 1
+
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {teacher}:{line}: MODEL.BACKBONE.NAME is 'build_foo': ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: busy"), OSError("x")],
+)
+def test_a_fault_of_the_machine_is_not_one_of_the_config(write: Write, error: Exception) -> None:
+    cfg = load_config(str(write({})))
+    with pytest.raises(type(error)) as caught, naming_the_config(cfg):
+        raise error
+    assert caught.value is error
+
+
+class _Renamed(Backbone):
+    """A pyramid whose maps have names that tell nothing, at the strides of p3 to p7."""
+
+    def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
+        super().__init__()
+        self.inner = BACKBONE_REGISTRY.get("build_retinanet_resnet_fpn_backbone")(cfg, input_shape)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip("abcde", self.inner(x).values(), strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return dict(zip("abcde", self.inner.output_shape().values(), strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        size: int = self.inner.size_divisibility
+        return size
+
+
+@pytest.fixture
+def renamed() -> Any:
+    """Register that backbone for one test."""
+    name = "build_renamed_backbone"
+    BACKBONE_REGISTRY._obj_map[name] = _Renamed
+    yield name
+    del BACKBONE_REGISTRY._obj_map[name]
+
+
+def test_strides_are_those_of_the_backbone_whatever_its_maps_are_called(
+    write: Write, renamed: str
+) -> None:
+    changes = {"BACKBONE.NAME": renamed, "RETINANET.IN_FEATURES": list("bcde")}
+    sizes = {"ANCHOR_GENERATOR.SIZES": [[16, 20], [32, 40], [64, 80], [128, 160]]}
+    cfg = load_config(str(write(changes | sizes)))
+    family: DetectorFamily = family_of(cfg)
+
+    assert family.strides(cfg) == (16, 32, 64, 128)
+    assert family.size_divisibility(cfg) == 32
+
+    model = random_detector(cfg, seed=0)
+    outputs = family.run(model, family.preprocess(model, random_batch([(64, 96)])))
+    geometry = family.geometry(cfg, 64, 96)
+    assert list(geometry.level_sizes) == outputs.level_sizes
+    assert outputs.raw().features.shape == (1, geometry.channels, geometry.num_positions)
+    assert outputs.logits.shape == (1, geometry.num_boxes, geometry.num_classes)
+
+
+def test_anchors_in_detectron2_s_short_form_are_counted(write: Write) -> None:
+    short = {"ANCHOR_GENERATOR.SIZES": [8, 16], "ANCHOR_GENERATOR.ASPECT_RATIOS": [0.5, 1.0, 2.0]}
+    cfg = load_config(str(write(short)))
+    assert family_of(cfg).geometry(cfg, 64, 64).num_anchors == 6
+
+
+def test_the_backbone_is_built_once_a_config_and_draws_nothing(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detectors import retinanet
+
+    built = []
+
+    def counted(cfg: CfgNode) -> Backbone:
+        built.append(cfg)
+        return build_backbone(cfg)
+
+    monkeypatch.setattr(retinanet, "build_backbone", counted)
+    # Nobody else asks for this width.
+    cfg = load_config(str(write({"FPN.OUT_CHANNELS": 11})))
+    before = torch.get_rng_state()
+
+    for _ in range(3):
+        assert family_of(cfg).geometry(cfg, 64, 64).channels == 11
+    other = cfg.clone()
+    other.MODEL.WEIGHTS, other.MODEL.DEVICE = "a.pth", "cuda"
+    family_of(other).strides(other)
+    assert len(built) == 1
+    other.MODEL.FPN.OUT_CHANNELS = 13
+    assert family_of(other).geometry(other, 64, 64).channels == 13
+    assert len(built) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_failure_is_not_remembered(write: Write) -> None:
+    answers = iter([KeyError("p9"), 5])
+
+    @of_the_model
+    def ask(_cfg: CfgNode) -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    cfg = load_config(str(write({})))
+    with pytest.raises(ValueError, match="cannot build"):
+        ask(cfg)
+    assert ask(cfg) == ask(cfg) == 5
