@@ -7,7 +7,7 @@ import sys
 
 from configs.loader import load_config
 
-from .command import add_job_arguments, launch_job, run_command
+from .command import add_job_arguments, run_command
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         from .jobs import evaluate, train
+        from .launching import launch_job
 
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()

@@ -1,13 +1,11 @@
-"""What the commands of both stages share: arguments, set-up, launching and exit codes."""
+"""What the commands of both stages share: arguments, set-up and exit codes."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -15,9 +13,6 @@ from storage import CacheError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-Job = Callable[["CfgNode", argparse.Namespace], Any]
-
 
 # What a user can mend; anything else is our own mistake and keeps its traceback. A missing module
 # is an extra that was not installed.
@@ -84,18 +79,6 @@ def one_line(error: Exception) -> str:
     return text.splitlines()[-1].partition(": ")[2]
 
 
-def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Run `job(cfg, args)` on every rank: under torchrun as started, else as `--num-gpus` says."""
-    _check_device(cfg)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _join_torchrun(cfg)
-        job(cfg, args)
-        return
-    from detectron2.engine import launch
-
-    launch(job, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
-
-
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Register the data, start the log and save the resolved config beside the results."""
     from detectron2.engine import default_setup
@@ -126,25 +109,3 @@ def register_data(cfg: CfgNode) -> None:
         # A dataset that a user's own code registered need not be a COCO file.
         if name not in DatasetCatalog or MetadataCatalog.get(name).get("evaluator_type") == "coco":
             locate(name)
-
-
-def _check_device(cfg: CfgNode) -> None:
-    import torch
-
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch sees no CUDA device here; "
-            "install a driver, or run on the CPU with: MODEL.DEVICE cpu"
-        )
-
-
-def _join_torchrun(cfg: CfgNode) -> None:
-    import torch
-    import torch.distributed as dist
-    from detectron2.utils import comm
-
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -16,6 +16,7 @@ from types import TracebackType
 
 import torch
 
+from detectors.launching import check_device
 from storage import CacheError, CacheWriter, ShardId
 from storage.layout import commit_key
 
@@ -137,7 +138,8 @@ def pick_device(name: str, rank: Rank) -> torch.device:
         return device
     if device.index is None:
         device = torch.device("cuda", rank.gpu)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    check_device(name)
+    count = torch.cuda.device_count()
     assert device.index is not None
     if device.index >= count:
         raise ValueError(

@@ -10,7 +10,6 @@ from configs.loader import load_config
 from detectors.command import (
     add_config_arguments,
     add_job_arguments,
-    launch_job,
     run_command,
 )
 
@@ -43,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
+        from detectors.launching import launch_job
+
         from . import jobs
 
         cfg = load_config(args.config_file, args.opts)

@@ -12,6 +12,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up
+from detectors.launching import check_device
 
 from .fidelity import checkpoints_of, measure
 from .show import draw_views
@@ -37,6 +38,7 @@ def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Print how far the cache is from the live teacher; 1 where that is too far."""
     if args.views < 1:
         raise ValueError(f"--views {args.views}: expected 1 or more")
+    check_device(cfg.MODEL.DEVICE)
     register_data(cfg)
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
     found = measure(cfg, students, args.views)
