@@ -32,6 +32,8 @@ def default_config() -> CfgNode:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Parts in which a step runs its images, one after the other; their gradients are averaged.
     cfg.SOLVER.ACCUMULATE = 1
+    # With AMP.ENABLED: float16, with scaled losses, or bfloat16.
+    cfg.SOLVER.AMP.DTYPE = "float16"
     # Moving average of the weights, evaluated and kept in place of them, such as 0.9998; 0: none.
     cfg.SOLVER.EMA_DECAY = 0.0
     for schema in NODES:

@@ -31,7 +31,7 @@ from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
 from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
 from .images import training_images
-from .loop import Loop
+from .loop import AMP_DTYPES, Loop
 from .rank_state import RankState
 
 AVERAGED_NAME = "model_ema.pth"
@@ -95,14 +95,14 @@ class Trainer(DefaultTrainer):
         ddp = create_ddp_model(
             model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
         )
-        this = weakref.proxy(self)
+        this, amp = weakref.proxy(self), self.cfg.SOLVER.AMP
         return Loop(
             ddp,
             loader,
             optimizer,
             device=torch.device(self.cfg.MODEL.DEVICE),
             accumulate=self.cfg.SOLVER.ACCUMULATE,
-            mixed_precision=self.cfg.SOLVER.AMP.ENABLED,
+            mixed_precision=AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None,
             on_data_failure=lambda: this._save_last_whole_step(),
         )
 
@@ -201,6 +201,11 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ValueError(f"SOLVER.ACCUMULATE: expected an integer of at least 1, got {parts}")
     if not 0 <= decay < 1:
         raise ValueError(f"SOLVER.EMA_DECAY: expected 0 (off) or more, and below 1, got {decay}")
+    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
+        raise ValueError(
+            f"SOLVER.AMP.DTYPE: expected one of {', '.join(AMP_DTYPES)}, got "
+            f"{cfg.SOLVER.AMP.DTYPE!r}"
+        )
     if cfg.SOLVER.IMS_PER_BATCH % (ranks * parts):
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "

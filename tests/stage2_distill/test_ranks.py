@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def write(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of both processes, by run."""
     folder = tmp_path_factory.mktemp("pair")
     runs: Runs = {
@@ -58,13 +59,19 @@ def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list
         "stock": (str(write("stock", "BN", "rank")), []),
         "in_parts": (str(write("in_parts", "LN", "rank")), ["SOLVER.ACCUMULATE", 2]),
         "fails": (str(write("fails", "LN", "rank")), []),
+        "diverges": (str(write("diverges", "LN", "rank")), []),
+        "infinite": (str(write("infinite", "naiveSyncBN", "global")), []),
+        "infinite_in_parts": (
+            str(write("infinite_in_parts", "LN", "rank")),
+            ["SOLVER.ACCUMULATE", 2],
+        ),
     }
     mp.spawn(run_rank, (str(folder / "meeting"), runs, str(folder)), nprocs=RANKS)
     found: dict[str, list[Any]] = {
         name: [torch.load(folder / f"{name}.{rank}.pt") for rank in range(RANKS)] for name in runs
     }
-    found["folders"] = [Path(path).parent / "output" for path, _ in runs.values()]
-    return found
+    folders = {name: Path(path).parent / "output" for name, (path, _) in runs.items()}
+    return {**found, "folders": folders}
 
 
 def assert_same_losses(pair: list[Any], alone: Any, steps: int) -> None:
@@ -143,6 +150,31 @@ def test_a_rank_that_cannot_read_stops_both_and_what_was_trained_is_saved(pair: 
     assert second["error"] == "OSError: shard 0064x0064/00001 is damaged"
     assert first["error"] == "ValueError: shard 0064x0064/00001 is damaged"
     assert len(first["own"]) == len(second["own"]) == 3
-    saved = torch.load(pair["folders"][-1] / "model_0000002.pth", weights_only=True)
+    saved = torch.load(pair["folders"]["fails"] / "model_0000002.pth", weights_only=True)
     assert len(saved["rank_state"]["ranks"]) == RANKS
     assert all(torch.equal(saved["model"][k], first["weights"][k]) for k in saved["model"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("diverges", r"images \d+, \d+: loss_gid_feature is nan, .*training diverged"),
+        ("infinite", r"images \d+, \d+: image 0 of the batch: the teacher's box deltas hold"),
+        ("infinite_in_parts", r"images \d+: image 0 of the batch: the teacher's box deltas hold"),
+    ],
+)
+def test_a_value_that_is_not_finite_on_one_rank_ends_both_in_the_same_step(
+    pair: Any, name: str, message: str
+) -> None:
+    """Also within a forward pass in which the ranks exchange batch statistics and counts."""
+    first, second = pair[name]
+    assert re.search("FloatingPointError: iteration 2, " + message, second["error"])
+    assert first["error"] == second["error"].replace("FloatingPointError", "ValueError")
+    assert max(first["seconds"], second["seconds"]) < 30
+    # Neither took the broken step.
+    assert all(
+        torch.equal(first["weights"][k], second["weights"][k])
+        for k in first["weights"]
+        if "norm" not in k
+    )
+    assert all(torch.isfinite(value).all() for value in second["weights"].values())
