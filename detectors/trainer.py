@@ -33,6 +33,7 @@ from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
 from .images import training_images
 from .loop import AMP_DTYPES, Loop
 from .rank_state import RankState
+from .scaling import fitted_to_ranks
 
 AVERAGED_NAME = "model_ema.pth"
 
@@ -51,9 +52,7 @@ class Trainer(DefaultTrainer):
         # parallelism to GPUs.
         TrainerBase.__init__(self)
         _use_eager_focal_loss()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        _check_solver(cfg)
-        self.cfg = cfg
+        self.cfg = cfg = fitted_to_ranks(cfg)
         self.detector = self.build_model(cfg)
         self.average = _averaged(self.detector, cfg.SOLVER.EMA_DECAY)
         model = self.wrap_detector(self.detector)
@@ -189,28 +188,6 @@ class Trainer(DefaultTrainer):
         super().after_train()
         if self.average and comm.is_main_process() and self.iter >= self.max_iter:
             export_model(self.average.module, Path(self.cfg.OUTPUT_DIR) / AVERAGED_NAME)
-
-
-def _check_solver(cfg: CfgNode) -> None:
-    """Raises:
-
-    ValueError: a key of ours has a value outside its limits, or the batch cannot be split.
-    """
-    parts, ranks, decay = cfg.SOLVER.ACCUMULATE, comm.get_world_size(), cfg.SOLVER.EMA_DECAY
-    if parts < 1:
-        raise ValueError(f"SOLVER.ACCUMULATE: expected an integer of at least 1, got {parts}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"SOLVER.EMA_DECAY: expected 0 (off) or more, and below 1, got {decay}")
-    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
-        raise ValueError(
-            f"SOLVER.AMP.DTYPE: expected one of {', '.join(AMP_DTYPES)}, got "
-            f"{cfg.SOLVER.AMP.DTYPE!r}"
-        )
-    if cfg.SOLVER.IMS_PER_BATCH % (ranks * parts):
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
-            f"{ranks} ranks" + (f" times SOLVER.ACCUMULATE {parts}" if parts > 1 else "")
-        )
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:

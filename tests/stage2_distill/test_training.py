@@ -239,3 +239,14 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
     path = configure("balanced", SOLVER={"IMS_PER_BATCH": 3})
     assert main(["train", "--config-file", str(path), "--num-gpus", "2"]) == 1
     assert "expected a multiple of the 2 ranks" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_data_and_schedule_are_those_of_the_ranks_that_there_are(configure: Configure) -> None:
+    """A config for two ranks, on one: the loader's batch is halved with the rest."""
+    reference = ("SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2)
+    trainer = train(configure(), *reference, "GID.WARMUP_ITERS", 3)
+    assert len(next(iter(trainer.build_train_loader(trainer.cfg)))) == 2
+    losses = losses_of(trainer)["loss_gid_feature"]
+    assert len(losses) == trainer.max_iter == 4
+    whole = losses_of(train(configure(), "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 1))
+    assert losses[0] == pytest.approx(whole["loss_gid_feature"][0] / 6)
