@@ -36,6 +36,9 @@ def default_config() -> CfgNode:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Moving average of the weights, evaluated and kept in place of them, such as 0.9998; 0: none.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # SIGUSR1 or SIGUSR2, if the scheduler sends one before it preempts: it ends a training as
+    # SIGTERM does, after a whole step that is saved. Empty: none.
+    cfg.SOLVER.PREEMPTION_SIGNAL = ""
     for schema in NODES:
         cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
     return cfg

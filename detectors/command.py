@@ -11,6 +11,8 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from storage import CacheError
 
+from .stopping import Interrupted
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -66,12 +68,15 @@ def run_command(command: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return 1
+    except Interrupted as error:
+        print(f"interrupted {error}", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error; of one from another process, without its traceback."""
     text = str(error).rstrip()
     if "Traceback" not in text:

@@ -6,15 +6,20 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+
+from .stopping import Interrupted, stop_signals
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -182,22 +187,48 @@ def _start_ranks(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
         _run_rank, (job, cfg, args, url), nprocs=args.num_gpus, join=False, start_method="spawn"
     )
     assert context is not None
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    numbers = stop_signals(cfg.SOLVER.PREEMPTION_SIGNAL)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         while not context.join(grace_period=_GRACE_SEC):
             pass
     except ProcessExitedException as error:
+        ended_by = received[0] if received else _signal_of(error, numbers)
+        if ended_by is not None:
+            raise Interrupted(ended_by) from None
         raise ValueError(
             f"rank {error.error_index} on this machine ended without a message "
             f"({error.signal_name or f'exit code {error.exit_code}'}); if the system killed it, it "
             "may have been short of memory"
         ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal_of(error: ProcessExitedException, numbers: list[signal.Signals]) -> int | None:
+    """Which of the signals ended a rank, by itself or by the rank's own exit code."""
+    code = error.exit_code
+    return next((number for number in numbers if code in (-number, 128 + number)), None)
 
 
 def _run_rank(local: int, job: Job, cfg: CfgNode, args: argparse.Namespace, url: str) -> None:
     rank = args.machine_rank * args.num_gpus + local
     world = {"init_method": url, "rank": rank, "world_size": args.num_machines * args.num_gpus}
-    _join(cfg, local, args.num_gpus, "--num-gpus", **world)
-    job(cfg, args)
+    try:
+        _join(cfg, local, args.num_gpus, "--num-gpus", **world)
+        job(cfg, args)
+    except KeyboardInterrupt as error:
+        # PyTorch would end this process as if all were well.
+        sys.exit(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
 
 
 def _join(cfg: CfgNode, local: int, local_size: int, option: str, **world: Any) -> None:

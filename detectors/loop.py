@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .command import one_line
+from .stopping import Interrupted, StopSignals
 
 Batch = list[dict[str, Any]]
 Losses = dict[str, Tensor]
@@ -29,6 +30,7 @@ AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # With batch norm or counts over all ranks, others can wait in their forward pass for the rank that
 # failed in its own.
 _PATIENCE = timedelta(seconds=60)
+_SIGNAL_SEC = 0.3
 
 
 class Loop(SimpleTrainer):
@@ -52,7 +54,8 @@ class Loop(SimpleTrainer):
         device: torch.device,
         accumulate: int = 1,
         mixed_precision: torch.dtype | None = None,
-        on_data_failure: Callable[[], None] = lambda: None,
+        signals: StopSignals | None = None,
+        on_stop: Callable[[], str] = str,
     ) -> None:
         """Args:
 
@@ -62,13 +65,15 @@ class Loop(SimpleTrainer):
         device: where the model is.
         accumulate: parts of a step.
         mixed_precision: the type that the forward pass runs in; None: that of the weights.
-        on_data_failure: called on every rank when one of them got no batch, before the error is
-            raised; the model is then as the last whole step left it.
+        signals: end the run before a step.
+        on_stop: called on every rank when one of them got no batch or a signal, before the error is
+            raised; the model is then as the last whole step left it. Says what it saved.
         """
         super().__init__(model, loader, optimizer)
         self._device = device
         self._accumulate = accumulate
-        self._on_data_failure = on_data_failure
+        self._signals = signals or StopSignals()
+        self._on_stop = on_stop
         self._autocast: dict[str, Any] = {
             "dtype": mixed_precision, "enabled": mixed_precision is not None,
         }  # fmt: skip
@@ -143,14 +148,23 @@ class Loop(SimpleTrainer):
         return self.model.no_sync()
 
     def _next_batch(self) -> Batch:
-        """The next batch; an error on any rank is one on all, so that none waits for another."""
-        return self._together(next, self._data_loader_iter, on_failure=self._on_data_failure)
+        """The next batch, or the end of the run on all ranks."""
+        return self._together(self._read, on_failure=self._on_stop)
+
+    def _read(self) -> Batch:
+        with self._signals.immediate():
+            try:
+                return next(self._data_loader_iter)
+            except Exception:
+                # A scheduler signals the loader's workers too, and may have done so first.
+                time.sleep(_SIGNAL_SEC)
+                raise
 
     def _together(
         self,
         action: Callable[..., T],
         *args: Any,
-        on_failure: Callable[[], None] = lambda: None,
+        on_failure: Callable[[], str] = str,
         patience: timedelta | None = None,
     ) -> T:
         """Do it on every rank; where it fails on one, it fails on all of them.
@@ -162,22 +176,29 @@ class Loop(SimpleTrainer):
                 for it within the action itself; None: until they come.
 
         Raises:
+            Interrupted: a signal came to any rank.
             Exception: what this rank's own action raised.
             ValueError: with the message of another rank.
         """
         result: T | None = None
-        failure: Exception | None = None
+        failure: Exception | Interrupted | None = None
         try:
             result = action(*args)
-        except Exception as error:
+        except (Exception, Interrupted) as error:
             failure = error
         if self._any_rank(failure, patience):
-            messages = comm.all_gather(one_line(failure) if failure else "")
-            on_failure()
-            raise failure or ValueError(next(text for text in messages if text))
+            signal = failure.number if isinstance(failure, Interrupted) else None
+            states = comm.all_gather((signal, one_line(failure) if failure else ""))
+            done = on_failure()
+            for number, _ in states:
+                if number is not None:
+                    raise Interrupted(number, done)
+            raise failure or ValueError(next(text for _, text in states if text))
         return cast(T, result)
 
-    def _any_rank(self, failure: Exception | None, patience: timedelta | None) -> bool:
+    def _any_rank(
+        self, failure: Exception | Interrupted | None, patience: timedelta | None
+    ) -> bool:
         if self._host_group is None:
             return failure is not None
         count = torch.tensor([failure is not None], dtype=torch.int32)
@@ -191,6 +212,11 @@ class Loop(SimpleTrainer):
                 # Its end is what ends the others, by whoever started them.
                 raise failure from None
         return bool(count.item())
+
+    def wait_for_ranks(self) -> None:
+        """Return when every rank is here: those that end first make launchers end the others."""
+        if self._host_group is not None:
+            dist.barrier(group=self._host_group)
 
     def state_dict(self) -> dict[str, Any]:
         """As detectron2's, with the scaler under the name that its AMPTrainer gives it."""

@@ -41,9 +41,12 @@ class RankState(HookBase):
 
     def after_step(self) -> None:
         """Gather where the checkpointer is about to write."""
-        step = self.trainer.iter + 1
-        if step % self._period == 0 or step == self.trainer.max_iter:
+        if self.is_due(self.trainer.iter):
             self.gather()
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether the checkpointer writes after this iteration."""
+        return (iteration + 1) % self._period == 0 or iteration + 1 == self.trainer.max_iter
 
     def gather(self) -> None:
         """Collect the ranks' states for the checkpoint that is about to be written."""

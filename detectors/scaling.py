@@ -10,6 +10,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 
 from .loop import AMP_DTYPES
+from .stopping import PREEMPTION_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,11 @@ def _check_solver(cfg: CfgNode, ranks: int) -> None:
     if amp.DTYPE not in AMP_DTYPES:
         raise ValueError(
             f"SOLVER.AMP.DTYPE: expected one of {', '.join(AMP_DTYPES)}, got {amp.DTYPE!r}"
+        )
+    if cfg.SOLVER.PREEMPTION_SIGNAL not in PREEMPTION_SIGNALS:
+        raise ValueError(
+            f"SOLVER.PREEMPTION_SIGNAL: expected one of {', '.join(PREEMPTION_SIGNALS[1:])}, or '' "
+            f"for none, got {cfg.SOLVER.PREEMPTION_SIGNAL!r}"
         )
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     if amp.ENABLED and amp.DTYPE == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .images import training_images
 from .loop import AMP_DTYPES, Loop
 from .rank_state import RankState
 from .scaling import fitted_to_ranks
+from .stopping import Interrupted, StopSignals
 
 AVERAGED_NAME = "model_ema.pth"
 
@@ -53,6 +55,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         _use_eager_focal_loss()
         self.cfg = cfg = fitted_to_ranks(cfg)
+        self._signals = StopSignals(cfg.SOLVER.PREEMPTION_SIGNAL)
         self.detector = self.build_model(cfg)
         self.average = _averaged(self.detector, cfg.SOLVER.EMA_DECAY)
         model = self.wrap_detector(self.detector)
@@ -102,7 +105,8 @@ class Trainer(DefaultTrainer):
             device=torch.device(self.cfg.MODEL.DEVICE),
             accumulate=self.cfg.SOLVER.ACCUMULATE,
             mixed_precision=AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None,
-            on_data_failure=lambda: this._save_last_whole_step(),
+            signals=self._signals,
+            on_stop=lambda: this._save_step_before(),
         )
 
     def run_step(self) -> None:
@@ -113,14 +117,46 @@ class Trainer(DefaultTrainer):
             self.iter = min(self.iter, self.max_iter - 2)
             raise
 
-    def _save_last_whole_step(self) -> None:
+    def train(self) -> Any:
+        """As `DefaultTrainer`; a signal ends it after a whole step, which is saved.
+
+        Raises:
+            Interrupted: there was one.
+        """
+        with self._signals:
+            return super().train()
+
+    def _save_step_before(self) -> str:
         """Write the checkpoint of the step before this one, so that nothing trained is lost."""
         self.iter -= 1
-        if self.iter < self.start_iter:
-            return
-        self.rank_state.gather()
-        if comm.is_main_process():
-            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        return self._save_step()
+
+    def _save_step(self) -> str:
+        """Write the checkpoint of this step, on all ranks; say so."""
+        saved = self.iter
+        if saved >= self.start_iter:
+            self.rank_state.gather()
+            if comm.is_main_process() and not self.rank_state.is_due(saved):
+                self.checkpointer.save(f"model_{saved:07d}", iteration=saved)
+            self._trainer.wait_for_ranks()
+        # The run did not finish: detectron2 would evaluate it otherwise.
+        self.iter = min(saved, self.max_iter - 2)
+        if saved < self.start_iter:
+            return "no step was taken"
+        return f"saved after iteration {saved}, go on with --resume"
+
+    def after_step(self) -> None:
+        """As `DefaultTrainer`; a signal in an evaluation ends it, and the run with it."""
+        try:
+            super().after_step()
+        except Interrupted as error:
+            raise Interrupted(error.number, self._save_step()) from None
+
+    def _evaluate(self) -> Any:
+        # Minutes; but of several ranks, none may leave the others alone in it.
+        alone = comm.get_world_size() == 1
+        with self._signals.immediate() if alone else nullcontext():
+            return evaluate(self.cfg, self.trained)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -157,6 +193,7 @@ class Trainer(DefaultTrainer):
         """Start the loader first: that draws from the generators that a resumed run restores."""
         _ = self._trainer._data_loader_iter
         super().before_train()
+        self._signals.defer()
 
     def build_hooks(self) -> list[Any]:
         """detectron2's hooks, except that evaluation looks at the plain detector, and ours."""
@@ -164,7 +201,7 @@ class Trainer(DefaultTrainer):
         found: list[Any] = [UpdateAverage(self.average, self.detector)] if self.average else []
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
-                found.append(hooks.EvalHook(period, lambda: evaluate(self.cfg, self.trained)))
+                found.append(hooks.EvalHook(period, self._evaluate))
                 found.extend(self._best_hook())
             elif hook is not None:
                 found.append(hook)
@@ -185,6 +222,8 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """Write the averaged weights as a plain checkpoint."""
+        if self.iter >= self.max_iter:
+            self._signals.raise_pending("training is done and saved, --resume evaluates it")
         super().after_train()
         if self.average and comm.is_main_process() and self.iter >= self.max_iter:
             export_model(self.average.module, Path(self.cfg.OUTPUT_DIR) / AVERAGED_NAME)

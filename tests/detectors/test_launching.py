@@ -21,7 +21,7 @@ TORCHRUN = (
 
 
 def config(device: str = "cpu") -> CfgNode:
-    return CfgNode({"MODEL": {"DEVICE": device}})
+    return CfgNode({"MODEL": {"DEVICE": device}, "SOLVER": {"PREEMPTION_SIGNAL": ""}})
 
 
 def arguments(**changes: Any) -> argparse.Namespace:
