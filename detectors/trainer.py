@@ -63,7 +63,7 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         self._trainer = self._build_loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.rank_state = RankState(self.detector, cfg.SOLVER.CHECKPOINT_PERIOD)
+        self.rank_state = RankState(self.detector, cfg, global_counts=self.counts_globally)
         self.checkpointer = SafeCheckpointer(
             self.detector,
             cfg.OUTPUT_DIR,
@@ -91,6 +91,11 @@ class Trainer(DefaultTrainer):
     def trained(self) -> nn.Module:
         """The detector that is evaluated and kept: with averaged weights, if they are asked for."""
         return self.average.module if self.average else self.detector
+
+    @property
+    def counts_globally(self) -> bool:
+        """Whether losses are divided by counts over all ranks' images."""
+        return False
 
     def _build_loop(self, model: nn.Module, loader: Iterable[Any], optimizer: Any) -> Loop:
         on_gpu = self.cfg.MODEL.DEVICE.startswith("cuda")

@@ -61,6 +61,11 @@ class DistillTrainer(Trainer):
         """The loader of views and codes."""
         return self._data.loader
 
+    @property
+    def counts_globally(self) -> bool:
+        """See `Trainer`."""
+        return settings(self.cfg).gid.counts == "global"
+
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """Put the detector into the distilling step."""
         self.distiller = build_distiller(self.cfg, detector, self._teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     """Results of both processes, by run."""
     folder = tmp_path_factory.mktemp("pair")
     runs: Runs = {
-        "global": (str(write("global", "LN", "global")), []),
+        "global": (str(write("global", "LN", "global")), ["SOLVER.CHECKPOINT_PERIOD", 3]),
         "synchronised": (str(write("synchronised", "naiveSyncBN", "global")), []),
-        "stock": (str(write("stock", "BN", "rank")), []),
+        "stock": (str(write("stock", "BN", "rank")), ["SOLVER.CHECKPOINT_PERIOD", 3]),
         "in_parts": (str(write("in_parts", "LN", "rank")), ["SOLVER.ACCUMULATE", 2]),
         "fails": (str(write("fails", "LN", "rank")), []),
         "diverges": (str(write("diverges", "LN", "rank")), []),
@@ -89,6 +90,35 @@ def test_with_global_counts_two_ranks_train_as_one(pair: Any, write: Any) -> Non
     for name, parameter in alone.detector.named_parameters():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], parameter.detach(), rtol=1e-3, atol=1e-6)
+
+
+def resumed(pair: Any, name: str, path: Path) -> Any:
+    """One process that goes on from a checkpoint that the two left in mid-run."""
+    output = path.parent / "output"
+    output.mkdir()
+    shutil.copy(pair["folders"][name] / "model_0000002.pth", output)
+    (output / "last_checkpoint").write_text("model_0000002.pth")
+    return train(path, resume=True)
+
+
+def test_one_rank_goes_on_at_the_image_where_two_stopped(
+    pair: Any, write: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = losses_of(resumed(pair, "global", write("goes_on", "LN", "global")))
+    for name, values in losses.items():
+        assert values == pytest.approx(pair["global"][0]["mean"][name][3:], rel=1e-3), name
+    (line,) = [text for text in caplog.messages if "resumed by 1" in text]
+    assert "written by 2 ranks" in line and "batch norm's statistics" in line
+
+
+def test_counts_of_a_ranks_own_images_are_added_up_for_one(pair: Any, write: Any) -> None:
+    path = write("added_up", "BN", "rank")
+    saved = torch.load(pair["folders"]["stock"] / "model_0000002.pth", weights_only=True)
+    counts = [rank["loss_normalizer"] for rank in saved["rank_state"]["ranks"]]
+    assert counts[0] != counts[1]
+    trainer = build(path)
+    trainer.rank_state.load_state_dict(saved["rank_state"])
+    assert trainer.detector.loss_normalizer == pytest.approx(sum(counts))
 
 
 def test_without_global_counts_they_do_not(pair: Any) -> None:

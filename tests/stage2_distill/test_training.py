@@ -174,9 +174,7 @@ def test_a_killed_run_resumes_with_the_same_losses(configure: Configure, tmp_pat
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
-def test_two_ranks_distill_one_student_and_resume_as_two(
-    configure: Configure, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_ranks_distill_one_student_and_resume_as_two(configure: Configure) -> None:
     path = configure("balanced", SOLVER={"IMS_PER_BATCH": 4, "MAX_ITER": 2})
     command = ["train", "--config-file", str(path)]
     # In a process of its own, as a user starts it: the ranks are spawned from there.
@@ -187,12 +185,28 @@ def test_two_ranks_distill_one_student_and_resume_as_two(
     normalizers = [rank["loss_normalizer"] for rank in state["rank_state"]["ranks"]]
     # Each rank saw images of its own, and keeps an average of its own.
     assert len(set(normalizers)) == 2
-    more = [*command, "--resume", "SOLVER.MAX_ITER", "4"]
-    assert main(more) == 1
-    assert "written by 2 ranks and is resumed by 1" in capsys.readouterr().err
     assert main([*command, "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "4"]) == 0
     exported = torch.load(output / "student_final.pth", weights_only=True)["model"]
     assert any(not torch.equal(exported[name], state["model"][name]) for name in exported)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SOLVER.IMS_PER_BATCH", "2"], "SOLVER.IMS_PER_BATCH is 2, but the run to resume had 3"),
+        (
+            ["SOLVER.REFERENCE_WORLD_SIZE", "3"],
+            "SOLVER.IMS_PER_BATCH (SOLVER.REFERENCE_WORLD_SIZE scales it to the ranks) is 1, but",
+        ),
+    ],
+)
+def test_a_resumed_run_of_another_total_batch_is_refused(
+    configure: Configure, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure(SOLVER={"MAX_ITER": 1})
+    train(path)
+    assert main(["train", "--config-file", str(path), "--resume", *overrides]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_nodes_under_torchrun_train_what_one_process_trains(
