@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
-from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
+from .hooks import KeepBest, MetricsWindow, StepPrinter, UpdateAverage, WaitingShare
 from .images import training_images
 from .loop import AMP_DTYPES, Loop
 from .rank_state import RankState
@@ -73,7 +73,7 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.register_hooks([self.rank_state, *self.build_hooks()])
+        self.register_hooks([self.rank_state, MetricsWindow(), *self.build_hooks()])
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """The module to train; its forward takes a batch and gives the losses by name."""

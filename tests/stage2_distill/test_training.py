@@ -135,8 +135,36 @@ def test_a_run_resumed_in_mid_epoch_has_the_losses_of_an_uninterrupted_one(
     assert torch.equal(torch.get_rng_state(), generators)
 
 
+def rows_of(output: Path) -> dict[int, dict[str, float]]:
+    """Iteration to the metrics of its row, without those of the clock."""
+    rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    clock = {"time", "data_time", "rank_data_time", "eta_seconds", "waiting_share"}
+    return {
+        row["iteration"]: {k: v for k, v in row.items() if k not in clock}
+        for row in rows
+        if "total_loss" in row
+    }
+
+
+@pytest.mark.parametrize("stop", [26, 21])
+def test_a_resumed_run_writes_the_metrics_of_an_uninterrupted_one(
+    configure: Configure, tmp_path: Path, stop: int
+) -> None:
+    """Rows are medians over the last twenty steps; the runs are resumed amid such a window."""
+    keys = (
+        "SOLVER.MAX_ITER", 45, "SOLVER.CHECKPOINT_PERIOD", 13, "SOLVER.IMS_PER_BATCH", 1,
+        "DATASETS.TEST", "()",
+    )  # fmt: skip
+    train(configure(), *keys, "OUTPUT_DIR", tmp_path / "whole")
+    train_until(configure(), stop, *keys)
+    train(configure(), *keys, resume=True)
+    whole, rows = rows_of(tmp_path / "whole"), rows_of(tmp_path / "output")
+    assert list(whole) == [19, 39, 44]
+    assert {number: rows[number] for number in whole} == whole
+
+
 def train_until(path: Path, stop: int, *overrides: Any) -> None:
-    """Train six iterations but break off before iteration `stop`, as a crash would."""
+    """Train, six iterations by default, but break off before `stop`, as a crash would."""
 
     class Crash(Exception):
         pass
