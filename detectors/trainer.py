@@ -196,7 +196,7 @@ class Trainer(DefaultTrainer):
 
     def before_train(self) -> None:
         """Start the loader first: that draws from the generators that a resumed run restores."""
-        _ = self._trainer._data_loader_iter
+        self._trainer.start_loader()
         super().before_train()
         self._signals.defer()
 

@@ -80,15 +80,14 @@ class DeviceLoader:
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
-        """The loader's batches, in order."""
-        if self._device.type != "cuda":
-            return iter(self._loader)
-        return self._copied_ahead()
+        """The loader's batches, in order; its workers start now, not with the first of them."""
+        batches = iter(self._loader)
+        return batches if self._device.type != "cuda" else self._copied_ahead(batches)
 
-    def _copied_ahead(self) -> Iterator[Batch]:
+    def _copied_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self._device)
         ready: Batch | None = None
-        for batch in self._loader:
+        for batch in batches:
             with torch.cuda.stream(stream):
                 following = [{k: to_device(v, self._device) for k, v in x.items()} for x in batch]
             if ready is not None:

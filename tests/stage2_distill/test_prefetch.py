@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from configs.loader import load_config
 from detectors.command import register_data
@@ -79,6 +80,18 @@ def test_images_and_codes_go_to_the_device() -> None:
     moved = {key: to_device(value, torch.device("meta")) for key, value in item.items()}
     assert moved["image"].device.type == moved["codes"]["a"].device.type == "meta"
     assert moved["file_name"] == "x.png"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_workers_start_with_the_iterator_and_not_with_its_first_batch(device: str) -> None:
+    """They are seeded from generators that a resumed run restores in between."""
+    before = torch.get_rng_state()
+    batches = iter(DeviceLoader(DataLoader([1, 2]), torch.device(device)))
+    drawn = torch.get_rng_state()
+    assert not torch.equal(drawn, before)
+    if device == "cpu":
+        next(batches)
+        assert torch.equal(torch.get_rng_state(), drawn)
 
 
 @pytest.mark.gpu
