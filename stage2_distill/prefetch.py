@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detectors.pinned import naming_pinning
+
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
@@ -35,13 +37,16 @@ class Lead:
     factor: int
 
 
-def plan_lead(*, workers: int, batch_bytes: int, limit_bytes: int) -> Lead:
+def plan_lead(
+    *, workers: int, batch_bytes: int, limit_bytes: int, page_locked: bool = False
+) -> Lead:
     """Bound what the workers hold ready, in bytes; one batch is always allowed.
 
     Args:
         workers: DATALOADER.NUM_WORKERS.
-        batch_bytes: the largest batch of this rank.
+        batch_bytes: the largest batch of this rank, as it lies in memory.
         limit_bytes: CACHE.PREFETCH_BYTES.
+        page_locked: whether it is page-locked memory; for the log.
 
     Returns:
         No more workers than asked for, fewer where one batch for each would be too much.
@@ -57,8 +62,9 @@ def plan_lead(*, workers: int, batch_bytes: int, limit_bytes: int) -> Lead:
             "than %d batches of up to %d bytes", workers, used, limit_bytes, batches, batch_bytes,
         )  # fmt: skip
     logger.info(
-        "%d workers hold up to %d batches ready, %.1f MB at most",
+        "%d workers hold up to %d batches ready, %.1f MB at most%s",
         used, used * lead.factor, used * lead.factor * batch_bytes / 1e6,
+        ", page-locked: each tensor takes a power of two" if page_locked else "",
     )  # fmt: skip
     return lead
 
@@ -87,7 +93,8 @@ class DeviceLoader:
     def _copied_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self._device)
         ready: Batch | None = None
-        for batch in batches:
+        remedy = "lower CACHE.PREFETCH_BYTES or DATALOADER.NUM_WORKERS"
+        for batch in naming_pinning(batches, remedy):
             with torch.cuda.stream(stream):
                 following = [{k: to_device(v, self._device) for k, v in x.items()} for x in batch]
             if ready is not None:
