@@ -48,8 +48,13 @@ def default_config() -> CfgNode:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Parts in which a step runs its images, one after the other; their gradients are averaged.
     cfg.SOLVER.ACCUMULATE = 1
+    # With AMP.ENABLED: float16, with scaled losses, or bfloat16.
+    cfg.SOLVER.AMP.DTYPE = "float16"
     # Moving average of the weights, evaluated and kept in place of them, such as 0.9998; 0: none.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # SIGUSR1 or SIGUSR2, if the scheduler sends one before it preempts: it ends a training as
+    # SIGTERM does, after a whole step that is saved. Empty: none.
+    cfg.SOLVER.PREEMPTION_SIGNAL = ""
     for schema in NODES:
         cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
     return cfg

@@ -108,6 +108,7 @@ LIMITS: dict[str, Rule] = {
     "MODEL.RETINANET.TOPK_CANDIDATES_TEST": Whole(1),
     "MODEL.WEIGHTS": Place(WEIGHTS_SCHEMES),
     "SOLVER.ACCUMULATE": Whole(1, 2**16),
+    "SOLVER.AMP.DTYPE": Choice(("float16", "bfloat16")),
     "SOLVER.BASE_LR": Number(above=0.0, at_most=1e6),
     "SOLVER.BASE_LR_END": Number(at_most=1e6),
     "SOLVER.BIAS_LR_FACTOR": _NOT_NEGATIVE,
@@ -125,6 +126,8 @@ LIMITS: dict[str, Rule] = {
     "SOLVER.MOMENTUM": Number(below=1.0),
     "SOLVER.NUM_DECAYS": Whole(1),
     "SOLVER.OPTIMIZER": Choice(("SGD", "ADAMW")),
+    # None, or the signal by which a scheduler announces the end, such as Slurm's --signal=USR1.
+    "SOLVER.PREEMPTION_SIGNAL": Choice(("", "SIGUSR1", "SIGUSR2")),
     "SOLVER.REFERENCE_WORLD_SIZE": Whole(0, 2**20),
     "SOLVER.STEPS": Several(item=Whole(1), at_least=0),
     "SOLVER.WARMUP_FACTOR": _SHARE,

@@ -7,7 +7,7 @@ import sys
 
 from storage.example import add_example
 
-from .command import add_job_arguments, launch_job, read_config, run_command
+from .command import add_job_arguments, read_config, run_command
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         from configs.stock_keys import EVAL, TRAIN
 
         from .jobs import evaluate, train
+        from .launching import launch_job
 
         if args.eval_only and args.resume:
             raise ValueError("--resume: MODEL.WEIGHTS is evaluated; leave it out, or --eval-only")

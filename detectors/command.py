@@ -1,24 +1,22 @@
-"""What the commands of both stages share: arguments, set-up, launching and exit codes."""
+"""What the commands of both stages share: arguments, set-up and exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from configs.rules import MAX_WHOLE, Whole
 from storage import CacheError
 
+from .stopping import Interrupted
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-Job = Callable[["CfgNode", argparse.Namespace], Any]
 
 # On one machine, and machines; more is a typing error.
 MAX_PROCESSES = 1024
@@ -160,6 +158,9 @@ def run_command(command: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return 1
+    except Interrupted as error:
+        print(f"interrupted {error}", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
@@ -171,25 +172,12 @@ def _for_users() -> tuple[type[Exception], ...]:
     return _FOR_USERS if spawn is None else (*_FOR_USERS, spawn.ProcessRaisedException)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error; of one from another process, without its traceback."""
     text = str(error).rstrip()
     if "Traceback" not in text:
         return text
     return text.splitlines()[-1].partition(": ")[2]
-
-
-def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Run `job(cfg, args)` on every rank: under torchrun as started, else as `--num-gpus` says."""
-    _check_processes(args)
-    _check_device(cfg, args.num_gpus)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _join_torchrun(cfg)
-        job(cfg, args)
-        return
-    from detectron2.engine import launch
-
-    launch(job, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace, *, evaluates: bool = True) -> None:
@@ -233,55 +221,3 @@ def register_data(cfg: CfgNode) -> None:
         # A dataset that a user's own code registered need not be a COCO file.
         if name not in DatasetCatalog or MetadataCatalog.get(name).get("evaluator_type") == "coco":
             locate(name)
-
-
-def _check_processes(args: argparse.Namespace) -> None:
-    """See that the options that start processes fit each other and the launcher."""
-    ours = {"--num-gpus": args.num_gpus, "--num-machines": args.num_machines}
-    stated = [name for name, count in ours.items() if count > 1]
-    if stated and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ValueError(f"{stated[0]}: this is already a rank of torchrun; leave the option out")
-    if args.machine_rank >= args.num_machines:
-        raise ValueError(
-            f"--machine-rank {args.machine_rank}: expected less than --num-machines "
-            f"{args.num_machines}; machines count from 0"
-        )
-    if args.num_machines > 1 and not re.fullmatch(r"tcp://[^/]+:\d{1,5}|file:///.+", args.dist_url):
-        raise ValueError(
-            f"--dist-url {args.dist_url}: expected tcp://host:port of the first machine, since "
-            f"--num-machines is {args.num_machines}"
-        )
-
-
-def _check_device(cfg: CfgNode, num_processes: int) -> None:
-    import torch
-
-    name = cfg.MODEL.DEVICE
-    if not name.startswith("cuda"):
-        return
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {name}, but PyTorch sees no CUDA device here; "
-            "install a driver, or run on the CPU with: MODEL.DEVICE cpu"
-        )
-    count, number = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
-    if number >= count:
-        raise ValueError(f"MODEL.DEVICE is {name}, but PyTorch sees {count} GPUs, from cuda:0")
-    if num_processes > count:
-        raise ValueError(f"--num-gpus {num_processes}: PyTorch sees {count} GPUs on this machine")
-    if num_processes > 1 and ":" in name:
-        raise ValueError(
-            f"MODEL.DEVICE is {name}, one GPU for all of --num-gpus {num_processes}; set it to cuda"
-        )
-
-
-def _join_torchrun(cfg: CfgNode) -> None:
-    import torch
-    import torch.distributed as dist
-    from detectron2.utils import comm
-
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 WAITING = "waiting_share"
 # detectron2's console and metrics show the last twenty steps too.
 PRINTED_ITERS = 20
+_TIMES = ("time", "data_time", "rank_data_time")
 
 
 class WaitingShare(HookBase):
@@ -36,6 +37,42 @@ class WaitingShare(HookBase):
             count = min(PRINTED_ITERS, len(histories["time"].values()))
             share = histories["data_time"].avg(count) / histories["time"].avg(count)
             storage.put_scalar(WAITING, share, smoothing_hint=False)
+
+
+class MetricsWindow(HookBase):
+    """Keeps the steps over which metrics are smoothed, so that a resumed run smooths the same.
+
+    A trainer's checkpoint holds it, as the state of any hook.
+    """
+
+    def __init__(self) -> None:
+        self._to_restore: dict[str, list[list[float]]] = {}
+
+    def before_train(self) -> None:
+        """Put the window of the run that is resumed into the new storage."""
+        histories = self.trainer.storage.histories()
+        for name, window in self._to_restore.items():
+            for value, iteration in window:
+                histories[name].update(value, iteration)
+        self._to_restore = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name to the last steps' (value, iteration); times are of a process, and left out."""
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:  # saved before training
+            return {"window": {}}
+        smoothed = storage.smoothing_hints()
+        return {
+            "window": {
+                name: [list(one) for one in history.values()[-PRINTED_ITERS:]]
+                for name, history in storage.histories().items()
+                if smoothed.get(name) and name not in _TIMES
+            }
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        self._to_restore = state["window"]
 
 
 class StepPrinter(EventWriter):

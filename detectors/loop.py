@@ -7,19 +7,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .command import one_line
+from .stopping import Interrupted, StopSignals
 
 Batch = list[dict[str, Any]]
 Losses = dict[str, Tensor]
+T = TypeVar("T")
+
+# SOLVER.AMP.DTYPE: in what the forward pass runs under mixed precision.
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# With batch norm or counts over all ranks, others can wait in their forward pass for the rank that
+# failed in its own.
+_PATIENCE = timedelta(seconds=60)
+_SIGNAL_SEC = 0.3
 
 
 class Loop(SimpleTrainer):
@@ -29,8 +41,9 @@ class Loop(SimpleTrainer):
     gradients are averaged as those of as many ranks are: the step of the whole batch in the memory
     of a part. Every part normalises its losses by its own counts and batch statistics.
 
-    Under mixed precision the forward pass runs in float16 with scaled losses on a GPU, and in
-    bfloat16 on a CPU.
+    Under mixed precision the forward pass runs in float16, with scaled losses, or in bfloat16,
+    whose range needs no scaling. What fails on one rank fails on all of them in the same step, so
+    that none waits for another in an exchange that never comes.
     """
 
     def __init__(
@@ -41,8 +54,9 @@ class Loop(SimpleTrainer):
         *,
         device: torch.device,
         accumulate: int = 1,
-        mixed_precision: bool = False,
-        on_data_failure: Callable[[], None] = lambda: None,
+        mixed_precision: torch.dtype | None = None,
+        signals: StopSignals | None = None,
+        on_stop: Callable[[], str] = str,
     ) -> None:
         """Args:
 
@@ -51,23 +65,34 @@ class Loop(SimpleTrainer):
         optimizer: with gradient clipping, if wanted, built in.
         device: where the model is.
         accumulate: parts of a step.
-        mixed_precision: run the forward pass in half precision.
-        on_data_failure: called on every rank when one of them got no batch, before the error is
-            raised; the model is then as the last whole step left it.
+        mixed_precision: the type that the forward pass runs in; None: that of the weights.
+        signals: end the run before a step.
+        on_stop: called on every rank when one of them got no batch or a signal, before the error is
+            raised; the model is then as the last whole step left it. Says what it saved.
         """
         super().__init__(model, loader, optimizer)
         self._device = device
         self._accumulate = accumulate
-        self._on_data_failure = on_data_failure
-        half = torch.float16 if device.type == "cuda" else torch.bfloat16
-        self._autocast: dict[str, Any] = {"dtype": half, "enabled": mixed_precision}
+        self._signals = signals or StopSignals()
+        self._on_stop = on_stop
+        self._autocast: dict[str, Any] = {
+            "dtype": mixed_precision, "enabled": mixed_precision is not None,
+        }  # fmt: skip
         self.grad_scaler = torch.amp.GradScaler(
-            device.type, enabled=mixed_precision and half == torch.float16
+            device.type, enabled=mixed_precision == torch.float16
         )
         # Flags of the host travel by gloo: NCCL would make every step wait for the GPU.
         self._host_group: Any = (
             dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
         )
+
+    def start_loader(self) -> None:
+        """Start the loader's workers: PyTorch seeds them from the generators of this process."""
+        loader = self.data_loader
+        if isinstance(loader, AspectRatioGroupedDataset):
+            # Its iterator would start the loader within only for the first batch.
+            loader.dataset = iter(loader.dataset)
+        _ = self._data_loader_iter
 
     def run_step(self) -> None:
         """Take a batch, sum up gradients over its parts, step.
@@ -85,12 +110,16 @@ class Loop(SimpleTrainer):
         found = []
         for number, part in enumerate(parts, start=1):
             with self._synchronised(last=number == len(parts)):
-                losses = self._forward(part)
+                # Agreed upon before the backward pass, in which ranks wait for each other.
+                losses = self._together(self._forward, part, patience=_PATIENCE)
                 total = torch.stack(list(losses.values())).sum() / len(parts)
                 self.grad_scaler.scale(total).backward()
-            found.append(self._checked(losses, part))
+            # Only now: the values are waited for once, behind everything that was launched.
+            found.append(self._together(self._checked, losses, part))
         self.after_backward()
         self._write_metrics(_mean(found), waited)
+        # Clipping is a part of the optimizer's step, and a fused optimizer would unscale in it.
+        self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -128,25 +157,75 @@ class Loop(SimpleTrainer):
         return self.model.no_sync()
 
     def _next_batch(self) -> Batch:
-        """The next batch; an error on any rank is one on all, so that none waits for another."""
-        batch: Batch = []
-        failure: Exception | None = None
-        try:
-            batch = next(self._data_loader_iter)
-        except Exception as error:
-            failure = error
-        if self._any_rank(failure is not None):
-            messages = comm.all_gather(one_line(failure) if failure else "")
-            self._on_data_failure()
-            raise failure or ValueError(next(text for text in messages if text))
-        return batch
+        """The next batch, or the end of the run on all ranks."""
+        return self._together(self._read, on_failure=self._on_stop)
 
-    def _any_rank(self, flag: bool) -> bool:
+    def _read(self) -> Batch:
+        with self._signals.immediate():
+            try:
+                return next(self._data_loader_iter)
+            except Exception:
+                # A scheduler signals the loader's workers too, and may have done so first.
+                time.sleep(_SIGNAL_SEC)
+                raise
+
+    def _together(
+        self,
+        action: Callable[..., T],
+        *args: Any,
+        on_failure: Callable[[], str] = str,
+        patience: timedelta | None = None,
+    ) -> T:
+        """Do it on every rank; where it fails on one, it fails on all of them.
+
+        Args:
+            action, args: what to do.
+            on_failure: called on every rank before the error is raised.
+            patience: how long a rank that failed waits to tell the others, where these may wait
+                for it within the action itself; None: until they come.
+
+        Raises:
+            Interrupted: a signal came to any rank.
+            Exception: what this rank's own action raised.
+            ValueError: with the message of another rank.
+        """
+        result: T | None = None
+        failure: Exception | Interrupted | None = None
+        try:
+            result = action(*args)
+        except (Exception, Interrupted) as error:
+            failure = error
+        if self._any_rank(failure, patience):
+            signal = failure.number if isinstance(failure, Interrupted) else None
+            states = comm.all_gather((signal, one_line(failure) if failure else ""))
+            done = on_failure()
+            for number, _ in states:
+                if number is not None:
+                    raise Interrupted(number, done)
+            raise failure or ValueError(next(text for _, text in states if text))
+        return cast(T, result)
+
+    def _any_rank(
+        self, failure: Exception | Interrupted | None, patience: timedelta | None
+    ) -> bool:
         if self._host_group is None:
-            return flag
-        count = torch.tensor([flag], dtype=torch.int32)
-        dist.all_reduce(count, group=self._host_group)
+            return failure is not None
+        count = torch.tensor([failure is not None], dtype=torch.int32)
+        work = dist.all_reduce(count, group=self._host_group, async_op=True)
+        if failure is None or patience is None:
+            work.wait()
+        else:
+            try:
+                work.wait(patience)
+            except RuntimeError:
+                # Its end is what ends the others, by whoever started them.
+                raise failure from None
         return bool(count.item())
+
+    def wait_for_ranks(self) -> None:
+        """Return when every rank is here: those that end first make launchers end the others."""
+        if self._host_group is not None:
+            dist.barrier(group=self._host_group)
 
     def state_dict(self) -> dict[str, Any]:
         """As detectron2's, with the scaler under the name that its AMPTrainer gives it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .building import naming_the_config
 from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
-from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
+from .hooks import KeepBest, MetricsWindow, StepPrinter, UpdateAverage, WaitingShare
 from .images import ImageMapper, training_images
-from .loop import Loop
+from .loop import AMP_DTYPES, Loop
 from .rank_state import RankState
+from .scaling import fitted_to_ranks
+from .stopping import Interrupted, StopSignals
 
 AVERAGED_NAME = "model_ema.pth"
 
@@ -52,9 +55,8 @@ class Trainer(DefaultTrainer):
         # parallelism to GPUs.
         TrainerBase.__init__(self)
         _use_eager_focal_loss()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        _check_solver(cfg)
-        self.cfg = cfg
+        self.cfg = cfg = fitted_to_ranks(cfg)
+        self._signals = StopSignals(cfg.SOLVER.PREEMPTION_SIGNAL)
         self.detector = self.build_model(cfg)
         self.average = _averaged(self.detector, cfg.SOLVER.EMA_DECAY)
         model = self.wrap_detector(self.detector)
@@ -62,7 +64,7 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         self._trainer = self._build_loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.rank_state = RankState(self.detector, cfg.SOLVER.CHECKPOINT_PERIOD)
+        self.rank_state = RankState(self.detector, cfg, global_counts=self.counts_globally)
         self.checkpointer = SafeCheckpointer(
             self.detector,
             cfg.OUTPUT_DIR,
@@ -72,7 +74,7 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.register_hooks([self.rank_state, *self.build_hooks()])
+        self.register_hooks([self.rank_state, MetricsWindow(), *self.build_hooks()])
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """The module to train; its forward takes a batch and gives the losses by name."""
@@ -93,20 +95,26 @@ class Trainer(DefaultTrainer):
         """The detector that is evaluated and kept: with averaged weights, if they are asked for."""
         return self.average.module if self.average else self.detector
 
+    @property
+    def counts_globally(self) -> bool:
+        """Whether losses are divided by counts over all ranks' images."""
+        return False
+
     def _build_loop(self, model: nn.Module, loader: Iterable[Any], optimizer: Any) -> Loop:
         on_gpu = self.cfg.MODEL.DEVICE.startswith("cuda")
         ddp = create_ddp_model(
             model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
         )
-        this = weakref.proxy(self)
+        this, amp = weakref.proxy(self), self.cfg.SOLVER.AMP
         return Loop(
             ddp,
             loader,
             optimizer,
             device=torch.device(self.cfg.MODEL.DEVICE),
             accumulate=self.cfg.SOLVER.ACCUMULATE,
-            mixed_precision=self.cfg.SOLVER.AMP.ENABLED,
-            on_data_failure=lambda: this._save_last_whole_step(),
+            mixed_precision=AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None,
+            signals=self._signals,
+            on_stop=lambda: this._save_step_before(),
         )
 
     def run_step(self) -> None:
@@ -117,14 +125,46 @@ class Trainer(DefaultTrainer):
             self.iter = min(self.iter, self.max_iter - 2)
             raise
 
-    def _save_last_whole_step(self) -> None:
+    def train(self) -> Any:
+        """As `DefaultTrainer`; a signal ends it after a whole step, which is saved.
+
+        Raises:
+            Interrupted: there was one.
+        """
+        with self._signals:
+            return super().train()
+
+    def _save_step_before(self) -> str:
         """Write the checkpoint of the step before this one, so that nothing trained is lost."""
         self.iter -= 1
-        if self.iter < self.start_iter:
-            return
-        self.rank_state.gather()
-        if comm.is_main_process():
-            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        return self._save_step()
+
+    def _save_step(self) -> str:
+        """Write the checkpoint of this step, on all ranks; say so."""
+        saved = self.iter
+        if saved >= self.start_iter:
+            self.rank_state.gather()
+            if comm.is_main_process() and not self.rank_state.is_due(saved):
+                self.checkpointer.save(f"model_{saved:07d}", iteration=saved)
+            self._trainer.wait_for_ranks()
+        # The run did not finish: detectron2 would evaluate it otherwise.
+        self.iter = min(saved, self.max_iter - 2)
+        if saved < self.start_iter:
+            return "no step was taken"
+        return f"saved after iteration {saved}, go on with --resume"
+
+    def after_step(self) -> None:
+        """As `DefaultTrainer`; a signal in an evaluation ends it, and the run with it."""
+        try:
+            super().after_step()
+        except Interrupted as error:
+            raise Interrupted(error.number, self._save_step()) from None
+
+    def _evaluate(self) -> Any:
+        # Minutes; but of several ranks, none may leave the others alone in it.
+        alone = comm.get_world_size() == 1
+        with self._signals.immediate() if alone else nullcontext():
+            return evaluate(self.cfg, self.trained)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -166,8 +206,9 @@ class Trainer(DefaultTrainer):
 
     def before_train(self) -> None:
         """Start the loader first: that draws from the generators that a resumed run restores."""
-        _ = self._trainer._data_loader_iter
+        self._trainer.start_loader()
         super().before_train()
+        self._signals.defer()
 
     def build_hooks(self) -> list[Any]:
         """detectron2's hooks, except that evaluation looks at the plain detector, and ours."""
@@ -175,7 +216,7 @@ class Trainer(DefaultTrainer):
         found: list[Any] = [UpdateAverage(self.average, self.detector)] if self.average else []
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
-                found.append(hooks.EvalHook(period, lambda: evaluate(self.cfg, self.trained)))
+                found.append(hooks.EvalHook(period, self._evaluate))
                 found.extend(self._best_hook())
             elif hook is not None:
                 found.append(hook)
@@ -196,26 +237,11 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """Write the averaged weights as a plain checkpoint."""
+        if self.iter >= self.max_iter:
+            self._signals.raise_pending("training is done and saved, --resume evaluates it")
         super().after_train()
         if self.average and comm.is_main_process() and self.iter >= self.max_iter:
             export_model(self.average.module, Path(self.cfg.OUTPUT_DIR) / AVERAGED_NAME)
-
-
-def _check_solver(cfg: CfgNode) -> None:
-    """Raises:
-
-    ValueError: a key of ours has a value outside its limits, or the batch cannot be split.
-    """
-    parts, ranks, decay = cfg.SOLVER.ACCUMULATE, comm.get_world_size(), cfg.SOLVER.EMA_DECAY
-    if parts < 1:
-        raise ValueError(f"SOLVER.ACCUMULATE: expected an integer of at least 1, got {parts}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"SOLVER.EMA_DECAY: expected 0 (off) or more, and below 1, got {decay}")
-    if cfg.SOLVER.IMS_PER_BATCH % (ranks * parts):
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
-            f"{ranks} ranks" + (f" times SOLVER.ACCUMULATE {parts}" if parts > 1 else "")
-        )
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detectors.pinned import pinned_empty
 from storage.schema import PIXEL_FIELDS, PIXELS_CRC
 
 
@@ -36,20 +37,30 @@ class ShardArrays:
         Args:
             codes: field name to a tensor with leading dimension N, on the device.
             pixels: field name to the same of the views' pixels, on the host.
+
+        Raises:
+            HostMemoryError: there is no more memory to page-lock.
         """
         end = self._filled + len(pixels[PIXELS_CRC])
         for name, code in codes.items():
             if name not in self._tensors:
                 shape = (self._num_records, *code.shape[1:])
-                # Page-locked, so that the copy runs beside the next forward. PyTorch keeps such
-                # memory for the next shard.
-                self._tensors[name] = torch.empty(shape, dtype=code.dtype, pin_memory=self._on_gpu)
+                self._tensors[name] = self._room(shape, code.dtype)
             self._tensors[name][self._filled : end].copy_(code, non_blocking=self._on_gpu)
         for name, values in pixels.items():
             self._pixels[name][self._filled : end] = values
         self._filled = end
         if self._copied is not None:
             self._copied.record()
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if not self._on_gpu:
+            return torch.empty(shape, dtype=dtype)
+        # Page-locked, so that the copy runs beside the next forward. PyTorch keeps such memory for
+        # the next shard.
+        return pinned_empty(
+            shape, dtype, "start fewer ranks on this machine, or begin a cache of smaller shards"
+        )
 
     def finish(self) -> dict[str, NDArray[Any]]:
         """Wait for the device and return every field, (n, ...) each."""

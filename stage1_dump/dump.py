@@ -23,8 +23,10 @@ from detectron2.config import CfgNode
 
 from dataset.annotations import require_images
 from detectors import teacher_fingerprint
+from detectors.pinned import kept_bytes, naming_pinning
 from storage import CacheWriter, ClaimLostError, ShardId
 from storage.progress import Progress, format_bytes
+from storage.schema import PIXEL_FIELDS
 
 from .arrays import ShardArrays
 from .compute import BatchComputer
@@ -42,6 +44,8 @@ from .writing import NUM_WRITERS, ShardWriters
 
 logger = logging.getLogger(__name__)
 
+# Fields that no device computes.
+_ON_HOST = {one.name for one in PIXEL_FIELDS}
 # How often to look whether other ranks have finished or given up the shards that they hold.
 POLL_SEC = 2.0
 
@@ -118,7 +122,8 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
 class DumpJob:
     """One rank's share of a dump.
 
-    What is in memory at once: `writing.NUM_WRITERS` + 1 shards of codes (page-locked beside a GPU),
+    What is in memory at once: `writing.NUM_WRITERS` + 1 shards of codes (beside a GPU page-locked,
+    each field rounded up to a power of two),
     for each writer its largest field twice more while zarr encodes it, and the views of
     2 * `DATALOADER.NUM_WORKERS` batches.
     """
@@ -175,7 +180,8 @@ class DumpJob:
             count_done=None if alone else lambda: total - self._count_missing(),
         )
         start, cpu_start = time.monotonic(), time.process_time()
-        with self._progress, ShardWriters(self._write, self._profile) as self._writers:
+        device = self._teacher.device
+        with self._progress, ShardWriters(self._write, self._profile, device) as self._writers:
             while missing:
                 if not self._pass(missing):
                     logger.info("waiting for %d shards of other ranks", len(missing))
@@ -193,20 +199,27 @@ class DumpJob:
         )
 
     def _announce(self, missing: list[ShardId], total: int) -> None:
+        on_gpu = self._teacher.device.type == "cuda"
         logger.info(
-            "rank %d of %d on %s: %d shards with %d records to write, up to %s of them in memory",
+            "rank %d of %d on %s: %d shards with %d records to write, up to %s of them in %s",
             self._rank.number, self._rank.world_size, self._teacher.device, len(missing), total,
-            format_bytes(self._bytes_in_memory(missing)),
+            format_bytes(self._bytes_in_memory(missing, page_locked=on_gpu)),
+            "page-locked memory" if on_gpu else "memory",
         )  # fmt: skip
 
-    def _bytes_in_memory(self, missing: list[ShardId]) -> int:
-        """Codes of the largest shards that may be in memory together."""
-        sizes = {
-            bucket: sum(field.num_bytes for field in fields)
-            for bucket, fields in self._writer.manifest.fields.items()
+    def _bytes_in_memory(self, missing: list[ShardId], *, page_locked: bool) -> int:
+        """Codes of the largest shards that may be in memory together, and what that takes."""
+        fields = {
+            bucket: [f.num_bytes for f in found if not (page_locked and f.name in _ON_HOST)]
+            for bucket, found in self._writer.manifest.fields.items()
         }
-        shards = [sizes[shard.bucket] * len(self._writer.records_of(shard)) for shard in missing]
-        return sum(sorted(shards, reverse=True)[: NUM_WRITERS + 1])
+        shards = [
+            [size * len(self._writer.records_of(shard)) for size in fields[shard.bucket]]
+            for shard in missing
+        ]
+        if page_locked:
+            return kept_bytes(shards, NUM_WRITERS + 1)
+        return sum(sorted((sum(sizes) for sizes in shards), reverse=True)[: NUM_WRITERS + 1])
 
     def _count_missing(self) -> int:
         """Records that no rank has committed."""
@@ -216,7 +229,7 @@ class DumpJob:
         """Work through the shards that nobody else holds; return how many there were."""
         self._feed.offer(missing)
         taken = 0
-        loaded = iter(self._loader)
+        loaded = naming_pinning(iter(self._loader), "lower DATALOADER.NUM_WORKERS")
         while (first := self._next(loaded)) is not None:
             shard = self._feed.claimed.popleft()
             rest = (self._next(loaded) for _ in range(self._feed.num_batches(shard) - 1))

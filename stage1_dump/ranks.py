@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from detectors.launching import check_device
 from storage import CacheError, CacheWriter, ShardId
 from storage.layout import commit_key
 
@@ -142,7 +143,8 @@ def pick_device(name: str, rank: Rank) -> torch.device:
         return device
     if device.index is None:
         device = torch.device("cuda", rank.gpu)
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    check_device(name)
+    count = torch.cuda.device_count()
     assert device.index is not None
     if device.index >= count:
         raise ValueError(

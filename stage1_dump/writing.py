@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+import torch
+
 from storage import ShardId
 
 from .arrays import ShardArrays
@@ -22,11 +24,20 @@ class ShardWriters:
     computed. A context manager: leaving it waits for what is being written.
     """
 
-    def __init__(self, write: Callable[[ShardId, ShardArrays], None], profile: Profile) -> None:
-        """Args: what a thread does with a shard, and where the waiting is counted."""
+    def __init__(
+        self,
+        write: Callable[[ShardId, ShardArrays], None],
+        profile: Profile,
+        device: torch.device,
+    ) -> None:
+        """Args: what a thread does with a shard, where the waiting is counted, and the device that
+        the shards' codes come from.
+        """
         self._write = write
         self._profile = profile
-        self._executor = ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="write")
+        self._executor = ThreadPoolExecutor(
+            NUM_WRITERS, thread_name_prefix="write", initializer=_use, initargs=(device,)
+        )
         self._pending: set[Future[None]] = set()
 
     def __enter__(self) -> ShardWriters:
@@ -50,3 +61,9 @@ class ShardWriters:
                 done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
                 for one in done:
                     one.result()
+
+
+def _use(device: torch.device) -> None:
+    # A thread starts with GPU 0: waiting for a copy there would occupy memory of another rank's.
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -9,7 +9,6 @@ import sys
 from detectors.command import (
     add_config_arguments,
     add_job_arguments,
-    launch_job,
     read_config,
     run_command,
     whole,
@@ -53,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
 
     def command() -> int:
+        from detectors.launching import launch_job
+
         from . import jobs
 
         cfg = read_config(args, f"stage2_distill {args.command}")

@@ -19,6 +19,7 @@ from configs.loader import settings
 from configs.schema import Settings
 from dataset.views import RenderedView, plan_view, render
 from detectors import to_model_image, training_images
+from detectors.pinned import block_bytes
 from storage import CacheReader
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
@@ -138,10 +139,13 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         world_size=world_size,
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
+    page_locked = cfg.MODEL.DEVICE.startswith("cuda")
+    item_bytes = largest_item_bytes(cfg, reader, page_locked=page_locked)
     lead = plan_lead(
         workers=cfg.DATALOADER.NUM_WORKERS,
-        batch_bytes=cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(cfg, reader),
+        batch_bytes=cfg.SOLVER.IMS_PER_BATCH // world_size * item_bytes,
         limit_bytes=settings(cfg).cache.prefetch_bytes,
+        page_locked=page_locked,
     )
     loader = DataLoader(
         ViewDataset(images, cfg, reader),
@@ -149,7 +153,7 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         num_workers=lead.workers,
         prefetch_factor=lead.factor if lead.workers else None,
         collate_fn=trivial_batch_collator,
-        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+        pin_memory=page_locked,
         # Object stores hang in forked workers: their client has threads of its own.
         multiprocessing_context="spawn"
         if lead.workers and reader and not reader.location.is_local
@@ -158,15 +162,24 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
     return DataParts(loader=DeviceLoader(loader, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
 
 
-def largest_item_bytes(cfg: CfgNode, reader: CacheReader | None) -> int:
-    """Bytes of the pixels and, from a cache, the codes of the largest view."""
+def largest_item_bytes(
+    cfg: CfgNode, reader: CacheReader | None, *, page_locked: bool = False
+) -> int:
+    """Bytes of the pixels and, from a cache, the codes of the largest view.
+
+    Args:
+        cfg: the student's config.
+        reader: the open cache, or None.
+        page_locked: as they lie in page-locked memory, where a tensor takes a power of two.
+    """
+    size = block_bytes if page_locked else int
     if reader is None:
         views = settings(cfg).views
-        return 3 * max(views.scales) * views.max_size
+        return size(3 * max(views.scales) * views.max_size)
     manifest = reader.manifest
     return max(
-        3 * geometry.height * geometry.width
-        + sum(one.num_bytes for one in manifest.fields[name] if one.name in reader.field_names)
+        size(3 * geometry.height * geometry.width)
+        + sum(size(f.num_bytes) for f in manifest.fields[name] if f.name in reader.field_names)
         for name, geometry in manifest.geometries.items()
     )
 

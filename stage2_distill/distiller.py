@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
@@ -121,10 +122,24 @@ class Distiller(nn.Module):
         labels: Tensor,
         targets: list[Instances],
     ) -> dict[str, Tensor]:
-        """GISM on teacher and student, then the losses at the boxes of the configured mode."""
+        """GISM on teacher and student, then the losses at the boxes of the configured mode.
+
+        Raises:
+            FloatingPointError: outputs are not finite.
+        """
         assert self._source is not None
-        teacher = self._source.outputs(batch, outputs.level_sizes, outputs.logits.device)
-        instances = self.general_instances(teacher, outputs)
+        device = outputs.logits.device
+        # The student's mixed precision is not the teacher's; and stacking codes, which may be
+        # float16, is refused or rounds under it.
+        with torch.autocast(device.type, enabled=False):
+            teacher = self._source.outputs(batch, outputs.level_sizes, device)
+        failure: FloatingPointError | None = None
+        try:
+            instances = self.general_instances(teacher, outputs)
+        except FloatingPointError as error:
+            # Other ranks still exchange counts with this one in their forward pass (GID.COUNTS
+            # global), so it goes along without GIs before it says so.
+            failure, instances = error, [GeneralInstances.none(device) for _ in targets]
         kinds = kinds_of(
             instances,
             labels,
@@ -134,12 +149,15 @@ class Distiller(nn.Module):
         storage = get_event_storage()
         for kind, count in count_kinds(kinds).items():
             storage.put_scalar(f"gid/num_{kind}", count / len(targets))
-        return self.losses_at(
+        losses = self.losses_at(
             filter_by_mode(instances, kinds, self._gid.mode),
             teacher,
             outputs,
             warmup=warmup_factor(storage.iter, self._gid.warmup_iters),
         )
+        if failure is not None:
+            raise failure
+        return losses
 
 
 def build_distiller(cfg: CfgNode, detector: nn.Module, teacher: Teacher | None) -> Distiller:

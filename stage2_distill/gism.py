@@ -54,6 +54,17 @@ class GeneralInstances:
     anchor_index: Tensor
     from_teacher: Tensor
 
+    @classmethod
+    def none(cls, device: torch.device) -> GeneralInstances:
+        """Those of an image without any."""
+        empty = torch.zeros(0, device=device)
+        return cls(
+            boxes=empty.new_zeros((0, 4)),
+            scores=empty,
+            anchor_index=empty.long(),
+            from_teacher=empty.bool(),
+        )
+
     def __len__(self) -> int:
         """G."""
         return len(self.scores)

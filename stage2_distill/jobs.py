@@ -13,6 +13,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up, without_evaluation
+from detectors.launching import check_device
 from storage.progress import Progress
 
 from .fidelity import checkpoints_of, measure
@@ -39,6 +40,7 @@ def show(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Print how far the cache is from the live teacher; 1 where that is too far."""
+    check_device(cfg.MODEL.DEVICE)
     register_data(without_evaluation(cfg))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
     found = measure(cfg, students, args.views)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detectors.pinned import naming_pinning
+
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
@@ -35,13 +37,16 @@ class Lead:
     factor: int
 
 
-def plan_lead(*, workers: int, batch_bytes: int, limit_bytes: int) -> Lead:
+def plan_lead(
+    *, workers: int, batch_bytes: int, limit_bytes: int, page_locked: bool = False
+) -> Lead:
     """Bound what the workers hold ready, in bytes; one batch is always allowed.
 
     Args:
         workers: DATALOADER.NUM_WORKERS.
-        batch_bytes: the largest batch of this rank.
+        batch_bytes: the largest batch of this rank, as it lies in memory.
         limit_bytes: CACHE.PREFETCH_BYTES.
+        page_locked: whether it is page-locked memory; for the log.
 
     Returns:
         No more workers than asked for, fewer where one batch for each would be too much.
@@ -57,8 +62,9 @@ def plan_lead(*, workers: int, batch_bytes: int, limit_bytes: int) -> Lead:
             "than %d batches of up to %d bytes", workers, used, limit_bytes, batches, batch_bytes,
         )  # fmt: skip
     logger.info(
-        "%d workers hold up to %d batches ready, %.1f MB at most",
+        "%d workers hold up to %d batches ready, %.1f MB at most%s",
         used, used * lead.factor, used * lead.factor * batch_bytes / 1e6,
+        ", page-locked: each tensor takes a power of two" if page_locked else "",
     )  # fmt: skip
     return lead
 
@@ -80,15 +86,15 @@ class DeviceLoader:
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
-        """The loader's batches, in order."""
-        if self._device.type != "cuda":
-            return iter(self._loader)
-        return self._copied_ahead()
+        """The loader's batches, in order; its workers start now, not with the first of them."""
+        batches = iter(self._loader)
+        return batches if self._device.type != "cuda" else self._copied_ahead(batches)
 
-    def _copied_ahead(self) -> Iterator[Batch]:
+    def _copied_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self._device)
         ready: Batch | None = None
-        for batch in self._loader:
+        remedy = "lower CACHE.PREFETCH_BYTES or DATALOADER.NUM_WORKERS"
+        for batch in naming_pinning(batches, remedy):
             with torch.cuda.stream(stream):
                 following = [{k: to_device(v, self._device) for k, v in x.items()} for x in batch]
             if ready is not None:

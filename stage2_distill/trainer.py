@@ -13,6 +13,7 @@ from torch import nn
 from configs.loader import settings, teacher_config
 from detectors import export_model, family_of, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
+from detectors.scaling import fitted_to_ranks
 from detectors.trainer import Trainer
 
 from .data import build_data
@@ -48,7 +49,8 @@ class DistillTrainer(Trainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # All of this is checked before any model is built.
+        # All of this is checked before any model is built; the data is cut for the ranks first.
+        cfg = fitted_to_ranks(cfg)
         self._teacher = open_teacher(cfg)
         if settings(cfg).teacher.inherit == "head":
             weights_path(teacher_config(cfg).MODEL.WEIGHTS)
@@ -58,6 +60,11 @@ class DistillTrainer(Trainer):
     def build_train_loader(self, cfg: CfgNode) -> DeviceLoader:
         """The loader of views and codes."""
         return self._data.loader
+
+    @property
+    def counts_globally(self) -> bool:
+        """See `Trainer`."""
+        return settings(self.cfg).gid.counts == "global"
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """Put the detector into the distilling step."""

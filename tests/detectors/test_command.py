@@ -1,5 +1,6 @@
 """What a user reads when a command fails, and its exit code."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import stage1_dump.__main__
 import stage2_distill.__main__
 from detectors.__main__ import main
 from detectors.command import one_line, run_command
+from detectors.stopping import Interrupted
 
 JOBS = [(main, "train"), (main, "eval"), (stage2_distill.__main__.main, "train")]
 
@@ -33,6 +35,15 @@ def test_an_error_is_one_line_and_exit_code_1(
 ) -> None:
     assert failing(error) == 1
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line_and_the_exit_code_of_a_shell(
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(Interrupted(number, "saved after iteration 3")) == code
+    name = signal.Signals(number).name
+    assert capsys.readouterr().err == f"interrupted by {name}; saved after iteration 3\n"
 
 
 def test_a_full_gpu_names_the_settings_that_lower_it(capsys: pytest.CaptureFixture[str]) -> None:

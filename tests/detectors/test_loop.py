@@ -12,7 +12,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from detectors.loop import Loop
+from detectors.loop import AMP_DTYPES, Loop
 
 Batch = list[dict[str, Any]]
 
@@ -29,24 +29,39 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         out = self.layer(torch.stack([item["x"] for item in batch]))
         self.dtype = out.dtype
-        return {"loss_a": out[:, 0].float().square().mean(), "loss_b": out[:, 1].float().mean()}
+        return {
+            "loss_a": out[:, 0].float().square().mean() / 4,
+            "loss_b": out[:, 1].float().mean() / 4,
+        }
 
 
-def batches(count: int, size: int = 4) -> list[Batch]:
+def batches(count: int, size: int = 4, scale: float = 1.0) -> list[Batch]:
     generator = torch.Generator().manual_seed(2)
     return [
-        [{"x": torch.randn(3, generator=generator), "image_id": 10 * b + i} for i in range(size)]
+        [
+            {"x": torch.randn(3, generator=generator) * scale, "image_id": 10 * b + i}
+            for i in range(size)
+        ]
         for b in range(count)
     ]
 
 
-def run(model: nn.Module, data: Any, steps: int, *, clip: float = 0.0, **changes: Any) -> Loop:
-    """Run steps of SGD without momentum, logging into a storage of the loop's own."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def run(
+    model: nn.Module,
+    data: Any,
+    steps: int,
+    *,
+    clip: float = 0.0,
+    kind: str = "norm",
+    optimizer: torch.optim.Optimizer | None = None,
+    **changes: Any,
+) -> Loop:
+    """Run steps, of SGD without momentum by default, logging into a storage of the loop's own."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
     if clip:
         cfg = get_cfg()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = kind
         cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clip
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     loop = Loop(model, data, optimizer, device=torch.device("cpu"), **changes)
@@ -76,14 +91,43 @@ def test_a_clipped_step_is_no_longer_than_the_limit() -> None:
     assert (model.layer.weight - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
-def test_mixed_precision_computes_in_half_and_keeps_weights_in_full() -> None:
+@pytest.mark.parametrize("half", AMP_DTYPES.values(), ids=AMP_DTYPES)
+def test_mixed_precision_computes_in_half_and_keeps_weights_in_full(half: torch.dtype) -> None:
     model = Model()
-    run(model, batches(2), 2, mixed_precision=True)
-    assert model.dtype == torch.bfloat16
+    # Small enough for a loss scaled by 2^16.
+    data = batches(2, scale=0.3)
+    loop = run(model, data, 2, mixed_precision=half)
+    assert model.dtype == half
+    assert loop.grad_scaler.is_enabled() == (half == torch.float16)
     assert model.layer.weight.dtype == torch.float32
     whole = Model()
-    run(whole, batches(2), 2)
-    torch.testing.assert_close(model.layer.weight, whole.layer.weight, rtol=0.05, atol=0.05)
+    run(whole, data, 2)
+    assert not torch.equal(whole.layer.weight, Model().layer.weight)
+    torch.testing.assert_close(model.layer.weight, whole.layer.weight, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["value", "norm"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_are_clipped_unscaled(fused: bool, kind: str) -> None:
+    """A fused optimizer unscales within its step, behind the clipping that is built into it."""
+
+    def averages(half: torch.dtype | None) -> Tensor:
+        model = Model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+        data = batches(3, scale=0.3)
+        loop = run(model, data, 3, clip=0.1, kind=kind, optimizer=optimizer, mixed_precision=half)
+        assert half is None or loop.grad_scaler.get_scale() == 2**16
+        return optimizer.state[model.layer.weight]["exp_avg"]
+
+    torch.testing.assert_close(averages(torch.float16), averages(None), rtol=0.02, atol=1e-4)
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out() -> None:
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    data = batches(1, scale=100.0)
+    run(model, data, 1, clip=0.3, optimizer=optimizer, mixed_precision=torch.float16)
+    assert torch.equal(model.layer.weight, Model().layer.weight)
 
 
 def test_a_loss_that_is_not_finite_names_iteration_term_and_images() -> None:
@@ -122,7 +166,7 @@ def test_a_batch_that_cannot_be_read_is_told_before_the_error_is_raised() -> Non
     told = []
     model = Model()
     with pytest.raises(OSError, match="shard 3 is gone"):
-        run(model, data(), 3, on_data_failure=lambda: told.append(model.layer.weight.clone()))
+        run(model, data(), 3, on_stop=lambda: told.append(model.layer.weight.clone()) or "")
     trained = Model()
     run(trained, batches(2), 2)
     assert [torch.equal(weight, trained.layer.weight) for weight in told] == [True]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from detectron2.engine import HookBase
 
 from configs.loader import load_config
 from dataset.scenes import CLASS_NAMES
@@ -90,6 +91,30 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(config: Path, tmp_path: Path)
         if "loss_cls" in line
     ]
     assert iterations == [1, 3]
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_resumed_run_has_the_generators_of_its_checkpoint_once_its_loader_runs(
+    config: Path, grouping: bool
+) -> None:
+    keys = ["DATALOADER.ASPECT_RATIO_GROUPING", str(grouping), "DATALOADER.NUM_WORKERS", "1"]
+    cfg = load_config(str(config), keys)
+    register_data(cfg)
+    Trainer(cfg).train()
+    final = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)
+    saved = final["rank_state"]["ranks"][0]["generators"]["torch"]
+    seen: list[torch.Tensor] = []
+
+    class Look(HookBase):
+        def after_backward(self) -> None:
+            seen.append(torch.get_rng_state())
+
+    resumed = Trainer(load_config(str(config), [*keys, "SOLVER.MAX_ITER", "3"]))
+    resumed.resume_or_load(resume=True)
+    resumed._trainer.register_hooks([Look()])
+    torch.manual_seed(123)
+    resumed.train()
+    assert len(seen) == 1 and torch.equal(seen[0], saved)
 
 
 def test_two_ranks_train_one_model(config: Path, tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stage1_dump.__main__ import main
 from stage1_dump.compute import BatchComputer
+from stage1_dump.dump import DumpJob
 from stage1_dump.feed import ShardFeed
 from stage1_dump.profile import FORWARD, IMAGES, WRITE, Profile
 from stage1_dump.ranks import Rank
@@ -19,9 +22,11 @@ from stage1_dump.runlog import RunLog, read_notes
 from stage1_dump.status import read_status
 from stage1_dump.writing import NUM_WRITERS, ShardWriters
 from storage import CacheReader, CacheWriter, Geometry, ShardId
+from storage.schema import PIXELS_CRC
 from tests.stage1_dump.conftest import Configure
 from tests.stage1_dump.helpers import dump, store_bytes
 
+CPU = torch.device("cpu")
 SMALL, LARGE = "0064x0096", "0800x1344"
 GEOMETRIES = [Geometry(*map(int, name.split("x")), ((1, 1),), 1, 1, 1) for name in (SMALL, LARGE)]
 # Two full shards and a last one of either size; the plan begins with the small bucket.
@@ -124,7 +129,7 @@ def test_no_more_shards_are_in_memory_than_writers_and_one() -> None:
 
     arrays: Any = None
     shards = list(RECORDS)[: NUM_WRITERS + 1]
-    with ShardWriters(write, Profile()) as writers:
+    with ShardWriters(write, Profile(), CPU) as writers:
         for shard in shards[:-1]:
             writers.submit(shard, arrays)
         last = threading.Thread(target=writers.submit, args=(shards[-1], arrays))
@@ -142,10 +147,50 @@ def test_what_a_writer_raises_reaches_the_dump() -> None:
         raise OSError("the disk is gone")
 
     arrays: Any = None
-    with ShardWriters(write, Profile()) as writers:
+    with ShardWriters(write, Profile(), CPU) as writers:
         writers.submit(ShardId(SMALL, 0), arrays)
         with pytest.raises(OSError, match="the disk is gone"):
             writers.finish()
+
+
+def test_a_writer_thread_uses_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with GPU 0, which may be another rank's."""
+    chosen: dict[int, torch.device] = {}
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.update({threading.get_ident(): device})
+    )
+    wrote: list[int] = []
+    arrays: Any = None
+    device = torch.device("cuda", 3)
+    with ShardWriters(
+        lambda shard, arrays: wrote.append(threading.get_ident()), Profile(), device
+    ) as writers:
+        writers.submit(ShardId(SMALL, 0), arrays)
+        writers.finish()
+    assert chosen == {wrote[0]: device} and wrote[0] != threading.get_ident()
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        # Three shards of 4 records of 10.4 kB.
+        ("cpu", "up to 124.8 kB of them in memory"),
+        # 4 times 100 bytes take 512, and 4 times 300 bytes 2,048; pixels are no device's.
+        ("cuda", "up to 7.7 kB of them in page-locked memory"),
+    ],
+)
+def test_what_will_be_in_memory_is_announced_as_it_lies_there(
+    device: str, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job: Any = DumpJob.__new__(DumpJob)
+    job._rank, job._writer = Rank(), SimpleNamespace(records_of=lambda _: range(4))
+    fields = [SimpleNamespace(name=n, num_bytes=b) for n, b in (("a", 100), ("b", 300))]
+    pixels = SimpleNamespace(name=PIXELS_CRC, num_bytes=10_000)
+    job._writer.manifest = SimpleNamespace(fields={SMALL: [*fields, pixels]})
+    job._teacher = SimpleNamespace(device=torch.device(device))
+    with caplog.at_level("INFO"):
+        job._announce([ShardId(SMALL, number) for number in range(5)], 20)
+    assert expected in caplog.text
 
 
 @pytest.fixture

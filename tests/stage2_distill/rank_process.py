@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tests.stage2_distill.runs import build
 RANKS = 2
 # Runs that one pair of processes makes, one after the other: starting a pair takes seconds.
 Runs = dict[str, tuple[str, list[Any]]]
+Break = Callable[[Any], None]
 
 
 def run_rank(rank: int, meeting: str, runs: Runs, folder: str) -> None:
@@ -31,15 +34,13 @@ def run_rank(rank: int, meeting: str, runs: Runs, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
     comm.create_local_process_group(RANKS)
     for name, (path, overrides) in runs.items():
-        torch.save(
-            _run(path, overrides, fails=name.startswith("fails")), f"{folder}/{name}.{rank}.pt"
-        )
+        torch.save(_run(path, overrides, BREAKS.get(name)), f"{folder}/{name}.{rank}.pt")
         dist.barrier()
     dist.destroy_process_group()
 
 
-def _run(path: str, overrides: list[Any], *, fails: bool) -> dict[str, Any]:
-    """Losses of this rank and the mean of both; or the error, where rank 1 cannot read."""
+def _run(path: str, overrides: list[Any], break_it: Break | None) -> dict[str, Any]:
+    """Losses of this rank and the mean of both; and the error, where rank 1 breaks."""
     trainer = build(Path(path), *overrides)
     trainer.resume_or_load(resume=False)
     own: list[dict[str, float]] = []
@@ -50,13 +51,13 @@ def _run(path: str, overrides: list[Any], *, fails: bool) -> dict[str, Any]:
         return checked(losses, part)
 
     trainer._trainer._checked = spy  # type: ignore[method-assign]
-    if fails and comm.get_rank() == 1:
-        _break_after(trainer, 3)
-    error = ""
+    if break_it and comm.get_rank() == 1:
+        break_it(trainer)
+    error, start = "", time.monotonic()
     try:
         trainer.train()
     except Exception as caught:
-        if not fails:
+        if not break_it:
             raise
         error = f"{type(caught).__name__}: {caught}"
     histories = trainer.storage.histories()
@@ -65,17 +66,51 @@ def _run(path: str, overrides: list[Any], *, fails: bool) -> dict[str, Any]:
         "mean": {k: [v for v, _ in histories[k].values()] for k in histories if "loss_" in k},
         "weights": trainer.detector.state_dict(),
         "error": error,
+        "seconds": time.monotonic() - start,
     }
 
 
-def _break_after(trainer: Any, batches: int) -> None:
+def _break_loader(trainer: Any) -> None:
     """Let the loader of this rank fail as a damaged cache does."""
 
     def broken() -> Any:
         for number, batch in enumerate(loader):
-            if number == batches:
+            if number == 3:
                 raise OSError("shard 0064x0064/00001 is damaged")
             yield batch
 
     loader = trainer._trainer.data_loader
     trainer._trainer.data_loader = broken()
+
+
+def _break_losses(trainer: Any) -> None:
+    """Let a loss of this rank become NaN."""
+    distiller = trainer.distiller
+    losses_at = distiller.losses_at
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        losses = losses_at(*args, **kwargs)
+        factor = float("nan") if trainer.iter == 2 else 1.0
+        return {name: loss * factor for name, loss in losses.items()}
+
+    distiller.losses_at = broken
+
+
+def _break_teacher(trainer: Any) -> None:
+    """Let the teacher's probabilities become infinite: found amid the forward pass."""
+    source = trainer.distiller._source
+    outputs = source.outputs
+
+    def broken(*args: Any) -> Any:
+        batch = outputs(*args)
+        if trainer.iter == 2:
+            batch.deltas[:] = float("inf")
+        return batch
+
+    source.outputs = broken
+
+
+BREAKS: dict[str, Break] = {
+    "fails": _break_loader, "diverges": _break_losses, "infinite": _break_teacher,
+    "infinite_in_parts": _break_teacher,
+}  # fmt: skip

@@ -1,10 +1,12 @@
 """How far the data workers run ahead, and how batches come to the device."""
 
 import logging
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from configs.loader import load_config
 from detectors.command import register_data
@@ -40,19 +42,28 @@ def test_fewer_workers_are_a_warning_that_names_the_setting(
     assert "2 workers hold up to 2 batches ready, 800.0 MB at most" in caplog.messages[1]
 
 
+def test_what_is_page_locked_is_announced_as_such(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        plan_lead(workers=1, batch_bytes=MB, limit_bytes=MB, page_locked=True)
+    assert "1.0 MB at most, page-locked: each tensor takes a power of two" in caplog.text
+
+
 @pytest.mark.parametrize("preset", ["exact", "balanced"])
 def test_the_largest_item_is_that_of_the_largest_view(configure: Configure, preset: str) -> None:
     cfg = load_config(str(configure(preset)))
     register_data(cfg)
     reader = open_cache(cfg)
-    sizes = []
+    sizes, blocks = [], []
     for batch, _ in zip(build_data(cfg, reader).loader, range(16), strict=False):
         for item in batch:
             height, width = (-(-side // 32) * 32 for side in item["image"].shape[1:])
-            codes = sum(x.numel() * x.element_size() for x in item["codes"].values())
+            codes = [x.numel() * x.element_size() for x in item["codes"].values()]
             # The checksum of the pixels is checked and not passed on.
-            sizes.append(3 * height * width + codes + 4)
+            tensors = [3 * height * width, *codes, 4]
+            sizes.append(sum(tensors))
+            blocks.append(sum(2 ** math.ceil(math.log2(size)) for size in tensors))
     assert largest_item_bytes(cfg, reader) == max(sizes)
+    assert largest_item_bytes(cfg, reader, page_locked=True) == max(blocks) > max(sizes)
 
 
 def test_the_loader_takes_the_lead_of_the_config(configure: Configure) -> None:
@@ -79,6 +90,18 @@ def test_images_and_codes_go_to_the_device() -> None:
     moved = {key: to_device(value, torch.device("meta")) for key, value in item.items()}
     assert moved["image"].device.type == moved["codes"]["a"].device.type == "meta"
     assert moved["file_name"] == "x.png"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_workers_start_with_the_iterator_and_not_with_its_first_batch(device: str) -> None:
+    """They are seeded from generators that a resumed run restores in between."""
+    before = torch.get_rng_state()
+    batches = iter(DeviceLoader(DataLoader([1, 2]), torch.device(device)))
+    drawn = torch.get_rng_state()
+    assert not torch.equal(drawn, before)
+    if device == "cpu":
+        next(batches)
+        assert torch.equal(torch.get_rng_state(), drawn)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +51,28 @@ def write(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of both processes, by run."""
     folder = tmp_path_factory.mktemp("pair")
     runs: Runs = {
-        "global": (str(write("global", "LN", "global")), []),
+        "global": (str(write("global", "LN", "global")), ["SOLVER.CHECKPOINT_PERIOD", 3]),
         "synchronised": (str(write("synchronised", "naiveSyncBN", "global")), []),
-        "stock": (str(write("stock", "BN", "rank")), []),
+        "stock": (str(write("stock", "BN", "rank")), ["SOLVER.CHECKPOINT_PERIOD", 3]),
         "in_parts": (str(write("in_parts", "LN", "rank")), ["SOLVER.ACCUMULATE", 2]),
         "fails": (str(write("fails", "LN", "rank")), []),
+        "diverges": (str(write("diverges", "LN", "rank")), []),
+        "infinite": (str(write("infinite", "naiveSyncBN", "global")), []),
+        "infinite_in_parts": (
+            str(write("infinite_in_parts", "LN", "rank")),
+            ["SOLVER.ACCUMULATE", 2],
+        ),
     }
     mp.spawn(run_rank, (str(folder / "meeting"), runs, str(folder)), nprocs=RANKS)
     found: dict[str, list[Any]] = {
         name: [torch.load(folder / f"{name}.{rank}.pt") for rank in range(RANKS)] for name in runs
     }
-    found["folders"] = [Path(path).parent / "output" for path, _ in runs.values()]
-    return found
+    folders = {name: Path(path).parent / "output" for name, (path, _) in runs.items()}
+    return {**found, "folders": folders}
 
 
 def assert_same_losses(pair: list[Any], alone: Any, steps: int) -> None:
@@ -82,6 +90,35 @@ def test_with_global_counts_two_ranks_train_as_one(pair: Any, write: Any) -> Non
     for name, parameter in alone.detector.named_parameters():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], parameter.detach(), rtol=1e-3, atol=1e-6)
+
+
+def resumed(pair: Any, name: str, path: Path) -> Any:
+    """One process that goes on from a checkpoint that the two left in mid-run."""
+    output = path.parent / "output"
+    output.mkdir()
+    shutil.copy(pair["folders"][name] / "model_0000002.pth", output)
+    (output / "last_checkpoint").write_text("model_0000002.pth")
+    return train(path, resume=True)
+
+
+def test_one_rank_goes_on_at_the_image_where_two_stopped(
+    pair: Any, write: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = losses_of(resumed(pair, "global", write("goes_on", "LN", "global")))
+    for name, values in losses.items():
+        assert values == pytest.approx(pair["global"][0]["mean"][name][3:], rel=1e-3), name
+    (line,) = [text for text in caplog.messages if "resumed by 1" in text]
+    assert "written by 2 ranks" in line and "batch norm's statistics" in line
+
+
+def test_counts_of_a_ranks_own_images_are_added_up_for_one(pair: Any, write: Any) -> None:
+    path = write("added_up", "BN", "rank")
+    saved = torch.load(pair["folders"]["stock"] / "model_0000002.pth", weights_only=True)
+    counts = [rank["loss_normalizer"] for rank in saved["rank_state"]["ranks"]]
+    assert counts[0] != counts[1]
+    trainer = build(path)
+    trainer.rank_state.load_state_dict(saved["rank_state"])
+    assert trainer.detector.loss_normalizer == pytest.approx(sum(counts))
 
 
 def test_without_global_counts_they_do_not(pair: Any) -> None:
@@ -143,6 +180,31 @@ def test_a_rank_that_cannot_read_stops_both_and_what_was_trained_is_saved(pair: 
     assert second["error"] == "OSError: shard 0064x0064/00001 is damaged"
     assert first["error"] == "ValueError: shard 0064x0064/00001 is damaged"
     assert len(first["own"]) == len(second["own"]) == 3
-    saved = torch.load(pair["folders"][-1] / "model_0000002.pth", weights_only=True)
+    saved = torch.load(pair["folders"]["fails"] / "model_0000002.pth", weights_only=True)
     assert len(saved["rank_state"]["ranks"]) == RANKS
     assert all(torch.equal(saved["model"][k], first["weights"][k]) for k in saved["model"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("diverges", r"images \d+, \d+: loss_gid_feature is nan, .*training diverged"),
+        ("infinite", r"images \d+, \d+: image 0 of the batch: the teacher's box deltas hold"),
+        ("infinite_in_parts", r"images \d+: image 0 of the batch: the teacher's box deltas hold"),
+    ],
+)
+def test_a_value_that_is_not_finite_on_one_rank_ends_both_in_the_same_step(
+    pair: Any, name: str, message: str
+) -> None:
+    """Also within a forward pass in which the ranks exchange batch statistics and counts."""
+    first, second = pair[name]
+    assert re.search("FloatingPointError: iteration 2, " + message, second["error"])
+    assert first["error"] == second["error"].replace("FloatingPointError", "ValueError")
+    assert max(first["seconds"], second["seconds"]) < 30
+    # Neither took the broken step.
+    assert all(
+        torch.equal(first["weights"][k], second["weights"][k])
+        for k in first["weights"]
+        if "norm" not in k
+    )
+    assert all(torch.isfinite(value).all() for value in second["weights"].values())

@@ -135,8 +135,36 @@ def test_a_run_resumed_in_mid_epoch_has_the_losses_of_an_uninterrupted_one(
     assert torch.equal(torch.get_rng_state(), generators)
 
 
+def rows_of(output: Path) -> dict[int, dict[str, float]]:
+    """Iteration to the metrics of its row, without those of the clock."""
+    rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    clock = {"time", "data_time", "rank_data_time", "eta_seconds", "waiting_share"}
+    return {
+        row["iteration"]: {k: v for k, v in row.items() if k not in clock}
+        for row in rows
+        if "total_loss" in row
+    }
+
+
+@pytest.mark.parametrize("stop", [26, 21])
+def test_a_resumed_run_writes_the_metrics_of_an_uninterrupted_one(
+    configure: Configure, tmp_path: Path, stop: int
+) -> None:
+    """Rows are medians over the last twenty steps; the runs are resumed amid such a window."""
+    keys = (
+        "SOLVER.MAX_ITER", 45, "SOLVER.CHECKPOINT_PERIOD", 13, "SOLVER.IMS_PER_BATCH", 1,
+        "DATASETS.TEST", "()",
+    )  # fmt: skip
+    train(configure(), *keys, "OUTPUT_DIR", tmp_path / "whole")
+    train_until(configure(), stop, *keys)
+    train(configure(), *keys, resume=True)
+    whole, rows = rows_of(tmp_path / "whole"), rows_of(tmp_path / "output")
+    assert list(whole) == [19, 39, 44]
+    assert {number: rows[number] for number in whole} == whole
+
+
 def train_until(path: Path, stop: int, *overrides: Any) -> None:
-    """Train six iterations but break off before iteration `stop`, as a crash would."""
+    """Train, six iterations by default, but break off before `stop`, as a crash would."""
 
     class Crash(Exception):
         pass
@@ -174,9 +202,7 @@ def test_a_killed_run_resumes_with_the_same_losses(configure: Configure, tmp_pat
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
-def test_two_ranks_distill_one_student_and_resume_as_two(
-    configure: Configure, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_ranks_distill_one_student_and_resume_as_two(configure: Configure) -> None:
     path = configure("balanced", SOLVER={"IMS_PER_BATCH": 4, "MAX_ITER": 2})
     command = ["train", "--config-file", str(path)]
     # In a process of its own, as a user starts it: the ranks are spawned from there.
@@ -187,12 +213,28 @@ def test_two_ranks_distill_one_student_and_resume_as_two(
     normalizers = [rank["loss_normalizer"] for rank in state["rank_state"]["ranks"]]
     # Each rank saw images of its own, and keeps an average of its own.
     assert len(set(normalizers)) == 2
-    more = [*command, "--resume", "SOLVER.MAX_ITER", "4"]
-    assert main(more) == 1
-    assert "written by 2 ranks and is resumed by 1" in capsys.readouterr().err
     assert main([*command, "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "4"]) == 0
     exported = torch.load(output / "student_final.pth", weights_only=True)["model"]
     assert any(not torch.equal(exported[name], state["model"][name]) for name in exported)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SOLVER.IMS_PER_BATCH", "2"], "SOLVER.IMS_PER_BATCH is 2, but the run to resume had 3"),
+        (
+            ["SOLVER.REFERENCE_WORLD_SIZE", "3"],
+            "SOLVER.IMS_PER_BATCH (SOLVER.REFERENCE_WORLD_SIZE scales it to the ranks) is 1, but",
+        ),
+    ],
+)
+def test_a_resumed_run_of_another_total_batch_is_refused(
+    configure: Configure, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure(SOLVER={"MAX_ITER": 1})
+    train(path)
+    assert main(["train", "--config-file", str(path), "--resume", *overrides]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_nodes_under_torchrun_train_what_one_process_trains(
@@ -239,3 +281,14 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
     path = configure("balanced", SOLVER={"IMS_PER_BATCH": 3})
     assert main(["train", "--config-file", str(path), "--num-gpus", "2"]) == 1
     assert "expected a multiple of the 2 ranks" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_data_and_schedule_are_those_of_the_ranks_that_there_are(configure: Configure) -> None:
+    """A config for two ranks, on one: the loader's batch is halved with the rest."""
+    reference = ("SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2)
+    trainer = train(configure(), *reference, "GID.WARMUP_ITERS", 3)
+    assert len(next(iter(trainer.build_train_loader(trainer.cfg)))) == 2
+    losses = losses_of(trainer)["loss_gid_feature"]
+    assert len(losses) == trainer.max_iter == 4
+    whole = losses_of(train(configure(), "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 1))
+    assert losses[0] == pytest.approx(whole["loss_gid_feature"][0] / 6)
