@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from storage import CacheError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 Job = Callable[["CfgNode", argparse.Namespace], Any]
 
@@ -96,36 +99,50 @@ def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
     launch(job, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (cfg, args))
 
 
-def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Register the data, start the log and save the resolved config beside the results."""
+def set_up(
+    cfg: CfgNode, args: argparse.Namespace, use: Collection[str] = ("TRAIN", "TEST")
+) -> None:
+    """Register the data, start the log and save the resolved config beside the results.
+
+    `use` is as for `register_data`.
+    """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    register_data(cfg)
+    from .datasets import require_classes
+
+    warnings = register_data(cfg, use=use)
+    require_classes(cfg, use)
     default_setup(cfg, args)
     # default_setup gives detectron2's log its handlers; ours goes the same way.
     for name in ("detectors", "stage2_distill"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    for warning in warnings:
+        logger.warning("%s", warning)
 
 
-def register_data(cfg: CfgNode) -> None:
-    """Register the COCO-format folder that the config names, and see that all data is there.
+def register_data(
+    cfg: CfgNode, *, use: Collection[str] = ("TRAIN", "TEST"), images: bool = True
+) -> list[str]:
+    """Register the COCO-format folder that the config names, and see that all data can be used.
+
+    Args:
+        cfg: the config.
+        use: which of DATASETS.TRAIN and DATASETS.TEST the command uses.
+        images: whether it reads their images, which are looked for then.
+
+    Returns:
+        What the data are warned of, a line each.
 
     Raises:
-        FileNotFoundError: the annotations or the images of a dataset are missing.
-        ValueError: no dataset of that name is known.
+        FileNotFoundError: the annotations or images of a dataset are missing.
+        ValueError: no dataset of that name is known, its annotations are refused, or the
+            datasets have different categories.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from .datasets import check_datasets
 
-    from dataset.registry import locate, register_folder
-
-    if cfg.DATASET.FOLDER:
-        register_folder(cfg.DATASET.FOLDER)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        # A dataset that a user's own code registered need not be a COCO file.
-        if name not in DatasetCatalog or MetadataCatalog.get(name).get("evaluator_type") == "coco":
-            locate(name)
+    return check_datasets(cfg, use=use, images=images)
 
 
 def _check_device(cfg: CfgNode) -> None:

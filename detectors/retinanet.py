@@ -44,6 +44,7 @@ class RetinaNetFamily:
     """The `DetectorFamily` of detectron2's RetinaNet."""
 
     name = "RetinaNet"
+    num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
 
     def size_divisibility(self, cfg: CfgNode) -> int:
         """See `DetectorFamily`. FPN wants a multiple of the stride of its coarsest input."""

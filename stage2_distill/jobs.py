@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up
+from detectors.datasets import require_classes
 
 from .fidelity import checkpoints_of, measure
 from .show import draw_views
 from .trainer import DistillTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -28,7 +32,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
-    set_up(cfg, args)
+    set_up(cfg, args, use=("TRAIN",))
     for path in draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR)):
         print(path)
 
@@ -37,7 +41,9 @@ def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Print how far the cache is from the live teacher; 1 where that is too far."""
     if args.views < 1:
         raise ValueError(f"--views {args.views}: expected 1 or more")
-    register_data(cfg)
+    for warning in register_data(cfg, use=("TRAIN",)):
+        logger.warning("%s", warning)
+    require_classes(cfg, ("TRAIN",))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
     found = measure(cfg, students, args.views)
     for line in [json.dumps(found.to_json())] if args.json else found.lines():
