@@ -14,6 +14,9 @@ from typing import Any
 
 from storage.progress import Progress
 
+# Elements that are handed over together. More of them would fill the processor's caches with
+# polygons.
+CHUNK = 128
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -25,9 +28,8 @@ def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, b
     """Yield what a COCO file holds, in the order of the file.
 
     Yields:
-        `(section, element, True)` for every element of a top-level array, and
-        `(section, value, False)` for a top-level value that is no array. An array also
-        announces itself, with `(section, None, False)`, so that an empty one is seen.
+        `(section, elements, True)` for every few elements of a top-level array, at least once
+        for each array, and `(section, value, False)` for a top-level value that is no array.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,7 +39,7 @@ def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, b
     text = _read_text(name)
     try:
         with Progress(f"reading {os.path.basename(name)}", total=len(text), unit="B") as progress:
-            yield from _walk_object(text, name, progress)
+            yield from _walk_object(text, progress)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{name}: not valid JSON at line {error.lineno}, column {error.colno} "
@@ -45,13 +47,17 @@ def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, b
         ) from error
     except RecursionError:
         raise ValueError(f"{name}: not COCO annotations, nested too deeply") from None
+    # Ours, and Python's for an integer of thousands of digits.
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _read_text(name: str) -> str:
     try:
-        # utf-8-sig: some tools on Windows write a byte order mark, which json refuses.
-        with open(name, encoding="utf-8-sig") as file:
-            return file.read()
+        # Bytes, since text mode would look for line ends, in a second for COCO's annotations.
+        with open(name, "rb") as file:
+            # utf-8-sig: some tools on Windows write a byte order mark, which json refuses.
+            return file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: there is no such annotation file") from None
     except IsADirectoryError:
@@ -60,24 +66,23 @@ def _read_text(name: str) -> str:
         raise ValueError(f"{name}: not UTF-8 text ({error}), so not COCO annotations") from None
 
 
-def _walk_object(text: str, name: str, progress: Progress) -> Iterator[tuple[str, Any, bool]]:
+def _walk_object(text: str, progress: Progress) -> Iterator[tuple[str, Any, bool]]:
     position = _skip_space(text, 0)
     if text[position : position + 1] != "{":
         # Decoded only to tell broken JSON from JSON of another kind.
         value, _ = _DECODER.raw_decode(text, position)
         raise ValueError(
-            f"{name}: COCO annotations are a JSON object with `images`, `annotations` and "
-            f"`categories`, found a {type(value).__name__}"
+            "COCO annotations are a JSON object with `images`, `annotations` and `categories`, "
+            f"found a {type(value).__name__}"
         )
     seen: set[str] = set()
     position = _skip_space(text, position + 1)
     while text[position : position + 1] != "}":
         section, position = _read_key(text, position)
         if section in seen:
-            raise ValueError(f"{name}: holds the section `{section}` twice")
+            raise ValueError(f"holds the section `{section}` twice")
         seen.add(section)
         if text[position : position + 1] == "[":
-            yield section, None, False
             position = yield from _walk_array(text, position, section, progress)
         else:
             value, position = _DECODER.raw_decode(text, position)
@@ -94,13 +99,22 @@ def _walk_array(
     """Yield the elements of the array that opens at `position`; return where it ends."""
     told = position
     position = _skip_space(text, position + 1)
+    elements: list[Any] = []
     while text[position : position + 1] != "]":
         element, position = _DECODER.raw_decode(text, position)
-        yield section, element, True
+        elements.append(element)
+        if len(elements) == CHUNK:
+            yield section, elements, True
+            elements = []
         if position - told >= _CHARACTERS_A_STEP:
             progress.update(position - told)
             told = position
-        position = _after_value(text, position, "]")
+        # The usual separator first: this runs once an element.
+        if text.startswith(", {", position):
+            position += 2
+        else:
+            position = _after_value(text, position, "]")
+    yield section, elements, True
     return position + 1
 
 

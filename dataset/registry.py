@@ -1,26 +1,35 @@
-"""Folders and names known to detectron2: where a dataset's annotations and images are."""
+"""Folders and names known to detectron2: where a dataset's annotations and images are.
+
+Whatever detectron2 gets of them comes from the one reader, `dataset.reading`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.annotations import image_path, parse_image
 from dataset.coco_json import iterate_sections
+from dataset.forms import dataset_dicts
+from dataset.image_files import ImageFolder
+from dataset.layouts import PREFIX, find_splits
+from dataset.reading import Annotations, load_annotations
 
-_PREFIX = "folder_"
-_ANNOTATIONS = re.compile(r"instances_(?P<split>.+)\.json")
 
+def register_folder(
+    folder: str | os.PathLike[str], needed: Collection[str] | None = None
+) -> dict[str, tuple[str, str]]:
+    """Register every split of a folder as `folder_<split>`; see `dataset.layouts`.
 
-def register_folder(folder: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:
-    """Register every `annotations/instances_<split>.json` of a folder as `folder_<split>`.
+    The images of a split are in the first folder that holds the first image that its annotations
+    name. Registering another folder replaces the earlier one, its other splits included.
 
-    The images of a split are in `images/<split>/`, `<split>/` or `images/`, whichever holds the
-    first image that the file names. Registering another folder replaces the earlier one, its
-    other splits included.
+    Args:
+        folder: the dataset folder.
+        needed: names of which the images must be found; None for all.
 
     Returns:
         name -> (annotation file, image root), both absolute.
@@ -29,74 +38,114 @@ def register_folder(folder: str | os.PathLike[str]) -> dict[str, tuple[str, str]
         FileNotFoundError: the folder, its annotations or the first image of a split is missing.
         ValueError: an annotation file is not COCO.
     """
-    found = _find_splits(Path(folder).absolute())
+    found = {}
+    for split in find_splits(Path(folder).absolute()):
+        name = PREFIX + split.name
+        try:
+            root = _find_image_root(split.annotations, split.image_folders)
+        except (OSError, ValueError):
+            if needed is None or name in needed:
+                raise
+            root = split.image_folders[0]
+        found[name] = (str(split.annotations), str(root))
     from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.data.datasets import load_coco_json
 
-    for name in [name for name in DatasetCatalog.list() if name.startswith(_PREFIX)]:
+    for name in [name for name in DatasetCatalog.list() if name.startswith(PREFIX)]:
         DatasetCatalog.remove(name)
         if name in MetadataCatalog:
             MetadataCatalog.remove(name)
-    for name, (json_file, root) in found.items():
-
-        def load(
-            json_file: str = json_file, root: str = root, name: str = name
-        ) -> list[dict[str, Any]]:
-            dicts: list[dict[str, Any]] = load_coco_json(json_file, root, name)
-            _refuse_escapes(dicts, root, json_file)
-            return dicts
-
-        DatasetCatalog.register(name, load)
-        MetadataCatalog.get(name).set(json_file=json_file, image_root=root, evaluator_type="coco")
-    return found
-
-
-def _find_splits(folder: Path) -> dict[str, tuple[str, str]]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such dataset folder")
-    found = {}
-    for path in sorted((folder / "annotations").glob("instances_*.json")):
-        match = _ANNOTATIONS.fullmatch(path.name)
-        if match:
-            split = match["split"]
-            found[_PREFIX + split] = (str(path), str(_find_image_root(folder, split, path)))
-    if not found:
-        raise FileNotFoundError(
-            f"{folder}: there is no annotations/instances_<split>.json, such as "
-            "annotations/instances_train.json"
+    for name, (json_file, image_root) in found.items():
+        DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
+        MetadataCatalog.get(name).set(
+            json_file=json_file, image_root=image_root, evaluator_type="coco"
         )
     return found
 
 
-def _find_image_root(folder: Path, split: str, annotations: Path) -> Path:
+def adopt(name: str) -> Annotations:
+    """Read a registered COCO dataset, refuse what cannot be used, and let detectron2 have it.
+
+    detectron2's own names, and those that a user's code registered with `register_coco_instances`,
+    are read by us from here on.
+
+    Raises:
+        FileNotFoundError, ValueError: as `locate` and `dataset.reading.load_annotations`; or the
+            name stands for other categories.
+    """
+    from detectron2.data import DatasetCatalog
+
+    json_file, image_root = locate(name)
+    annotations = load_annotations(json_file, image_root)
+    _name_classes(name, annotations)
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
+    return annotations
+
+
+def is_coco(name: str) -> bool:
+    """Whether a registered dataset is in COCO's format, as far as its metadata say."""
+    from detectron2.data import MetadataCatalog
+
+    return MetadataCatalog.get(name).get("evaluator_type") == "coco"
+
+
+def _load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
+    """What detectron2 calls for a dataset's dicts."""
+    annotations = load_annotations(json_file, image_root)
+    _name_classes(name, annotations)
+    return dataset_dicts(annotations, image_root)
+
+
+def _name_classes(name: str, annotations: Annotations) -> None:
+    from detectron2.data import MetadataCatalog
+
+    metadata = MetadataCatalog.get(name)
+    names, ids = list(annotations.categories.values()), annotations.class_ids
+    known = metadata.get("thing_classes"), metadata.get("thing_dataset_id_to_contiguous_id")
+    if known[0] not in (None, names) or known[1] not in (None, ids):
+        raise ValueError(
+            f"{annotations.path}: its {len(names)} categories are not those that dataset {name!r} "
+            "stands for; name the data by DATASET.FOLDER, or register them under a name of their "
+            "own"
+        )
+    metadata.set(thing_classes=names, thing_dataset_id_to_contiguous_id=ids)
+
+
+def _find_image_root(annotations: Path, candidates: tuple[Path, ...]) -> Path:
     first = _first_file_name(annotations)
-    candidates = [folder / "images" / split, folder / split, folder / "images"]
+    escapes = []
     for candidate in candidates:
-        if os.path.isfile(image_path(candidate, first)):
-            return candidate
+        try:
+            if ImageFolder(candidate).find(first) is not None:
+                return candidate
+        except ValueError as error:
+            escapes.append(error)
+    if len(escapes) == len(candidates):
+        load_annotations(annotations, candidates[-1])  # which names the image
+        raise escapes[0]
+    hints = (_hint(candidate, first) for candidate in candidates)
     raise FileNotFoundError(
         f"{annotations}: its first image {first!r} is in none of "
-        + ", ".join(str(candidate) for candidate in candidates)
+        + ", ".join(map(str, candidates))
+        + next(filter(None, hints), "")
     )
 
 
+def _hint(folder: Path, file_name: str) -> str:
+    try:
+        return ImageFolder(folder).hint(file_name)
+    except ValueError:
+        return ""  # an absolute name that lies in another of the folders
+
+
 def _first_file_name(annotations: Path) -> str:
-    for section, value, is_element in iterate_sections(annotations):
-        if section == "images" and is_element:
-            return parse_image(value, 0, str(annotations))[1]
+    for section, elements, is_array in iterate_sections(annotations):
+        for element in elements if section == "images" and is_array else ():
+            name = element.get("file_name") if isinstance(element, dict) else None
+            if isinstance(name, str) and name:
+                return name
+    load_annotations(annotations)  # which says why there is none
     raise ValueError(f"{annotations}: not COCO annotations, there is no image in `images`")
-
-
-def _refuse_escapes(dicts: list[dict[str, Any]], root: str, json_file: str) -> None:
-    """detectron2 joins root and file name unchecked; check what came out."""
-    prefix = os.path.join(root, "")
-    for record in dicts:
-        name = record["file_name"]
-        relative = name.removeprefix(prefix) if name.startswith(prefix) else name
-        try:
-            image_path(root, relative)
-        except ValueError as error:
-            raise ValueError(f"{json_file}: image {record['image_id']}: {error}") from None
 
 
 def locate(name: str) -> tuple[str, str]:
@@ -140,7 +189,7 @@ def _unknown_dataset(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3)
     if close:
         message += "; did you mean " + " or ".join(close) + "?"
-    if name.startswith(_PREFIX):
-        ours = [other for other in known if other.startswith(_PREFIX)]
+    if name.startswith(PREFIX):
+        ours = [other for other in known if other.startswith(PREFIX)]
         message += "; of the folder in DATASET.FOLDER there are: " + (", ".join(ours) or "none")
     return message

@@ -23,7 +23,18 @@ def planned_images(annotations: str | os.PathLike[str], config: DatasetConfig) -
         ValueError: the annotations are not COCO, the list holds something else than ids, or ids
             that the annotations lack.
     """
-    table = load_images(annotations)
+    return chosen_images(load_images(annotations), annotations, config)
+
+
+def chosen_images(
+    table: ImageTable, annotations: str | os.PathLike[str], config: DatasetConfig
+) -> ImageTable:
+    """Choose the images that `DATASET` asks for from the table of an annotation file.
+
+    Raises:
+        FileNotFoundError: there is no DATASET.IMAGE_LIST.
+        ValueError: the list holds something else than ids, or ids that the annotations lack.
+    """
     if config.image_list:
         ids = read_image_list(config.image_list)
         unknown = np.setdiff1d(ids, table.ids)

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.rules import MAX_WHOLE, Whole
@@ -18,8 +18,11 @@ from .stopping import Interrupted
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+logger = logging.getLogger(__name__)
+
 # On one machine, and machines; more is a typing error.
 MAX_PROCESSES = 1024
+
 
 # What a user can mend; anything else is our own mistake and keeps its traceback. A missing module
 # is an extra that was not installed.
@@ -133,15 +136,6 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     return cfg
 
 
-def without_evaluation(cfg: CfgNode) -> CfgNode:
-    """A copy without DATASETS.TEST, for commands that evaluate nothing and need not have them."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TEST = ()
-    cfg.freeze()
-    return cfg
-
-
 def run_command(command: Callable[[], int]) -> int:
     """Turn the errors a user can mend into one line and an exit code."""
     try:
@@ -180,19 +174,29 @@ def one_line(error: BaseException) -> str:
     return text.splitlines()[-1].partition(": ")[2]
 
 
-def set_up(cfg: CfgNode, args: argparse.Namespace, *, evaluates: bool = True) -> None:
-    """Register the data, start the log and save the resolved config beside the results."""
+def set_up(
+    cfg: CfgNode, args: argparse.Namespace, use: Collection[str] = ("TRAIN", "TEST")
+) -> None:
+    """Register the data, start the log and save the resolved config beside the results.
+
+    `use` is as for `register_data`.
+    """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    register_data(cfg if evaluates else without_evaluation(cfg))
+    from .datasets import require_classes
+
+    warnings = register_data(cfg, use=use)
+    require_classes(cfg, use)
     default_setup(cfg, args)
     # default_setup gives detectron2's log its handlers; ours goes the same way.
     for name in ("detectors", "stage2_distill"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     # Adding the same function again does nothing.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
+    for warning in warnings:
+        logger.warning("%s", warning)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -204,20 +208,24 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def register_data(cfg: CfgNode) -> None:
-    """Register the COCO-format folder that the config names, and see that all data is there.
+def register_data(
+    cfg: CfgNode, *, use: Collection[str] = ("TRAIN", "TEST"), images: bool = True
+) -> list[str]:
+    """Register the COCO-format folder that the config names, and see that all data can be used.
+
+    Args:
+        cfg: the config.
+        use: which of DATASETS.TRAIN and DATASETS.TEST the command uses.
+        images: whether it reads their images, which are looked for then.
+
+    Returns:
+        What the data are warned of, a line each.
 
     Raises:
-        FileNotFoundError: the annotations or the images of a dataset are missing.
-        ValueError: no dataset of that name is known.
+        FileNotFoundError: the annotations or images of a dataset are missing.
+        ValueError: no dataset of that name is known, its annotations are refused, or the
+            datasets have different categories.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from .datasets import check_datasets
 
-    from dataset.registry import locate, register_folder
-
-    if cfg.DATASET.FOLDER:
-        register_folder(cfg.DATASET.FOLDER)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        # A dataset that a user's own code registered need not be a COCO file.
-        if name not in DatasetCatalog or MetadataCatalog.get(name).get("evaluator_type") == "coco":
-            locate(name)
+    return check_datasets(cfg, use=use, images=images)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import uuid
 from collections import OrderedDict
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch import nn
+
+from dataset.forms import coco_ground_truth
+from dataset.reading import Annotations, load_annotations
+from dataset.registry import is_coco, locate
 
 from .images import ImageMapper
 
@@ -40,14 +48,41 @@ def known_numbers(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def coco_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-    """detectron2's evaluator on pycocotools' own, official evaluation."""
-    return COCOEvaluator(
-        dataset_name,
-        tasks=("bbox",),
-        distributed=comm.get_world_size() > 1,
-        output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
-        use_fast_impl=False,
-    )
+    """detectron2's evaluator on pycocotools' own, official evaluation.
+
+    Its ground truth is what training sees; that of a dataset which a user's own code registered,
+    and which is no COCO file, is detectron2's.
+    """
+    options: dict[str, Any] = {
+        "distributed": comm.get_world_size() > 1,
+        "output_dir": str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
+    }
+    if is_coco(dataset_name):
+        return box_evaluator(load_annotations(locate(dataset_name)[0]), **options)
+    return COCOEvaluator(dataset_name, tasks=("bbox",), use_fast_impl=False, **options)
+
+
+def box_evaluator(annotations: Annotations, **options: Any) -> COCOEvaluator:
+    """detectron2's evaluator of boxes against annotations as the one reader has them.
+
+    Args:
+        annotations: a file that is not refused.
+        options: of `COCOEvaluator`.
+    """
+    # The evaluator asks for a file by the name of a dataset, and reads it at once.
+    name = f"ground-truth-{uuid.uuid4().hex}"
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "ground_truth.json"
+        path.write_text(json.dumps(coco_ground_truth(annotations)))
+        MetadataCatalog.get(name).set(
+            json_file=str(path),
+            thing_classes=list(annotations.categories.values()),
+            thing_dataset_id_to_contiguous_id=annotations.class_ids,
+        )
+        try:
+            return COCOEvaluator(name, tasks=("bbox",), use_fast_impl=False, **options)
+        finally:
+            MetadataCatalog.remove(name)
 
 
 def summary(results: OrderedDict[str, dict[str, float]]) -> str:

@@ -6,6 +6,7 @@ decoding and assignment. It holds no weights, so that one family serves teacher 
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, Protocol
 
 from detectron2.config import CfgNode
@@ -19,11 +20,16 @@ from storage import Geometry
 
 from .outputs import DenseOutputs
 
+# Models of detectron2 that are trained here, but for which no family is written.
+_STOCK_CLASSES_KEYS = {"GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES"}
+
 
 class DetectorFamily(Protocol):
     """One kind of detector. Every method is a pure function of its arguments."""
 
     name: str
+    # The config key that holds the number of classes, such as MODEL.RETINANET.NUM_CLASSES.
+    num_classes_key: str
 
     def size_divisibility(self, cfg: CfgNode) -> int:
         """The number of pixels to a multiple of which views are padded."""
@@ -99,9 +105,7 @@ def family_of(cfg: CfgNode) -> DetectorFamily:
     Raises:
         ValueError: no family is written for this `MODEL.META_ARCHITECTURE`.
     """
-    from .retinanet import RetinaNetFamily
-
-    families: dict[str, DetectorFamily] = {"RetinaNet": RetinaNetFamily()}
+    families = _families()
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in families:
         raise ValueError(
@@ -109,3 +113,22 @@ def family_of(cfg: CfgNode) -> DetectorFamily:
             f"distillation supports: {', '.join(families)}"
         )
     return families[name]
+
+
+def num_classes(cfg: CfgNode) -> tuple[str, int] | None:
+    """The key that holds the number of classes, and its value; None where no key is known.
+
+    Plain training takes detectron2's models beyond the families: its R-CNNs are known too.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    family = _families().get(name)
+    key = family.num_classes_key if family else _STOCK_CLASSES_KEYS.get(name)
+    if key is None:
+        return None
+    return key, reduce(getattr, key.split("."), cfg)
+
+
+def _families() -> dict[str, DetectorFamily]:
+    from .retinanet import RetinaNetFamily
+
+    return {"RetinaNet": RetinaNetFamily()}

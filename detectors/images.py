@@ -29,7 +29,13 @@ def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
     except AssertionError as error:
-        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
+        reason = str(error)
+        if reason.startswith("No valid data found"):
+            reason = (
+                "no image has an object to train on; annotate some, or train on images without "
+                "objects with DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+            )
+        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {reason}") from error
     dataset = settings(cfg).dataset
     if dataset.image_list or dataset.max_images:
         # The plan chooses among all images, with and without objects.

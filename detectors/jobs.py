@@ -32,7 +32,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Evaluate MODEL.WEIGHTS on DATASETS.TEST and print the result."""
     # The log and the evaluator print; with --json, standard output is for the result alone.
     with redirect_stdout(sys.stderr if args.json else sys.stdout):
-        set_up(cfg, args)
+        set_up(cfg, args, use=("TEST",))
         results = evaluate_model(cfg, load_model(cfg))
     if comm.is_main_process():
         print(json.dumps(results) if args.json else summary(results))

@@ -46,6 +46,7 @@ class RetinaNetFamily:
     """The `DetectorFamily` of detectron2's RetinaNet."""
 
     name = "RetinaNet"
+    num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
 
     def size_divisibility(self, cfg: CfgNode) -> int:
         """See `DetectorFamily`."""

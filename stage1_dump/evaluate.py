@@ -7,7 +7,7 @@ teacher was dumped, and how well.
 from __future__ import annotations
 
 import json
-import uuid
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import HFlipTransform
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -24,13 +23,15 @@ from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
 from configs.schema import ViewsConfig
-from dataset.annotations import ImageTable, dataset_fingerprint, load_images
+from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.changes import changed_images
-from dataset.coco_json import iterate_sections
-from detectors.evaluate import known_numbers
+from dataset.reading import Annotations, load_annotations
+from detectors.evaluate import box_evaluator, known_numbers
 from storage import CacheReader
 from storage.index import ShardTable
 from storage.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 # Records read at once.
 _READ = 64
@@ -88,21 +89,24 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     reader = CacheReader(cache, ("detections",))
     incomplete = _incomplete_views(reader)
     chosen = _choose(reader, view, incomplete)
-    table = load_images(annotations)
+    truth = load_annotations(annotations)
+    for warning in truth.warnings():
+        logger.warning("%s", warning)
+    table = truth.images
     images = _cached_images(reader, table, annotations)
     found: dict[int, dict[str, float]] = {}
-    with _coco_evaluator(reader, annotations) as evaluator:
-        for number in chosen:
-            records = np.flatnonzero(reader.index.view == number).tolist()
-            evaluator.reset()
-            with Progress(f"view {number}", total=len(records), unit="images") as progress:
-                for start in range(0, len(records), _READ):
-                    part = records[start : start + _READ]
-                    _process(evaluator, reader, part, images)
-                    progress.update(len(part))
-            with redirect_stdout(StringIO()), _matching_shown(f"AP of view {number}"):
-                results = evaluator.evaluate(img_ids=images.ids.tolist())
-            found[number] = known_numbers(results["bbox"])
+    evaluator = _coco_evaluator(reader, truth)
+    for number in chosen:
+        records = np.flatnonzero(reader.index.view == number).tolist()
+        evaluator.reset()
+        with Progress(f"view {number}", total=len(records), unit="images") as progress:
+            for start in range(0, len(records), _READ):
+                part = records[start : start + _READ]
+                _process(evaluator, reader, part, images)
+                progress.update(len(part))
+        with redirect_stdout(StringIO()), _matching_shown(f"AP of view {number}"):
+            results = evaluator.evaluate(img_ids=images.ids.tolist())
+        found[number] = known_numbers(results["bbox"])
     return Evaluation(
         cache=cache,
         images=len(images),
@@ -199,27 +203,16 @@ def _cached_images(reader: CacheReader, table: ImageTable, annotations: str) -> 
     )
 
 
-@contextmanager
-def _coco_evaluator(reader: CacheReader, annotations: str) -> Iterator[COCOEvaluator]:
-    """detectron2's evaluator on pycocotools' own, official evaluation, for one annotation file."""
-    categories = _categories(annotations)
+def _coco_evaluator(reader: CacheReader, annotations: Annotations) -> COCOEvaluator:
+    """detectron2's evaluator, for annotations with as many categories as the teacher's classes."""
+    categories = annotations.categories
     num_classes = next(iter(reader.manifest.geometries.values())).num_classes
     if num_classes != len(categories):
         raise ValueError(
-            f"{annotations} has {len(categories)} categories, but the teacher of "
+            f"{annotations.path} has {len(categories)} categories, but the teacher of "
             f"{reader.location} has {num_classes} classes"
         )
-    name = f"cache-{uuid.uuid4().hex}"
-    MetadataCatalog.get(name).set(
-        json_file=annotations,
-        thing_classes=list(categories.values()),
-        # As detectron2 numbers them: by ascending id.
-        thing_dataset_id_to_contiguous_id={one: number for number, one in enumerate(categories)},
-    )
-    try:
-        yield COCOEvaluator(name, tasks=("bbox",), distributed=False, use_fast_impl=False)
-    finally:
-        MetadataCatalog.remove(name)
+    return box_evaluator(annotations, distributed=False)
 
 
 @contextmanager
@@ -247,25 +240,3 @@ def _matching_shown(label: str) -> Iterator[None]:
         yield
     finally:
         coco_evaluation.COCOeval = stock
-
-
-def _categories(annotations: str) -> dict[int, str]:
-    """Id to name of every category, by ascending id."""
-    found: dict[int, str] = {}
-    has_objects = False
-    for section, value, is_element in iterate_sections(annotations):
-        has_objects |= section == "annotations"
-        if section == "categories" and is_element:
-            found[_category_id(value, annotations)] = str(value.get("name"))
-    if not found or not has_objects:
-        raise ValueError(
-            f"{annotations}: an evaluation needs the lists `categories` and `annotations`"
-        )
-    return dict(sorted(found.items()))
-
-
-def _category_id(category: Any, annotations: str) -> int:
-    number = category.get("id") if isinstance(category, dict) else None
-    if not isinstance(number, int):
-        raise ValueError(f"{annotations}: a category must be an object with an integer `id`")
-    return number

@@ -5,6 +5,7 @@ Both `plan` and `run` start here, so that what is announced is what is written.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,13 @@ from configs.loader import settings, teacher_config
 from configs.schema import Settings
 from configs.stock_keys import DUMP, refuse_ignored
 from dataset.annotations import ImageTable, dataset_fingerprint
+from dataset.reading import load_annotations
 from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
 from detectors import family_of
-from detectors.command import register_data, without_evaluation
+from detectors.command import register_data
+from detectors.datasets import other_classes
 from storage import Geometry, Index, Manifest, Preset, get_preset
 from storage.schema import common_fields
 
@@ -29,6 +32,8 @@ from .plan import (
     make_plan,
     records_that_fit,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ def prepare(cfg: CfgNode) -> Prepared:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
     teacher_cfg = teacher_config(cfg)
     family = family_of(teacher_cfg)
-    annotations, image_root = _locate(cfg)
+    annotations, image_root = _locate(cfg, teacher_cfg)
     images = planned_images(annotations, ours.dataset)
     preset = get_preset(ours.cache.preset, **ours.cache.preset_parameters)
     config = PlanConfig(
@@ -139,8 +144,18 @@ def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> in
     )
 
 
-def _locate(cfg: CfgNode) -> tuple[str, str]:
-    """Annotation file and image root of the one training dataset."""
-    register_data(without_evaluation(cfg))
+def _locate(cfg: CfgNode, teacher_cfg: CfgNode) -> tuple[str, str]:
+    """Annotation file and image root of the one training dataset.
+
+    The images are not looked for: `plan` needs none, and who reads them looks.
+    """
+    warnings = register_data(cfg, use=("TRAIN",), images=False)
     (name,) = cfg.DATASETS.TRAIN
-    return locate(name)
+    annotations, image_root = locate(name)
+    # No error: a method may do without the teacher's classes.
+    classes = other_classes(teacher_cfg, load_annotations(annotations))
+    if classes:
+        warnings.append(f"of the teacher, {classes}, if students are to have its classes")
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return annotations, image_root

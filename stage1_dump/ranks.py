@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from detectors.launching import check_device
 from storage import CacheError, CacheWriter, ShardId
 from storage.layout import commit_key
 
@@ -137,6 +136,8 @@ def pick_device(name: str, rank: Rank) -> torch.device:
     """
     # Here, since `status` needs this module but no device.
     import torch
+
+    from detectors.launching import check_device
 
     device = torch.device(name)
     if device.type != "cuda":

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from detectors.command import register_data, set_up, without_evaluation
+from detectors.command import register_data, set_up
+from detectors.datasets import require_classes
 from detectors.launching import check_device
 from storage.progress import Progress
 
 from .fidelity import checkpoints_of, measure
 from .show import draw_views
 from .trainer import DistillTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -31,7 +35,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
-    set_up(cfg, args, evaluates=False)
+    set_up(cfg, args, use=("TRAIN",))
     paths = draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR))
     with Progress("pictures", total=args.count, unit="views") as progress:
         for path in progress.over(paths):
@@ -41,7 +45,9 @@ def show(cfg: CfgNode, args: argparse.Namespace) -> None:
 def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Print how far the cache is from the live teacher; 1 where that is too far."""
     check_device(cfg.MODEL.DEVICE)
-    register_data(without_evaluation(cfg))
+    for warning in register_data(cfg, use=("TRAIN",)):
+        logger.warning("%s", warning)
+    require_classes(cfg, ("TRAIN",))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
     found = measure(cfg, students, args.views)
     for line in [json.dumps(found.to_json())] if args.json else found.lines():

@@ -1,13 +1,13 @@
 """Folders and names known to detectron2."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dataset.registry import locate, register_folder
+from dataset.registry import adopt, locate, register_folder
 from tests.dataset.conftest import Folder
 
 
@@ -22,14 +22,14 @@ def clean_catalogs() -> Iterator[None]:
         MetadataCatalog.pop(name, None)
 
 
-@pytest.mark.parametrize("images_in", ["images", "images/{split}", "{split}"])
+@pytest.mark.parametrize("images_in", ["images", "images/{split}", "{split}", "."])
 def test_every_split_of_a_folder_is_registered(make_folder: Folder, images_in: str) -> None:
     folder = make_folder("set", ("train", "val2017"), images_in)
     found = register_folder(folder)
     assert found == {
         f"folder_{split}": (
             str(folder / "annotations" / f"instances_{split}.json"),
-            str(folder / images_in.format(split=split)),
+            str(folder / images_in.format(split=split)).removesuffix("/."),
         )
         for split in ("train", "val2017")
     }
@@ -83,6 +83,90 @@ def test_folders_without_what_is_needed_are_refused(tmp_path: Path, make_folder:
         register_folder(folder)
 
 
+@pytest.fixture
+def roboflow(make_folder: Folder) -> Path:
+    """A folder as Roboflow writes it."""
+    folder = make_folder("roboflow", ("train", "valid"), "{split}")
+    for split in ("train", "valid"):
+        annotations = folder / "annotations" / f"instances_{split}.json"
+        annotations.rename(folder / split / "_annotations.coco.json")
+    return folder
+
+
+def test_roboflows_layout_is_read(roboflow: Path) -> None:
+    from detectron2.data import DatasetCatalog
+
+    assert register_folder(roboflow) == {
+        f"folder_{split}": (
+            str(roboflow / split / "_annotations.coco.json"),
+            str(roboflow / split),
+        )
+        for split in ("train", "valid")
+    }
+    (first, *_) = DatasetCatalog.get("folder_valid")
+    assert first["file_name"] == str(roboflow / "valid" / "a.png")
+    with pytest.raises(ValueError, match=r"'folder_val' .* did you mean folder_valid"):
+        locate("folder_val")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("result.json", r"there is result\.json \(Label Studio's export\): if it is in COCO"),
+        ("_annotations.coco.json", r"there is _annotations\.coco\.json \(Roboflow's export with"),
+        ("annotations/train.json", r"there is annotations/train\.json: .* move it to annotations"),
+        ("data/labels.json", r"there is data/labels\.json \(FiftyOne's export\)"),
+    ],
+)
+def test_annotations_in_another_place_are_named(tmp_path: Path, name: str, said: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    with pytest.raises(FileNotFoundError, match=rf"no annotations/instances_<split>\.json.*{said}"):
+        register_folder(tmp_path)
+
+
+def change_names(folder: Path, change: Callable[[str], str]) -> None:
+    path = folder / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        image["file_name"] = change(image["file_name"])
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("images_in", ["images", "images/train", "train", "media"])
+@pytest.mark.parametrize("form", ["{folder}/{name}", "/{folder}/{name}", "{folder}\\{name}"])
+def test_names_may_begin_with_the_folder_of_the_images(
+    make_folder: Folder, images_in: str, form: str
+) -> None:
+    from detectron2.data import DatasetCatalog
+
+    folder = make_folder("set", ("train",), images_in)
+    root = f"{folder}/{images_in}" if form.startswith("/") else images_in
+    change_names(folder, lambda name: form.removeprefix("/").format(folder=root, name=name))
+    register_folder(folder)
+    for image in DatasetCatalog.get("folder_train"):
+        assert Path(image["file_name"]).is_relative_to(folder / images_in)
+        assert Path(image["file_name"]).is_file()
+
+
+def test_a_first_image_that_is_missing_names_what_is_near(make_folder: Folder) -> None:
+    folder = make_folder("set")
+    change_names(folder, str.upper)
+    with pytest.raises(FileNotFoundError, match=r"'b\.png' is there, which differs in letter case"):
+        register_folder(folder)
+
+
+def test_splits_that_are_not_needed_may_lack_their_images(make_folder: Folder) -> None:
+    folder = make_folder("set", ("train", "val"), "images/{split}")
+    (folder / "images" / "val" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"its first image 'b\.png' is in none of"):
+        register_folder(folder)
+    assert set(register_folder(folder, needed=["folder_train"])) == {"folder_train", "folder_val"}
+    with pytest.raises(FileNotFoundError, match=r"its first image 'b\.png' is in none of"):
+        register_folder(folder, needed=["folder_train", "folder_val"])
+
+
 def test_a_refused_folder_leaves_the_registered_one(make_folder: Folder, tmp_path: Path) -> None:
     found = register_folder(make_folder("set"))
     with pytest.raises(FileNotFoundError):
@@ -101,6 +185,28 @@ def test_a_file_name_that_leaves_the_root_never_reaches_detectron2(make_folder: 
     register_folder(folder)
     with pytest.raises(ValueError, match="image 3: file_name '/etc/hostname' leads out"):
         DatasetCatalog.get("folder_train")
+
+
+def test_a_dataset_that_detectron2_knows_is_read_by_us(make_folder: Folder) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    folder = make_folder("set")
+    path = folder / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    for element in document["annotations"]:
+        element.update(segmentation=[[1, 2, 3, 4]], iscrowd=None)
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(document).encode())
+    register_coco_instances("test_known", {}, str(path), str(folder / "images"))
+    assert list(adopt("test_known").categories) == [5, 6]
+    assert [len(image["annotations"]) for image in DatasetCatalog.get("test_known")] == [1, 2, 0]
+    assert MetadataCatalog.get("test_known").thing_classes == ["cat", "dog"]
+    adopt("test_known")
+    document["categories"].reverse()
+    document["categories"][0]["name"] = "cow"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="its 2 categories are not those that dataset 'test_kno"):
+        adopt("test_known")
 
 
 def test_a_misspelt_name_gets_the_nearest_one() -> None:

@@ -224,6 +224,7 @@ def test_long_phases_report_without_a_terminal(
     capsys.readouterr()
     monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
     monkeypatch.setattr("dataset.coco_json._CHARACTERS_A_STEP", 1)
+    monkeypatch.setattr("dataset.reading._memory", {})
     arguments = ["--config-file", str(config)]
     if command == ["evaluate"]:
         annotations = images_folder / "annotations/instances_train.json"

@@ -1,0 +1,78 @@
+"""Layouts of dataset folders: which splits one holds, and where their images may be.
+
+Two are read: COCO's, `annotations/instances_<split>.json`, with the images in `images/<split>/`,
+`<split>/`, `images/` or the folder itself; and Roboflow's, `<split>/_annotations.coco.json` beside
+the images. Other annotation files that are seen are named with what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "folder_"
+_COCO = re.compile(r"instances_(?P<split>.+)\.json")
+_ROBOFLOW = "_annotations.coco.json"
+_WRITERS = {
+    "result.json": "Label Studio's export",
+    _ROBOFLOW: "Roboflow's export without splits",
+    "labels.json": "FiftyOne's export",
+    "annotations.json": "labelme2coco's export",
+}
+_SHOWN_FILES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a folder: its annotation file, and the folders to look for its images in."""
+
+    name: str
+    annotations: Path
+    image_folders: tuple[Path, ...]
+
+
+def find_splits(folder: Path) -> list[Split]:
+    """Find the splits of a folder, in COCO's layout or, if it has none in that, in Roboflow's.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no split in it; annotation files in other
+            places are named.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such dataset folder")
+    splits = []
+    for path in sorted((folder / "annotations").glob("instances_*.json")):
+        match = _COCO.fullmatch(path.name)
+        if match:
+            split = match["split"]
+            images = folder / "images"
+            places = (images / split, folder / split, images, folder)
+            splits.append(Split(name=split, annotations=path, image_folders=places))
+    for path in sorted(folder.glob(f"*/{_ROBOFLOW}")) if not splits else ():
+        place = path.parent
+        splits.append(Split(name=place.name, annotations=path, image_folders=(place,)))
+    if not splits:
+        raise FileNotFoundError(
+            f"{folder}: there is no annotations/instances_<split>.json, such as "
+            f"annotations/instances_train.json{_seen(folder)}"
+        )
+    return splits
+
+
+def _seen(folder: Path) -> str:
+    """What annotation files there are in other places, and what to do with them."""
+    paths = [path for pattern in ("*.json", "*/*.json") for path in sorted(folder.glob(pattern))]
+    if not paths:
+        return ""
+    shown = ", ".join(
+        str(path.relative_to(folder))
+        + (f" ({_WRITERS[path.name]})" if path.name in _WRITERS else "")
+        for path in paths[:_SHOWN_FILES]
+    )
+    more = ", ..." if len(paths) > _SHOWN_FILES else ""
+    return (
+        f"; but there is {shown}{more}: if it is in COCO format, move it to "
+        "annotations/instances_train.json, and the part of it to evaluate on to "
+        "annotations/instances_val.json"
+    )
