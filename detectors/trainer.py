@@ -121,7 +121,7 @@ class Trainer(DefaultTrainer):
         """One step; a run that fails in its last one is not evaluated as if it were finished."""
         try:
             super().run_step()
-        except Exception:
+        except (Exception, Interrupted):
             self.iter = min(self.iter, self.max_iter - 2)
             raise
 
@@ -236,11 +236,14 @@ class Trainer(DefaultTrainer):
         return [*super().build_writers(), StepPrinter(self.max_iter)]
 
     def after_train(self) -> None:
-        """Write the averaged weights as a plain checkpoint."""
-        if self.iter >= self.max_iter:
-            self._signals.raise_pending("training is done and saved, --resume evaluates it")
-        super().after_train()
-        if self.average and comm.is_main_process() and self.iter >= self.max_iter:
+        """As `DefaultTrainer`, and write the averaged weights as a plain checkpoint."""
+        if self.iter < self.max_iter:
+            super().after_train()
+            return
+        self._signals.raise_pending("training is done and saved, --resume evaluates it")
+        with self._signals.immediate():
+            super().after_train()
+        if self.average and comm.is_main_process():
             export_model(self.average.module, Path(self.cfg.OUTPUT_DIR) / AVERAGED_NAME)
 
 

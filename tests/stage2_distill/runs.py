@@ -35,9 +35,10 @@ def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:
 
 
 def losses_of(trainer: DistillTrainer) -> dict[str, list[float]]:
-    """Every loss of every iteration."""
+    """Every loss of every iteration of this run; what it was resumed from is left out."""
+    start = trainer.start_iter
     return {
-        name: [value for value, _ in trainer.storage.history(name).values()]
+        name: [value for value, step in trainer.storage.history(name).values() if step >= start]
         for name in trainer.storage.histories()
         if name.startswith("loss_")
     }
