@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .command import one_line
+from .readback import Readback
 
 Batch = list[dict[str, Any]]
 Losses = dict[str, Tensor]
@@ -86,9 +87,11 @@ class Loop(SimpleTrainer):
         for number, part in enumerate(parts, start=1):
             with self._synchronised(last=number == len(parts)):
                 losses = self._forward(part)
+                # Begun here: they are there by the time that the backward pass is launched.
+                values = Readback(torch.stack([loss.detach() for loss in losses.values()]))
                 total = torch.stack(list(losses.values())).sum() / len(parts)
                 self.grad_scaler.scale(total).backward()
-            found.append(self._checked(losses, part))
+            found.append(self._checked(losses, values, part))
         self.after_backward()
         self._write_metrics(_mean(found), waited)
         self.grad_scaler.step(self.optimizer)
@@ -101,21 +104,21 @@ class Loop(SimpleTrainer):
         except FloatingPointError as error:
             raise FloatingPointError(f"{self._place(part)}: {error}") from error
 
-    def _checked(self, losses: Losses, part: Batch) -> Losses:
-        """The losses without their graph, unless one is not finite."""
-        detached = {name: loss.detach() for name, loss in losses.items()}
-        values = torch.stack(list(detached.values())).tolist()
+    def _checked(self, losses: Losses, reading: Readback, part: Batch) -> Losses:
+        """The values of the losses on the host, unless one is not finite."""
+        (values,) = reading.wait()
+        found = dict(zip(losses, values.unbind(), strict=True))
         broken = [
-            f"{name} is {value}"
-            for name, value in zip(detached, values, strict=True)
-            if not abs(value) < float("inf")
+            f"{name} is {value.item()}"
+            for name, value in found.items()
+            if not abs(value.item()) < float("inf")
         ]
         if broken:
             raise FloatingPointError(
                 f"{self._place(part)}: {', '.join(broken)}; training diverged: lower "
                 "SOLVER.BASE_LR or the weights of the loss, or warm up longer"
             )
-        return detached
+        return found
 
     def _place(self, part: Batch) -> str:
         ids = ", ".join(str(item.get("image_id", "?")) for item in part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
@@ -64,7 +65,11 @@ class Distiller(nn.Module):
         targets = [x["instances"].to(outputs.logits.device) for x in batch]
         if self._source is None:
             return self._own_losses(outputs, *self._family.assign(self.detector, outputs, targets))
-        teacher = self._source.outputs(batch, outputs.level_sizes, outputs.logits.device)
+        device = outputs.logits.device
+        # The student's mixed precision is not the teacher's; and stacking codes, which may be
+        # float16, is refused or rounds under it.
+        with torch.autocast(device.type, enabled=False):
+            teacher = self._source.outputs(batch, outputs.level_sizes, device)
         return self._all_losses(teacher, outputs, targets)
 
     def run_student(self, batch: list[dict[str, Any]]) -> DenseOutputs:
@@ -97,6 +102,9 @@ class Distiller(nn.Module):
         The order is that of what a GPU is waited for: GISM is launched before the detector's
         assignment, which waits; and the host looks at the GIs while the detector's losses are
         computed.
+
+        Raises:
+            FloatingPointError: outputs are not finite.
         """
         found, finite = propose(teacher, outputs.logits, outputs.deltas, **self._selection(outputs))
         labels, boxes = self._family.assign(self.detector, outputs, targets)
@@ -107,12 +115,19 @@ class Distiller(nn.Module):
         assigned = self._assigned(chosen, teacher, outputs)
         losses = self._own_losses(outputs, labels, boxes)
         flags, kinds, every, chosen_boxes, valid = reading.wait()
-        Finite(flags=flags).check()
+        failure = Finite(flags=flags).failure()
+        if failure:
+            # Other ranks still exchange counts with this one in their forward pass (GID.COUNTS
+            # global), so it goes along without GIs before it says so.
+            every, valid = torch.zeros_like(every), torch.zeros_like(valid)
         storage = get_event_storage()
         for kind, count in count_kinds(kinds, every).items():
             storage.put_scalar(f"gid/num_{kind}", count / len(targets))
         warmup = warmup_factor(storage.iter, self._gid.warmup_iters)
-        return losses | self._losses_at(chosen_boxes, valid, assigned, teacher, outputs, warmup)
+        losses |= self._losses_at(chosen_boxes, valid, assigned, teacher, outputs, warmup)
+        if failure:
+            raise failure
+        return losses
 
     def _selection(self, outputs: DenseOutputs) -> dict[str, Any]:
         """What GISM needs besides the outputs of the two sides."""

@@ -89,17 +89,14 @@ class Finite:
         "teacher's box deltas",
     )
 
-    def check(self) -> None:
-        """Refuse NaN and infinity.
-
-        Raises:
-            FloatingPointError: names the image's place in the batch, and the term.
-        """
+    def failure(self) -> FloatingPointError | None:
+        """What to raise where there is NaN or infinity: names the image's place, and the term."""
         for name, images in zip(self._TERMS, self.flags.tolist(), strict=True):
             if not all(images):
-                raise FloatingPointError(
+                return FloatingPointError(
                     f"image {images.index(False)} of the batch: the {name} hold NaN or infinity"
                 )
+        return None
 
 
 def select(
@@ -127,7 +124,9 @@ def select(
         box_transform=box_transform,
         config=config,
     )
-    finite.check()
+    failure = finite.failure()
+    if failure:
+        raise failure
     return found
 
 
