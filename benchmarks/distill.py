@@ -217,7 +217,7 @@ def selection_share(trainer: DistillTrainer) -> float:
     for _ in range(2):
         with (
             EventStorage(),
-            _timed(distiller, "select") as selecting,
+            _timed(distiller, "propose") as selecting,
             _timed(source, "outputs") as teaching,
         ):
             start = time.perf_counter()

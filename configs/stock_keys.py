@@ -282,12 +282,6 @@ REFUSALS = (
         reason="training draws nothing; set it to 0, and look with `python -m stage2_distill show`",
     ),
     Refusal(
-        key="SOLVER.REFERENCE_WORLD_SIZE",
-        readers=(DISTILL,),
-        allowed=_one_of(0),
-        reason="batch and schedule are taken as they stand; set it to 0, and scale them yourself",
-    ),
-    Refusal(
         key="SOLVER.NESTEROV",
         readers=(TRAIN, DISTILL),
         allowed=_adamw(_one_of(False)),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .command import one_line
+from .readback import Readback
 from .stopping import Interrupted, StopSignals
 
 Batch = list[dict[str, Any]]
@@ -112,10 +113,11 @@ class Loop(SimpleTrainer):
             with self._synchronised(last=number == len(parts)):
                 # Agreed upon before the backward pass, in which ranks wait for each other.
                 losses = self._together(self._forward, part, patience=_PATIENCE)
+                # Begun here: they are there by the time that the backward pass is launched.
+                values = Readback(torch.stack([loss.detach() for loss in losses.values()]))
                 total = torch.stack(list(losses.values())).sum() / len(parts)
                 self.grad_scaler.scale(total).backward()
-            # Only now: the values are waited for once, behind everything that was launched.
-            found.append(self._together(self._checked, losses, part))
+            found.append(self._together(self._checked, losses, values, part))
         self.after_backward()
         self._write_metrics(_mean(found), waited)
         # Clipping is a part of the optimizer's step, and a fused optimizer would unscale in it.
@@ -130,21 +132,21 @@ class Loop(SimpleTrainer):
         except FloatingPointError as error:
             raise FloatingPointError(f"{self._place(part)}: {error}") from error
 
-    def _checked(self, losses: Losses, part: Batch) -> Losses:
-        """The losses without their graph, unless one is not finite."""
-        detached = {name: loss.detach() for name, loss in losses.items()}
-        values = torch.stack(list(detached.values())).tolist()
+    def _checked(self, losses: Losses, reading: Readback, part: Batch) -> Losses:
+        """The values of the losses on the host, unless one is not finite."""
+        (values,) = reading.wait()
+        found = dict(zip(losses, values.unbind(), strict=True))
         broken = [
-            f"{name} is {value}"
-            for name, value in zip(detached, values, strict=True)
-            if not abs(value) < float("inf")
+            f"{name} is {value.item()}"
+            for name, value in found.items()
+            if not abs(value.item()) < float("inf")
         ]
         if broken:
             raise FloatingPointError(
                 f"{self._place(part)}: {', '.join(broken)}; training diverged: lower "
                 "SOLVER.BASE_LR or the weights of the loss, or warm up longer"
             )
-        return detached
+        return found
 
     def _place(self, part: Batch) -> str:
         ids = ", ".join(str(item.get("image_id", "?")) for item in part)

@@ -2,7 +2,8 @@
 
 It is trained with the student, used by the feature and relation losses alone, and left out of the
 student's checkpoint. Over a whole pyramid it would cost a twentieth of the student's own step, so
-it is computed only where the pooling of the GIs reads it.
+it is computed only where the pooling of the GIs reads it: for the cells of all levels together, as
+one matrix product. Which cells these are is known on the host, so that nothing waits for a GPU.
 
 Shape letters: N images, C channels (c of the student, d of the teacher), H and W the grid of a
 level, P cells that are read, Q cells that they depend on, k the side of the kernel.
@@ -11,7 +12,9 @@ level, P cells that are read, Q cells that they depend on, k the side of the ker
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,8 +73,8 @@ class Adaptation(nn.Module):
 
         Args:
             features: L tensors (N, c, H_l, W_l).
-            cells: L masks (N, H_l, W_l) bool of the cells that will be read (`GiPooler.cells`);
-                the rest of the result is undefined. None: all.
+            cells: L masks (N, H_l, W_l) bool, on the host, of the cells that will be read
+                (`GiPooler.cells`); the rest of the result means nothing. None: all.
 
         Returns:
             L tensors (N, d, H_l, W_l).
@@ -80,29 +83,120 @@ class Adaptation(nn.Module):
             return list(features)
         if cells is None:
             return [self.conv(level) for level in features]
+        masks = [mask.numpy() for mask in cells]
+        whole = _cheaper_whole(masks, features[0].device)
+        some = [(level, m) for level, m, w in zip(features, masks, whole, strict=True) if not w]
+        found = iter(_at_cells(self.conv, *map(list, zip(*some, strict=True))) if some else [])
         return [
-            _convolve(self.conv, level, wanted)
-            for level, wanted in zip(features, cells, strict=True)
+            self.conv(level) if everywhere else next(found)
+            for level, everywhere in zip(features, whole, strict=True)
         ]
 
 
-def _convolve(conv: nn.Conv2d, level: Tensor, cells: Tensor) -> Tensor:
-    """Apply the convolution at the wanted cells, or everywhere where that costs no more."""
-    if 2 * int(cells.sum()) >= cells.numel():
-        return conv(level)
-    images, _, height, width = level.shape
-    side = conv.kernel_size[0]
-    halo = F.max_pool2d(cells.float(), side, stride=1, padding=side // 2) > 0
-    # Places once, not masks again and again: a GPU is waited for at every mask.
-    around, (image, row, column) = halo.nonzero(as_tuple=True), cells.nonzero(as_tuple=True)
-    sources = level.movedim(1, -1)[around]  # (Q, c)
-    # Number the halo's cells; everything else, the border included, is a row of zeros.
-    numbers = torch.full_like(cells, len(sources), dtype=torch.long)
-    numbers[around] = torch.arange(len(sources), device=level.device)
-    numbers = F.pad(numbers, (side // 2,) * 4, value=len(sources))
-    taps = [numbers[image, row + y, column + x] for y in range(side) for x in range(side)]
-    patches = F.pad(sources, (0, 0, 0, 1))[torch.stack(taps, dim=1)].flatten(1)  # (P, k * k * c)
+def _cheaper_whole(masks: Sequence[np.ndarray], device: torch.device) -> list[bool]:
+    """Which levels to convolve everywhere: where the cells would cost more.
+
+    All cells are one product, so that on a GPU, where small levels cost their launches, it is all
+    levels or none.
+    """
+    counts, sizes = [int(np.count_nonzero(mask)) for mask in masks], [mask.size for mask in masks]
+    if device.type != "cpu":
+        return [2 * sum(counts) >= sum(sizes)] * len(masks)
+    return [2 * count >= size for count, size in zip(counts, sizes, strict=True)]
+
+
+def _at_cells(
+    conv: nn.Conv2d, levels: Sequence[Tensor], masks: Sequence[np.ndarray]
+) -> list[Tensor]:
+    """Apply the convolution at some cells of each level (N, c, H_l, W_l)."""
+    halos = [_dilated(mask, conv.kernel_size[0] // 2) for mask in masks]
+    # One copy to the device for all indices.
+    taps = _taps(masks, halos, conv.kernel_size[0])
+    places = [_places(mask) for mask in (*halos, *masks)]
+    parts = torch.from_numpy(np.concatenate([taps, *(p.ravel() for p in places)]))
+    parts = parts.to(levels[0].device, non_blocking=True)
+    index, *rest = parts.split([len(taps), *(place.size for place in places)])
+    around = [place.view(2, -1) for place in rest[: len(levels)]]
+    inside = [place.view(2, -1) for place in rest[len(levels) :]]
+    total = any(mask.any() for mask in masks)
+    rows = [
+        _Rows.apply(level, place)
+        for level, place in zip(levels, around, strict=True)
+        # Without any cell all levels are asked, so that all of them have a gradient.
+        if place.numel() or not total
+    ]
+    sources = torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])])  # (Q + 1, c)
+    patches = sources.index_select(0, index).view(-1, conv.weight[0].numel())  # (P, k * k * c)
     values = F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
-    result = values.new_zeros((images, conv.out_channels, height, width))
-    result.movedim(1, -1)[image, row, column] = values
-    return result
+    results = []
+    for level, place, part in zip(
+        levels, inside, values.split([place.shape[1] for place in inside]), strict=True
+    ):
+        shape = (len(level), conv.out_channels, *level.shape[2:])
+        if place.numel() or not total:
+            result = part.new_zeros(shape)
+            result.flatten(2).movedim(1, -1)[place[0], place[1]] = part
+        else:
+            result = part.new_zeros(()).expand(shape)
+        results.append(result)
+    return results
+
+
+def _dilated(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Cells (N, H, W) at most `reach` rows and columns away from one of a mask."""
+    found = mask.copy()
+    for axis in (1, 2):
+        source, target = np.moveaxis(found.copy(), axis, 1), np.moveaxis(found, axis, 1)
+        for step in range(1, min(reach + 1, mask.shape[axis])):
+            target[:, step:] |= source[:, :-step]
+            target[:, :-step] |= source[:, step:]
+    return found
+
+
+def _places(mask: np.ndarray) -> np.ndarray:
+    """Image and place in its map of every cell of a mask (N, H, W): (2, cells) int64."""
+    return np.stack(np.divmod(np.flatnonzero(mask), mask[0].size))
+
+
+def _taps(masks: Sequence[np.ndarray], halos: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """Of every cell of the masks, the k * k cells that it depends on: (P * k * k,) int64.
+
+    They are numbered as they lie in the halos, level after level; Q is what lies outside of a map.
+    """
+    total = sum(int(np.count_nonzero(halo)) for halo in halos)
+    found, start, edge = [], 0, side // 2
+    for mask, halo in zip(masks, halos, strict=True):
+        images, height, width = mask.shape
+        numbers = np.full((images, height + 2 * edge, width + 2 * edge), total)
+        count = int(np.count_nonzero(halo))
+        numbers[:, edge : edge + height, edge : edge + width][halo] = np.arange(
+            start, start + count
+        )
+        image, row, column = mask.nonzero()
+        taps = [numbers[image, row + y, column + x] for y in range(side) for x in range(side)]
+        found.append(np.stack(taps, axis=1).ravel())
+        start += count
+    return np.concatenate(found)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows (Q, c) of a map (N, c, H, W) at Q different places.
+
+    Indexing has the same values; but its gradient sorts the places first, to add up what they might
+    share.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, level: Tensor, places: Tensor) -> Tensor:
+        """Args: (N, c, H, W); (2, Q) image and place in its map, no two alike."""
+        ctx.save_for_backward(places)
+        ctx.shape = level.shape
+        return level.flatten(2).movedim(1, -1)[places[0], places[1]]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Put each row back to its place."""
+        (places,) = ctx.saved_tensors
+        result = gradient.new_zeros(ctx.shape)
+        result.flatten(2).movedim(1, -1)[places[0], places[1]] = gradient
+        return result, None

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from configs.loader import settings
 from configs.schema import GidConfig
 from detectors import DenseOutputs, DetectorFamily, family_of
+from detectors.readback import Readback
 
 from .adaptation import Adaptation
-from .gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of, select
+from .gism import Finite, GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
 from .losses import assign_anchors, gid_losses, warmup_factor
 from .pooling import GiPooler
 from .teacher import Teacher, TeacherSource
@@ -62,51 +63,102 @@ class Distiller(nn.Module):
             return self.detector(batch)
         outputs = self.run_student(batch)
         targets = [x["instances"].to(outputs.logits.device) for x in batch]
-        labels, boxes = self._family.assign(self.detector, outputs, targets)
-        losses = self._family.losses(
-            self.detector,
-            outputs,
-            labels,
-            boxes,
-            global_counts=self._gid.counts == "global",
-        )
-        if self._source is not None:
-            losses.update(self._distillation_losses(batch, outputs, labels, targets))
-        return losses
+        if self._source is None:
+            return self._own_losses(outputs, *self._family.assign(self.detector, outputs, targets))
+        device = outputs.logits.device
+        # The student's mixed precision is not the teacher's; and stacking codes, which may be
+        # float16, is refused or rounds under it.
+        with torch.autocast(device.type, enabled=False):
+            teacher = self._source.outputs(batch, outputs.level_sizes, device)
+        return self._all_losses(teacher, outputs, targets)
 
     def run_student(self, batch: list[dict[str, Any]]) -> DenseOutputs:
         """The student's outputs for the loader's items."""
         return self._family.run(self.detector, self._family.preprocess(self.detector, batch))
 
-    def general_instances(
-        self, teacher: TeacherBatch, outputs: DenseOutputs
-    ) -> list[GeneralInstances]:
+    def general_instances(self, teacher: TeacherBatch, outputs: DenseOutputs) -> GeneralInstances:
         """GISM on teacher and student: the GIs of each image, of all kinds."""
-        return select(
-            teacher,
-            outputs.logits,
-            outputs.deltas,
-            anchors=outputs.anchors,
-            image_sizes=outputs.image_sizes,
-            box_transform=self._family.box_transform(self.detector),
-            config=self._gid,
-        )
+        return select(teacher, outputs.logits, outputs.deltas, **self._selection(outputs))
 
     def losses_at(
+        self, instances: GeneralInstances, teacher: TeacherBatch, outputs: DenseOutputs
+    ) -> dict[str, Tensor]:
+        """The weighted distillation losses at GIs, see `gid_losses`, after the warm-up."""
+        assigned = self._assigned(instances, teacher, outputs)
+        boxes, valid = Readback(instances.boxes, instances.valid).wait()
+        return self._losses_at(boxes, valid, assigned, teacher, outputs)
+
+    def _own_losses(
+        self, outputs: DenseOutputs, labels: Tensor, boxes: list[Tensor]
+    ) -> dict[str, Tensor]:
+        together = self._gid.counts == "global"
+        return self._family.losses(self.detector, outputs, labels, boxes, global_counts=together)
+
+    def _all_losses(
+        self, teacher: TeacherBatch, outputs: DenseOutputs, targets: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Own losses, and those of distillation at the boxes of the configured mode.
+
+        The order is that of what a GPU is waited for: GISM is launched before the detector's
+        assignment, which waits; and the host looks at the GIs while the detector's losses are
+        computed.
+
+        Raises:
+            FloatingPointError: outputs are not finite.
+        """
+        found, finite = propose(teacher, outputs.logits, outputs.deltas, **self._selection(outputs))
+        labels, boxes = self._family.assign(self.detector, outputs, targets)
+        ground_truth = [target.gt_boxes.tensor for target in targets]
+        kinds = kinds_of(found, labels, ground_truth, num_classes=int(outputs.logits.shape[-1]))
+        chosen = filter_by_mode(found, kinds, self._gid.mode)
+        reading = Readback(finite.flags, kinds, found.valid, chosen.boxes, chosen.valid)
+        assigned = self._assigned(chosen, teacher, outputs)
+        losses = self._own_losses(outputs, labels, boxes)
+        flags, kinds, every, chosen_boxes, valid = reading.wait()
+        failure = Finite(flags=flags).failure()
+        if failure:
+            # Other ranks still exchange counts with this one in their forward pass (GID.COUNTS
+            # global), so it goes along without GIs before it says so.
+            every, valid = torch.zeros_like(every), torch.zeros_like(valid)
+        storage = get_event_storage()
+        for kind, count in count_kinds(kinds, every).items():
+            storage.put_scalar(f"gid/num_{kind}", count / len(targets))
+        warmup = warmup_factor(storage.iter, self._gid.warmup_iters)
+        losses |= self._losses_at(chosen_boxes, valid, assigned, teacher, outputs, warmup)
+        if failure:
+            raise failure
+        return losses
+
+    def _selection(self, outputs: DenseOutputs) -> dict[str, Any]:
+        """What GISM needs besides the outputs of the two sides."""
+        return {
+            "anchors": outputs.anchors,
+            "image_sizes": outputs.image_sizes,
+            "box_transform": self._family.box_transform(self.detector),
+            "config": self._gid,
+        }
+
+    def _assigned(
+        self, instances: GeneralInstances, teacher: TeacherBatch, outputs: DenseOutputs
+    ) -> Tensor:
+        matcher = self._family.matcher(self.detector)
+        return assign_anchors(matcher, instances, outputs.anchors, teacher.valid)
+
+    def _losses_at(
         self,
-        instances: list[GeneralInstances],
+        boxes: Tensor,
+        valid: Tensor,
+        assigned: Tensor,
         teacher: TeacherBatch,
         outputs: DenseOutputs,
-        *,
         warmup: float = 1.0,
     ) -> dict[str, Tensor]:
-        """The weighted distillation losses at GIs, see `gid_losses`."""
-        matcher = self._family.matcher(self.detector)
+        """The losses at GIs (N, G, 4), those that are valid (N, G), which the host knows."""
         return gid_losses(
             config=self._gid,
             teacher=teacher,
-            instances=instances,
-            assigned=assign_anchors(matcher, instances, outputs.anchors, teacher.valid),
+            rois=self._pooler.place(boxes, valid, outputs.logits.device),
+            assigned=assigned,
             student_features=outputs.features,
             student_logits=outputs.logits,
             student_deltas=outputs.deltas,
@@ -114,50 +166,6 @@ class Distiller(nn.Module):
             pooler=self._pooler,
             warmup=warmup,
         )
-
-    def _distillation_losses(
-        self,
-        batch: list[dict[str, Any]],
-        outputs: DenseOutputs,
-        labels: Tensor,
-        targets: list[Instances],
-    ) -> dict[str, Tensor]:
-        """GISM on teacher and student, then the losses at the boxes of the configured mode.
-
-        Raises:
-            FloatingPointError: outputs are not finite.
-        """
-        assert self._source is not None
-        device = outputs.logits.device
-        # The student's mixed precision is not the teacher's; and stacking codes, which may be
-        # float16, is refused or rounds under it.
-        with torch.autocast(device.type, enabled=False):
-            teacher = self._source.outputs(batch, outputs.level_sizes, device)
-        failure: FloatingPointError | None = None
-        try:
-            instances = self.general_instances(teacher, outputs)
-        except FloatingPointError as error:
-            # Other ranks still exchange counts with this one in their forward pass (GID.COUNTS
-            # global), so it goes along without GIs before it says so.
-            failure, instances = error, [GeneralInstances.none(device) for _ in targets]
-        kinds = kinds_of(
-            instances,
-            labels,
-            [t.gt_boxes.tensor for t in targets],
-            num_classes=int(outputs.logits.shape[-1]),
-        )
-        storage = get_event_storage()
-        for kind, count in count_kinds(kinds).items():
-            storage.put_scalar(f"gid/num_{kind}", count / len(targets))
-        losses = self.losses_at(
-            filter_by_mode(instances, kinds, self._gid.mode),
-            teacher,
-            outputs,
-            warmup=warmup_factor(storage.iter, self._gid.warmup_iters),
-        )
-        if failure is not None:
-            raise failure
-        return losses
 
 
 def build_distiller(cfg: CfgNode, detector: nn.Module, teacher: Teacher | None) -> Distiller:

@@ -288,8 +288,9 @@ class _Comparison:
         device = outputs.logits.device
         both = [source.outputs(batch, outputs.level_sizes, device) for source in (live, cached)]
         instances, others = (distiller.general_instances(one, outputs) for one in both)
-        self._instances += sum(map(len, instances))
-        self._matched += sum(map(_count_matched, instances, others))
+        self._instances += int(instances.valid.sum())
+        for image in range(len(batch)):
+            self._matched += _count_matched(instances.of_image(image), others.of_image(image))
         losses = [distiller.losses_at(instances, one, outputs) for one in both]
         for name, of_live in losses[0].items():
             of_cache = losses[1][name]
@@ -328,7 +329,7 @@ def _filled(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> It
 
 def _count_matched(ours: GeneralInstances, theirs: GeneralInstances) -> int:
     """Count the GIs of an image that some GI of the other side matches."""
-    if not len(ours) or not len(theirs):
+    if not len(ours.boxes) or not len(theirs.boxes):
         return 0
     overlap = pairwise_iou(Boxes(ours.boxes), Boxes(theirs.boxes))
     return int((overlap.amax(dim=1) >= MATCHING_IOU).sum())

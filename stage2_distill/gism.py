@@ -3,28 +3,32 @@
 Source: Dai et al., General Instance Distillation for Object Detection, CVPR 2021, section 3.1
 (equations 1 to 3). Nothing here carries a gradient, and everything is computed in float32.
 
-Shape letters: N images, K classes, R anchors an image, P candidates before NMS, G general
-instances (GIs) of one image, M ground-truth boxes of one image. Boxes are XYXY_ABS in pixels of
-the view.
+All images of a batch are computed together, with masks in place of lists of different lengths, and
+nothing is read back to the host: on a GPU, launches and waiting are what a small step costs.
+
+Shape letters: N images, K classes, R anchors an image, P candidates before NMS, G places for
+general instances (GIs) of one image, M ground-truth boxes of the batch. Boxes are XYXY_ABS in
+pixels of the view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
-from detectron2.structures import Boxes, pairwise_ioa
 from torch import Tensor
-from torchvision.ops import nms
 
 from configs.schema import GidConfig
+from stage2_distill.nms import keep_first
 from stage2_distill.teacher_batch import TeacherBatch
 
-# Class scores compared at once: large enough that launches do not count on a GPU, small enough
-# that the temporaries (16 MiB each) stay far below the (N, R, K) inputs.
+# Class scores compared at once. On a CPU the temporaries (16 MiB each) stay far below the (N, R, K)
+# inputs; on a GPU two images of 800x1344 and 80 classes are one part: launches would count.
 _CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS_ON_GPU = 1 << 25
 
 KINDS = ("pos", "semi_pos", "neg", "other")
 _SEMI_POSITIVE_ABOVE = 0.7
@@ -40,46 +44,61 @@ class BoxTransform(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralInstances:
-    """The GIs of one image, best first.
+    """The GIs of N images, best first, in G places an image.
+
+    Indexing takes the same of every field: `found[0]` the places of an image, `found[found.valid]`
+    the GIs of the batch, one after another.
 
     Attributes:
-        boxes: (G, 4) float32, XYXY_ABS, pixels of the view, inside the image.
-        scores: (G,) float32, GI scores, 0..1, descending.
-        anchor_index: (G,) int64, the anchor each GI comes from.
-        from_teacher: (G,) bool, whether the box is the teacher's.
+        boxes: (N, G, 4) float32, XYXY_ABS, pixels of the view, inside the image.
+        scores: (N, G) float32, GI scores, 0..1, descending.
+        anchor_index: (N, G) int64, the anchor each GI comes from.
+        from_teacher: (N, G) bool, whether the box is the teacher's.
+        valid: (N, G) bool, whether there is a GI at this place; what else the fields hold there
+            means nothing.
     """
 
     boxes: Tensor
     scores: Tensor
     anchor_index: Tensor
     from_teacher: Tensor
+    valid: Tensor
 
-    @classmethod
-    def none(cls, device: torch.device) -> GeneralInstances:
-        """Those of an image without any."""
-        empty = torch.zeros(0, device=device)
-        return cls(
-            boxes=empty.new_zeros((0, 4)),
-            scores=empty,
-            anchor_index=empty.long(),
-            from_teacher=empty.bool(),
-        )
+    def __getitem__(self, chosen: Tensor | int) -> GeneralInstances:
+        """The same of every field, by a bool mask, an index tensor or a number."""
+        return GeneralInstances(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
-    def __len__(self) -> int:
-        """G."""
-        return len(self.scores)
-
-    def __getitem__(self, chosen: Tensor | slice) -> GeneralInstances:
-        """The GIs of a bool mask, an index tensor or a slice."""
-        return GeneralInstances(
-            boxes=self.boxes[chosen],
-            scores=self.scores[chosen],
-            anchor_index=self.anchor_index[chosen],
-            from_teacher=self.from_teacher[chosen],
-        )
+    def of_image(self, number: int) -> GeneralInstances:
+        """The GIs of one image alone: fields of shape (G', ...), all of them valid."""
+        image = self[number]
+        return image[image.valid]
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class Finite:
+    """Whether the outputs that a selection was made of are finite: (5, N) bool, on their device."""
+
+    flags: Tensor
+
+    _TERMS = (
+        "student's class logits",
+        "student's class logits",
+        "student's box deltas",
+        # The student's side is known to be finite here, so what is left is the teacher's.
+        "teacher's class probabilities",
+        "teacher's box deltas",
+    )
+
+    def failure(self) -> FloatingPointError | None:
+        """What to raise where there is NaN or infinity: names the image's place, and the term."""
+        for name, images in zip(self._TERMS, self.flags.tolist(), strict=True):
+            if not all(images):
+                return FloatingPointError(
+                    f"image {images.index(False)} of the batch: the {name} hold NaN or infinity"
+                )
+        return None
+
+
 def select(
     teacher: TeacherBatch,
     student_logits: Tensor,
@@ -89,8 +108,40 @@ def select(
     image_sizes: Sequence[tuple[int, int]],
     box_transform: BoxTransform,
     config: GidConfig,
-) -> list[GeneralInstances]:
-    """Find the boxes where teacher and student disagree most.
+) -> GeneralInstances:
+    """Find the boxes where teacher and student disagree most: `propose`, checked at once.
+
+    Raises:
+        ValueError: the shapes contradict each other.
+        FloatingPointError: outputs are not finite; names the image's place in the batch.
+    """
+    found, finite = propose(
+        teacher,
+        student_logits,
+        student_deltas,
+        anchors=anchors,
+        image_sizes=image_sizes,
+        box_transform=box_transform,
+        config=config,
+    )
+    failure = finite.failure()
+    if failure:
+        raise failure
+    return found
+
+
+@torch.no_grad()
+def propose(
+    teacher: TeacherBatch,
+    student_logits: Tensor,
+    student_deltas: Tensor,
+    *,
+    anchors: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    box_transform: BoxTransform,
+    config: GidConfig,
+) -> tuple[GeneralInstances, Finite]:
+    """Find the boxes where teacher and student disagree most, without waiting for the device.
 
     The best `pre_nms` anchors by score are decoded from the side with the higher best
     probability (the student's when equal), clipped to the image and thinned by class-agnostic
@@ -107,69 +158,71 @@ def select(
         config: score, pre_nms, min_side (both sides must exceed it), nms_iou, top_k.
 
     Returns:
-        One GeneralInstances an image, at most `top_k` each, not yet filtered by mode.
+        The GIs, `top_k` places an image, not yet filtered by mode; and whether what they were
+        computed from is finite, without which they mean nothing.
 
     Raises:
         ValueError: the shapes contradict each other.
-        FloatingPointError: outputs are not finite; names the image's place in the batch.
     """
     _check_shapes(teacher, student_logits, student_deltas, anchors, image_sizes)
-    scores, from_teacher, finite = _gi_scores(teacher.probabilities, student_logits, config.score)
-    _check_finite(finite, scores, teacher.deltas, student_deltas)
+    scores, from_teacher, extremes = _gi_scores(teacher.probabilities, student_logits, config.score)
+    finite = _finite([*extremes, student_deltas, scores, teacher.deltas])
     scores, order, usable = _best(scores, teacher.valid, config.pre_nms)
     from_teacher = from_teacher.gather(1, order)
     deltas = torch.where(
         from_teacher[..., None], _rows(teacher.deltas, order), _rows(student_deltas, order)
     )
-    boxes = box_transform.apply_deltas(deltas.flatten(0, 1), anchors.float()[order].flatten(0, 1))
-    boxes = _clip(boxes.unflatten(0, order.shape), image_sizes)
+    decoded = box_transform.apply_deltas(
+        deltas.flatten(0, 1), anchors.float().index_select(0, order.flatten())
+    )
+    boxes = _clip(decoded.unflatten(0, order.shape), image_sizes)
     usable &= ((boxes[..., 2:] - boxes[..., :2]) > config.min_side).all(dim=2)
-    selected = []
-    for image in range(len(image_sizes)):
-        candidates = GeneralInstances(
-            boxes=boxes[image],
-            scores=scores[image],
-            anchor_index=order[image],
-            from_teacher=from_teacher[image],
-        )[usable[image]]
-        # NMS ranks by place, not by score: its own sort need not be stable on every device.
-        rank = torch.arange(len(candidates), 0, -1, device=boxes.device, dtype=boxes.dtype)
-        selected.append(candidates[nms(candidates.boxes, rank, config.nms_iou)[: config.top_k]])
-    return selected
+    kept, valid = keep_first(boxes, usable, config.nms_iou, config.top_k)
+    return (
+        GeneralInstances(
+            boxes=_rows(boxes, kept),
+            scores=scores.gather(1, kept),
+            anchor_index=order.gather(1, kept),
+            from_teacher=from_teacher.gather(1, kept),
+            valid=valid,
+        ),
+        finite,
+    )
 
 
 @torch.no_grad()
 def kinds_of(
-    instances: Sequence[GeneralInstances],
-    anchor_labels: Sequence[Tensor] | Tensor,
+    instances: GeneralInstances,
+    anchor_labels: Tensor,
     gt_boxes: Sequence[Tensor],
     *,
     num_classes: int,
-) -> list[Tensor]:
+) -> Tensor:
     """Say how each GI relates to ground truth.
 
     Positive: the detector assigned its anchor to an object. Semi-positive: it did not, but more
     than 0.7 of the GI lies in one ground-truth box. Negative: less than 0.3 does. Other: the rest.
 
     Args:
-        instances: N images.
-        anchor_labels: N times (R,) int: the class of the anchor in ground truth; `num_classes`
-            for background, -1 for ignored.
-        gt_boxes: N times (M, 4).
+        instances: of N images.
+        anchor_labels: (N, R) int: the class of the anchor in ground truth; `num_classes` for
+            background, -1 for ignored.
+        gt_boxes: N times (objects of the image, 4).
         num_classes: K.
 
     Returns:
-        N times (G,) int64, indices into KINDS.
+        (N, G) int64, indices into KINDS.
     """
-    return [
-        _kinds_of_image(found, labels, gt, num_classes)
-        for found, labels, gt in zip(instances, anchor_labels, gt_boxes, strict=True)
-    ]
+    label = anchor_labels.gather(1, instances.anchor_index)
+    positive = (label >= 0) & (label < num_classes)
+    inside = _largest_share_inside(instances.boxes, gt_boxes)
+    pos, semi_positive, negative, other = range(len(KINDS))
+    kinds = torch.where(inside < _NEGATIVE_BELOW, negative, other)
+    kinds = kinds.masked_fill_(inside > _SEMI_POSITIVE_ABOVE, semi_positive)
+    return kinds.masked_fill_(positive, pos)
 
 
-def filter_by_mode(
-    instances: Sequence[GeneralInstances], kinds: Sequence[Tensor], mode: str
-) -> list[GeneralInstances]:
+def filter_by_mode(instances: GeneralInstances, kinds: Tensor, mode: str) -> GeneralInstances:
     """Keep the GIs of one kind (`pos`, `semi_pos`, `neg`), or all; nothing is refilled.
 
     Raises:
@@ -178,14 +231,17 @@ def filter_by_mode(
     if mode not in GidConfig.MODES:
         raise ValueError(f"GID.MODE must be one of {', '.join(GidConfig.MODES)}, got {mode!r}")
     if mode == "all":
-        return list(instances)
-    wanted = KINDS.index(mode)
-    return [found[kind == wanted] for found, kind in zip(instances, kinds, strict=True)]
+        return instances
+    return replace(instances, valid=instances.valid & (kinds == KINDS.index(mode)))
 
 
-def count_kinds(kinds: Sequence[Tensor]) -> dict[str, int]:
-    """Count the GIs of a batch by kind, for the log."""
-    counts = torch.bincount(torch.cat(list(kinds)), minlength=len(KINDS)).tolist()
+def count_kinds(kinds: Tensor, valid: Tensor) -> dict[str, int]:
+    """Count the GIs of a batch by kind, for the log.
+
+    Args:
+        kinds: (N, G) indices into KINDS. valid: (N, G) bool. Both on the host.
+    """
+    counts = torch.bincount(kinds[valid], minlength=len(KINDS)).tolist()
     return dict(zip(KINDS, counts, strict=True))
 
 
@@ -214,49 +270,53 @@ def _check_shapes(
         raise ValueError(f"{images} images need as many image_sizes, got {len(image_sizes)}")
 
 
-def _gi_scores(probabilities: Tensor, logits: Tensor, score: str) -> tuple[Tensor, Tensor, Tensor]:
+def _gi_scores(
+    probabilities: Tensor, logits: Tensor, score: str
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Compare the class scores of the two sides, a bounded number at a time.
 
     Returns:
         GI scores (N, R) float32; whether the teacher's best class beats the student's (N, R)
-        bool; whether the student's logits are finite (N, R) bool.
+        bool; the student's highest and lowest logits, (N, R) float32 each.
+    """
+    scores = torch.empty(logits.shape[:2], dtype=torch.float32, device=logits.device)
+    highest, lowest = torch.empty_like(scores), torch.empty_like(scores)
+    from_teacher = torch.empty_like(scores, dtype=torch.bool)
+    for part in _parts(logits):
+        theirs, mine = probabilities[part].float(), logits[part].float()
+        torch.amax(mine, dim=2, out=highest[part])
+        torch.amin(mine, dim=2, out=lowest[part])
+        margin = theirs.amax(dim=2) - torch.sigmoid(highest[part])
+        torch.gt(margin, 0, out=from_teacher[part])
+        if score == "per_class":
+            torch.amax(torch.sigmoid(mine).sub_(theirs).abs_(), dim=2, out=scores[part])
+        else:
+            torch.abs(margin, out=scores[part])
+    return scores, from_teacher, (highest, lowest)
+
+
+def _parts(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut (N, R, K) into parts of a bounded number of elements, by images and rows.
+
+    On a CPU never across images: its kernels round the last few values of what they are given in
+    another way than the rest, and an image must not depend on its neighbours.
     """
     images, boxes, classes = logits.shape
-    scores = torch.empty((images, boxes), dtype=torch.float32, device=logits.device)
-    from_teacher = torch.empty_like(scores, dtype=torch.bool)
-    finite = torch.empty_like(from_teacher)
-    rows = max(1, _CHUNK_ELEMENTS // max(1, classes))
-    for image in range(images):
+    on_cpu = logits.device.type == "cpu"
+    limit = _CHUNK_ELEMENTS if on_cpu else max(_CHUNK_ELEMENTS_ON_GPU, logits.numel() // 4)
+    step = 1 if on_cpu else max(1, images)
+    rows = max(1, limit // max(1, step * classes))
+    for image in range(0, images, step):
         for start in range(0, boxes, rows):
-            part = (image, slice(start, start + rows))
-            theirs, mine = probabilities[part].float(), logits[part].float()
-            highest, lowest = mine.amax(dim=1), mine.amin(dim=1)
-            margin = theirs.amax(dim=1) - torch.sigmoid(highest)
-            from_teacher[part] = margin > 0
-            finite[part] = torch.isfinite(highest) & torch.isfinite(lowest)
-            if score == "per_class":
-                margin = torch.sigmoid(mine).sub_(theirs).abs_().amax(dim=1)
-            scores[part] = margin.abs_()
-    return scores, from_teacher, finite
+            yield slice(image, image + step), slice(start, start + rows)
 
 
-def _check_finite(
-    finite_logits: Tensor, scores: Tensor, teacher_deltas: Tensor, student_deltas: Tensor
-) -> None:
-    """Refuse NaN and infinity, with one transfer to the host for all terms."""
-    terms = {
-        "student's class logits": finite_logits,
-        "student's box deltas": torch.isfinite(student_deltas).flatten(1),
-        # The student's side is known to be finite here, so what is left is the teacher's.
-        "teacher's class probabilities": torch.isfinite(scores) | ~finite_logits,
-        "teacher's box deltas": torch.isfinite(teacher_deltas).flatten(1),
-    }
-    fine = torch.stack([term.all(dim=1) for term in terms.values()]).tolist()
-    for name, images in zip(terms, fine, strict=True):
-        if not all(images):
-            raise FloatingPointError(
-                f"image {images.index(False)} of the batch: the {name} hold NaN or infinity"
-            )
+def _finite(terms: Sequence[Tensor]) -> Finite:
+    """Look for NaN and infinity in N images, by the largest magnitude of each term (N, ...)."""
+    largest = [
+        torch.linalg.vector_norm(term.flatten(1), ord=math.inf, dim=1).float() for term in terms
+    ]
+    return Finite(flags=torch.stack(largest).isfinite())
 
 
 def _best(scores: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -287,20 +347,22 @@ def _rows(values: Tensor, index: Tensor) -> Tensor:
 
 def _clip(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Clip (N, P, 4) boxes to the N images, not to the padded batch."""
-    limits = boxes.new_tensor([(w, h, w, h) for h, w in image_sizes])
+    limits = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype)
+    limits = limits.to(boxes.device, non_blocking=True)
     return boxes.clamp(min=0).minimum(limits[:, None])
 
 
-def _kinds_of_image(
-    found: GeneralInstances, labels: Tensor, gt_boxes: Tensor, num_classes: int
-) -> Tensor:
-    label = labels[found.anchor_index]
-    positive = (label >= 0) & (label < num_classes)
-    inside = found.scores.new_zeros(len(found))
-    if len(gt_boxes):
-        inside = pairwise_ioa(Boxes(gt_boxes), Boxes(found.boxes)).amax(dim=0)
-    kinds = torch.full_like(found.anchor_index, KINDS.index("other"))
-    kinds[inside < _NEGATIVE_BELOW] = KINDS.index("neg")
-    kinds[inside > _SEMI_POSITIVE_ABOVE] = KINDS.index("semi_pos")
-    kinds[positive] = KINDS.index("pos")
-    return kinds
+def _largest_share_inside(boxes: Tensor, gt_boxes: Sequence[Tensor]) -> Tensor:
+    """Of each box (N, G, 4), the largest share of its area in one object of its image: (N, G)."""
+    inside = torch.zeros_like(boxes[..., 0])
+    counts = torch.tensor([len(of_image) for of_image in gt_boxes])
+    if not counts.sum():
+        return inside
+    image = torch.repeat_interleave(counts).to(boxes.device, non_blocking=True)  # [M]
+    objects, ours = torch.cat(list(gt_boxes))[:, None], boxes.index_select(0, image)  # [M, G, 4]
+    low = torch.maximum(objects[..., :2], ours[..., :2])
+    sides = torch.minimum(objects[..., 2:], ours[..., 2:]).sub_(low).clamp_(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    share = intersection / (ours[..., 2] - ours[..., 0]).mul_(ours[..., 3] - ours[..., 1])
+    share.masked_fill_(intersection == 0, 0.0)
+    return inside.scatter_reduce_(0, image[:, None].expand_as(share), share, "amax")

@@ -11,22 +11,23 @@ the whole batch, r the side of a pooled GI in cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.modeling.matcher import Matcher
 from torch import Tensor
 
 from configs.schema import GidConfig
 from detectors.ranks import mean_over_ranks
 from stage2_distill.adaptation import Adaptation
 from stage2_distill.gism import GeneralInstances
-from stage2_distill.pooling import GiPooler
+from stage2_distill.pooling import GiPooler, Rois
 from stage2_distill.teacher_batch import TeacherBatch
 
-# detectron2's Matcher: (M, R) match quality to matched rows (R,) and labels (R,).
-Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Overlaps of anchors and GIs computed at once, 64 MiB a temporary: those of ten GIs an image, for
+# eight images of 800x1344, or of one image on a CPU.
+_CHUNK_ELEMENTS = 1 << 24
 
 # Two GIs at one place have distance 0, where the square root has no derivative.
 _SQUARED_DISTANCE_FLOOR = 1e-12
@@ -36,7 +37,7 @@ def gid_losses(
     *,
     config: GidConfig,
     teacher: TeacherBatch,
-    instances: Sequence[GeneralInstances],
+    rois: Rois,
     assigned: Tensor,
     student_features: Sequence[Tensor],
     student_logits: Tensor,
@@ -52,9 +53,9 @@ def gid_losses(
             this, and the mean over the ranks is the loss of all images (for the relation loss:
             with the scope `image`).
         teacher: the teacher's outputs on the batch's grid.
-        instances: the GIs of each of the N images.
-        assigned: (N, R) bool, anchors of the response loss, from `assign_anchors` or the
-            detector's own rule.
+        rois: the GIs of the N images, from the pooler.
+        assigned: (A,) int64, places in N * R of the anchors of the response loss, from
+            `assign_anchors` or the detector's own rule.
         student_features: L tensors (N, C, H_l, W_l), before the adaptation.
         student_logits: (N, R, K), before the sigmoid.
         student_deltas: (N, R, 4).
@@ -66,17 +67,12 @@ def gid_losses(
         Scalars `loss_gid_feature`, `loss_gid_relation`, `loss_gid_response_cls` and
         `loss_gid_response_reg`.
     """
-    boxes = [found.boxes for found in instances]
     with torch.no_grad():
-        teacher_rois = pooler(teacher.features, boxes)
-    adapted = adaptation(student_features, pooler.cells(student_features, boxes))
-    student_rois = pooler(adapted, boxes)
-    counts = [len(found) for found in instances]
-    groups = counts if config.relation_scope == "image" else [sum(counts)]
-    numbers = torch.stack([assigned.new_tensor(sum(counts), dtype=torch.float32), assigned.sum()])
-    if config.counts == "global":
-        numbers = mean_over_ranks(numbers)
-    num_instances, num_assigned = numbers.unbind()
+        teacher_rois = pooler(teacher.features, rois)
+    adapted = adaptation(student_features, pooler.cells(student_features, rois))
+    student_rois = pooler(adapted, rois)
+    groups = rois.counts if config.relation_scope == "image" else [len(rois)]
+    num_instances, num_assigned = _counts(rois, assigned, config.counts == "global")
     classification, regression = response_loss(
         student_logits,
         student_deltas,
@@ -102,31 +98,32 @@ def warmup_factor(iteration: int, warmup_iters: int) -> float:
 
 @torch.no_grad()
 def assign_anchors(
-    matcher: Matcher, instances: Sequence[GeneralInstances], anchors: Tensor, valid: Tensor
+    matcher: Matcher, instances: GeneralInstances, anchors: Tensor, valid: Tensor
 ) -> Tensor:
     """Find the anchors that the student's matcher assigns to GI boxes.
 
-    Anchors outside a record's own grid are not offered to the matcher, so that none of them can
-    take the place of a GI's best anchor. A GI that overlaps no anchor assigns none (detectron2's
-    low-quality matches would give it every anchor: all tie at IoU 0).
+    This is detectron2's rule, for all images at once and without its lists of indices: an anchor is
+    assigned by a threshold on its best overlap or, with low-quality matches, because no other
+    meets one of the GIs better. Anchors outside a record's own grid are not offered, so that none
+    of them can take the place of a GI's best anchor. A GI that overlaps no anchor assigns none
+    (detectron2's low-quality matches would give it every anchor: all tie at IoU 0).
 
     Args:
         matcher: the student's `anchor_matcher`.
-        instances: the GIs of each of the N images.
+        instances: of N images, G places each.
         anchors: (R, 4), XYXY_ABS.
         valid: (N, R) bool.
 
     Returns:
-        (N, R) bool.
+        (A,) int64, ascending: places in N * R of the assigned anchors.
     """
-    assigned = torch.zeros_like(valid)
-    for image, found in enumerate(instances):
-        usable = valid[image]
-        quality = pairwise_iou(Boxes(found.boxes), Boxes(anchors.float()[usable]))
-        quality = quality[(quality > 0).any(dim=1)]
-        if len(quality):
-            assigned[image, usable] = matcher(quality)[1] == 1
-    return assigned
+    boxes = instances.boxes.masked_fill(~instances.valid[..., None], 0.0)
+    step = max(1, _CHUNK_ELEMENTS // max(1, boxes.shape[1] * len(anchors)))
+    if boxes.device.type == "cpu":
+        step = 1  # within the cache
+    parts = zip(boxes.split(step), valid.split(step), strict=True)
+    assigned = [_match(matcher, some, anchors.float(), usable) for some, usable in parts]
+    return torch.cat(assigned).flatten().nonzero().squeeze(1)
 
 
 def feature_loss(
@@ -195,7 +192,7 @@ def response_loss(
         student_logits: (N, R, K), before the sigmoid.
         student_deltas: (N, R, 4).
         teacher: probabilities and deltas.
-        assigned: (N, R) bool.
+        assigned: (A,) int64, places in N * R.
         beta: of the smooth L1 of the deltas; 0 is L1.
         count: scalar to divide by in place of the number of assigned anchors.
 
@@ -203,15 +200,57 @@ def response_loss(
         Two scalars: BCE summed over classes and smooth L1 summed over the four deltas, each over
         the number of assigned anchors; zero without any.
     """
-    rows = assigned.flatten().nonzero().squeeze(1)
-    logits, deltas = _precise(_pick(student_logits, rows)), _precise(_pick(student_deltas, rows))
-    probabilities = _pick(teacher.probabilities, rows).to(logits.dtype)
-    targets = _pick(teacher.deltas, rows).to(deltas.dtype)
-    divisor = _divisor(len(rows), count)
+    logits = _precise(_pick(student_logits, assigned))
+    deltas = _precise(_pick(student_deltas, assigned))
+    probabilities = _pick(teacher.probabilities, assigned).to(logits.dtype)
+    targets = _pick(teacher.deltas, assigned).to(deltas.dtype)
+    divisor = _divisor(len(assigned), count)
     with torch.autocast(logits.device.type, enabled=False):
         classification = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="sum")
         regression = F.smooth_l1_loss(deltas, targets, reduction="sum", beta=beta)
     return classification / divisor, regression / divisor
+
+
+def _match(matcher: Matcher, boxes: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
+    """Assigned anchors (n, R) bool of n images, whose boxes (n, G, 4) are empty where none is."""
+    overlap = _overlaps(boxes.flatten(0, 1), anchors).unflatten(0, boxes.shape[:2])
+    overlap.masked_fill_(~valid[:, None], 0.0)
+    best = overlap.amax(dim=1)  # [n, R]
+    assigned = torch.zeros_like(valid)
+    ranges = zip(matcher.thresholds[:-1], matcher.thresholds[1:], matcher.labels, strict=True)
+    for low, high, label in ranges:
+        # At -inf it would be an anchor that meets no GI.
+        if label == 1 and low > 0:
+            assigned |= (best >= low) & (best < high)
+    if matcher.allow_low_quality_matches:
+        highest = overlap.amax(dim=2, keepdim=True)  # [n, G, 1]
+        highest.masked_fill_(highest == 0, -1.0)
+        assigned |= (overlap == highest).any(dim=1)
+    return assigned & valid
+
+
+def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """IoU (G, R) of boxes (G, 4) and anchors (R, 4), rounded as detectron2 does.
+
+    The anchors must not be empty: then no union is, and an empty box overlaps nothing.
+    """
+    ours, theirs = boxes[:, :, None].unbind(1), anchors.unbind(1)
+    width = torch.minimum(ours[2], theirs[2]).sub_(torch.maximum(ours[0], theirs[0])).clamp_(min=0)
+    height = torch.minimum(ours[3], theirs[3]).sub_(torch.maximum(ours[1], theirs[1])).clamp_(min=0)
+    intersection = width.mul_(height)
+    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (ours, theirs)]
+    return intersection.div_((areas[0] + areas[1]).sub_(intersection))
+
+
+def _counts(
+    rois: Rois, assigned: Tensor, over_ranks: bool
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Numbers of GIs and of assigned anchors to divide by; None: the rank's own."""
+    if not over_ranks:
+        return None, None
+    own = torch.tensor([len(rois), len(assigned)], dtype=torch.float32)
+    instances, anchors = mean_over_ranks(own.to(assigned.device, non_blocking=True)).unbind()
+    return instances, anchors
 
 
 def _divisor(own: int, count: Tensor | None) -> Tensor | float:

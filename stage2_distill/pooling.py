@@ -4,13 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from configs.schema import GidConfig
+
+# detectron2's ROIPooler: a box of 224 px a side is read from the level of stride 16.
+_CANONICAL_SIZE = 224
+_CANONICAL_LEVEL = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rois:
+    """G boxes of a batch of N images, and the levels that they are read from.
+
+    What the host needs of them lies on the host, so that nothing has to be asked of the device.
+
+    Attributes:
+        boxes: (G, 4) float32, XYXY_ABS, pixels of the view, images in order; on the host.
+        image: (G,) int64, the image of each; on the host.
+        level: (G,) int64, the level of each; on the host.
+        counts: N numbers of boxes, their sum is G.
+        per_level: L numbers of boxes, their sum is G.
+        by_level: (G, 5) float32, image and box, finest level first, as ROIAlign takes them.
+        order: (G,) int64, the place in `by_level` of each box.
+    """
+
+    boxes: Tensor
+    image: Tensor
+    level: Tensor
+    counts: list[int]
+    per_level: list[int]
+    by_level: Tensor
+    order: Tensor
+
+    def __len__(self) -> int:
+        """G."""
+        return len(self.boxes)
 
 
 class GiPooler(nn.Module):
@@ -31,67 +66,76 @@ class GiPooler(nn.Module):
         if not powers or any(p != powers[0] + i or p % 1 for i, p in enumerate(powers)):
             raise ValueError(f"strides must be consecutive powers of two, got {list(strides)}")
         self._strides = list(strides)
-        self._pooler = ROIPooler(
-            output_size=config.roi_size,
-            scales=[1.0 / stride for stride in strides],
-            sampling_ratio=config.sampling_ratio,
-            pooler_type="ROIAlignV2",
+        self._levels = (int(powers[0]), int(powers[-1]))
+        size = (config.roi_size, config.roi_size)
+        self._aligns = nn.ModuleList(
+            ROIAlign(size, 1.0 / stride, config.sampling_ratio, aligned=True) for stride in strides
         )
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    def place(self, boxes: Tensor, valid: Tensor, device: torch.device | str) -> Rois:
+        """Say what to read for the boxes of a batch.
+
+        Args:
+            boxes: (N, G, 4), XYXY_ABS, pixels of the view, inside the image; on the host.
+            valid: (N, G) bool, which of them are boxes; on the host.
+            device: where the pyramids are.
+        """
+        image = valid.nonzero()[:, 0]
+        chosen = boxes[valid].float()
+        level = assign_boxes_to_levels(
+            [Boxes(chosen)], *self._levels, _CANONICAL_SIZE, _CANONICAL_LEVEL
+        )
+        by_level = level.argsort(stable=True)
+        rows = torch.cat([image[:, None].to(chosen.dtype), chosen], dim=1)[by_level]
+        return Rois(
+            boxes=chosen,
+            image=image,
+            level=level,
+            counts=valid.sum(dim=1).tolist(),
+            per_level=torch.bincount(level, minlength=len(self._strides)).tolist(),
+            by_level=rows.to(device, non_blocking=True),
+            order=by_level.argsort().to(device, non_blocking=True),
+        )
+
+    def forward(self, features: Sequence[Tensor], rois: Rois) -> Tensor:
         """Pool every box of the batch.
 
         Args:
             features: L tensors (N, C, H_l, W_l), any float dtype.
-            boxes: N times (G, 4), XYXY_ABS, pixels of the view.
+            rois: from `place`.
 
         Returns:
-            (sum of G, C, roi_size, roi_size) float32, images in order.
+            (G, C, roi_size, roi_size) float32, images in order.
         """
+        pooled = []
+        parts = zip(self._aligns, features, rois.by_level.split(rois.per_level), strict=True)
         with torch.autocast(features[0].device.type, enabled=False):
-            pooled = self._pooler(
-                [level if level.dtype == torch.float64 else level.float() for level in features],
-                [Boxes(of_image) for of_image in boxes],
-            )
-        assert isinstance(pooled, Tensor)
-        return pooled
+            for align, level, part in parts:
+                # Without any box all levels are asked, so that the empty result has a gradient.
+                if len(part) or not len(rois):
+                    exact = level if level.dtype == torch.float64 else level.float()
+                    pooled.append(align(exact, part))
+            return torch.cat(pooled).index_select(0, rois.order)
 
-    @torch.no_grad()
-    def cells(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
+    def cells(self, features: Sequence[Tensor], rois: Rois) -> list[Tensor]:
         """Say which cells of the pyramid `forward` reads for these boxes.
 
         Args:
             features: L tensors (N, C, H_l, W_l); only their shapes matter.
-            boxes: N times (G, 4), XYXY_ABS, pixels of the view, inside the image.
+            rois: from `place`.
 
         Returns:
-            L masks (N, H_l, W_l) bool.
+            L masks (N, H_l, W_l) bool, on the host.
         """
-        pooler = self._pooler
-        levels = assign_boxes_to_levels(
-            [Boxes(of_image) for of_image in boxes],
-            pooler.min_level,
-            pooler.max_level,
-            pooler.canonical_box_size,
-            pooler.canonical_level,
-        )
-        every = torch.cat(list(boxes))
-        image = torch.cat([levels.new_full((len(b),), i) for i, b in enumerate(boxes)])
-        masks = []
-        for number, (level, stride) in enumerate(zip(features, self._strides, strict=True)):
-            # ROIAlign samples strictly inside the box, between the centres of two cells an axis.
-            first = torch.floor(every[:, :2] / stride - 0.5)
-            last = torch.floor(every[:, 2:] / stride - 0.5) + 1
-            columns = _between(first[:, 0], last[:, 0], level.shape[3])
-            rows = _between(first[:, 1], last[:, 1], level.shape[2])
-            rows &= (levels == number)[:, None]
-            hits = every.new_zeros((level.shape[0], level.shape[2], level.shape[3]))
-            hits.index_add_(0, image, (rows[:, :, None] & columns[:, None, :]).to(hits.dtype))
-            masks.append(hits > 0)
+        masks = [
+            torch.zeros((level.shape[0], *level.shape[2:]), dtype=torch.bool) for level in features
+        ]
+        arrays = [mask.numpy() for mask in masks]
+        stride = torch.tensor(self._strides)[rois.level][:, None]
+        # ROIAlign samples strictly inside the box, between the centres of two cells an axis.
+        first = torch.floor(rois.boxes[:, :2] / stride - 0.5).clamp(min=0).long()
+        last = torch.floor(rois.boxes[:, 2:] / stride - 0.5).long() + 2
+        places = torch.stack([rois.level, rois.image], dim=1)
+        for level, image, x1, y1, x2, y2 in torch.cat([places, first, last], dim=1).tolist():
+            arrays[level][image, y1:y2, x1:x2] = True
         return masks
-
-
-def _between(first: Tensor, last: Tensor, length: int) -> Tensor:
-    """(G, length) bool: first <= place <= last, both (G,)."""
-    places = torch.arange(length, device=first.device)
-    return (places >= first[:, None]) & (places <= last[:, None])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from detectors.pinned import naming_pinning
@@ -108,9 +109,13 @@ class DeviceLoader:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Copy a tensor or a dict of tensors; ground truth and text stay where they are."""
+    """Copy a tensor, a dict of tensors or ground truth; text and numbers stay as they are."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, Boxes):
+        return Boxes(to_device(value.tensor, device))
+    if isinstance(value, Instances):
+        return Instances(value.image_size, **to_device(value.get_fields(), device))
     if isinstance(value, dict):
         return {key: to_device(one, device) for key, one in value.items()}
     return value
@@ -118,7 +123,17 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 def _keep_for_step(batch: Batch) -> None:
     """Tell the allocator that the step's stream uses memory of the copying stream."""
-    for value in (one for item in batch for one in item.values()):
-        for tensor in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(tensor, Tensor):
-                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    for tensor in (one for item in batch for value in item.values() for one in _tensors(value)):
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors that `to_device` copies."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Boxes):
+        yield value.tensor
+    elif isinstance(value, dict | Instances):
+        fields = value if isinstance(value, dict) else value.get_fields()
+        for one in fields.values():
+            yield from _tensors(one)

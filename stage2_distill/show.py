@@ -57,7 +57,7 @@ def draw_views(cfg: CfgNode, *, count: int, folder: Path) -> Iterator[Path]:
         item = dataset[Draw(position=position, view=0)]
         outputs = family.run(student, family.preprocess(student, [item]))
         given = source.outputs([item], outputs.level_sizes, outputs.logits.device)
-        (instances,) = select(
+        instances = select(
             given,
             outputs.logits,
             outputs.deltas,
@@ -76,7 +76,7 @@ def draw_views(cfg: CfgNode, *, count: int, folder: Path) -> Iterator[Path]:
             truth=item["instances"],
             teacher=_confident(family.detections(student, as_teacher)[0]),
             student=_confident(family.detections(student, outputs)[0]),
-            instances=instances,
+            instances=instances.of_image(0),
             class_names=names,
         )
         yield path

@@ -198,7 +198,7 @@ def _put(
     num_anchors: int,
 ) -> None:
     """Write a group into its places of the batch."""
-    places = torch.as_tensor(list(group.positions), device=whole.deltas.device)
+    places = torch.tensor(list(group.positions)).to(whole.deltas.device, non_blocking=True)
     for target, level in zip(whole.features, group.features, strict=True):
         target[places] = _extend(level.float(), target.shape[2], target.shape[3])
     everywhere = whole.valid.new_ones((len(places), group.deltas.shape[1], 1))

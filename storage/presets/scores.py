@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -276,10 +277,17 @@ def _encode_logarithms(values: Tensor, bound: Tensor, steps_per_octave: int) -> 
 
 def _decode_logarithms(codes: Tensor, bound: Tensor, steps_per_octave: int) -> Tensor:
     """Undo `_encode_logarithms`: (n, ...) uint8 and (n,) float32 to (n, ...) float32."""
-    steps = torch.arange(LAST_CODE + 1, device=codes.device, dtype=torch.float32)
+    table = _table(steps_per_octave, codes.device)
+    return table[codes.to(torch.int64)] * _like(bound, codes)
+
+
+@lru_cache
+def _table(steps_per_octave: int, device: torch.device) -> Tensor:
+    """Fraction of the bound that each code stands for: (256,) float32, made once a device."""
+    steps = torch.arange(LAST_CODE + 1, dtype=torch.float32)
     table = torch.exp2((steps - LAST_CODE) / steps_per_octave)
     table[0] = 0.0
-    return table[codes.to(torch.int64)] * _like(bound, codes)
+    return table.to(device, non_blocking=True)
 
 
 def _like(bound: Tensor, values: Tensor) -> Tensor:

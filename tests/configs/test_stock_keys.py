@@ -72,7 +72,6 @@ CASES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("TEST.KEYPOINT_OKS_SIGMAS", [0.1], ALL),
     ("TEST.PRECISE_BN.ENABLED", True, (DISTILL,)),
     ("VIS_PERIOD", 10, (DISTILL,)),
-    ("SOLVER.REFERENCE_WORLD_SIZE", 8, (DISTILL,)),
 ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from configs.schema import GidConfig
 from stage2_distill.gism import GeneralInstances, select
+from stage2_distill.pooling import GiPooler, Rois
 from stage2_distill.teacher_batch import TeacherBatch, TeacherGroup, assemble
 from tests.stage2_distill import reference
 
@@ -67,7 +68,12 @@ class Case:
         ]
         return together(groups, self.sizes, self.num_anchors)
 
-    def select(self, config: GidConfig) -> list[GeneralInstances]:
+    def selected(self, config: GidConfig) -> list[GeneralInstances]:
+        """The GIs of each image."""
+        found = self.select(config)
+        return [found.of_image(number) for number in range(len(self.images))]
+
+    def select(self, config: GidConfig) -> GeneralInstances:
         """GISM of the package."""
         return select(
             self.teacher(),
@@ -135,6 +141,26 @@ def expected(case: Case, number: int, config: GidConfig) -> reference.Selection:
         nms_iou=config.nms_iou,
         top_k=config.top_k,
     )
+
+
+def instances(boxes: list[Tensor]) -> GeneralInstances:
+    """GIs at given boxes, N times (G, 4); the i-th of an image comes from its anchor i."""
+    most = max(1, *map(len, boxes))
+    places = torch.arange(most).expand(len(boxes), most)
+    return GeneralInstances(
+        # What lies where no GI is must not matter.
+        boxes=torch.stack([torch.cat([b, b.new_full((most - len(b), 4), 7e3)]) for b in boxes]),
+        scores=torch.linspace(1, 0, most).expand(len(boxes), most),
+        anchor_index=places,
+        from_teacher=torch.ones(len(boxes), most, dtype=torch.bool),
+        valid=places < torch.tensor([[len(of_image)] for of_image in boxes]),
+    )
+
+
+def places_in(pooler: GiPooler, boxes: list[Tensor]) -> Rois:
+    """What the pooler reads for given boxes, N times (G, 4)."""
+    found = instances(boxes)
+    return pooler.place(found.boxes, found.valid, "cpu")
 
 
 def matcher(low_quality: bool = True) -> Matcher:

@@ -46,9 +46,9 @@ def _run(path: str, overrides: list[Any], break_it: Break | None) -> dict[str, A
     own: list[dict[str, float]] = []
     checked = trainer._trainer._checked
 
-    def spy(losses: dict[str, torch.Tensor], part: Any) -> Any:
+    def spy(losses: dict[str, torch.Tensor], *rest: Any) -> Any:
         own.append({name: loss.item() for name, loss in losses.items()})
-        return checked(losses, part)
+        return checked(losses, *rest)
 
     trainer._trainer._checked = spy  # type: ignore[method-assign]
     if break_it and comm.get_rank() == 1:
@@ -86,14 +86,14 @@ def _break_loader(trainer: Any) -> None:
 def _break_losses(trainer: Any) -> None:
     """Let a loss of this rank become NaN."""
     distiller = trainer.distiller
-    losses_at = distiller.losses_at
+    losses_at = distiller._losses_at
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         losses = losses_at(*args, **kwargs)
         factor = float("nan") if trainer.iter == 2 else 1.0
         return {name: loss * factor for name, loss in losses.items()}
 
-    distiller.losses_at = broken
+    distiller._losses_at = broken
 
 
 def _break_teacher(trainer: Any) -> None:

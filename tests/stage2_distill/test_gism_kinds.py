@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from configs.schema import GidConfig
 from stage2_distill import gism
-from stage2_distill.gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of
+from stage2_distill.gism import count_kinds, filter_by_mode, kinds_of
 from tests.stage2_distill import reference
-from tests.stage2_distill.cases import STYLES, expected, make_case, tensor
+from tests.stage2_distill.cases import STYLES, expected, instances, make_case, tensor
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -31,50 +31,47 @@ def test_kinds_equal_the_reference(seed: int, style: str, objects: int) -> None:
     names = reference.kinds(wanted, labels, gt.astype(float), num_classes=2)
     assume(not wanted.ambiguous)
     found = case.select(config)
-    kinds = kinds_of(found, [tensor(labels)], [tensor(gt)], num_classes=2)
-    assert [gism.KINDS[k] for k in kinds[0]] == names
-    assert count_kinds(kinds) == {name: names.count(name) for name in gism.KINDS}
+    kinds = kinds_of(found, tensor(labels)[None], [tensor(gt)], num_classes=2)
+    assert [gism.KINDS[k] for k in kinds[found.valid]] == names
+    assert count_kinds(kinds, found.valid) == {name: names.count(name) for name in gism.KINDS}
     for mode in ("pos", "semi_pos", "neg"):
-        kept = filter_by_mode(found, kinds, mode)[0].anchor_index.tolist()
+        kept = filter_by_mode(found, kinds, mode).of_image(0).anchor_index.tolist()
         assert kept == [r for r, n in zip(wanted.anchors, names, strict=True) if n == mode]
-    assert len(filter_by_mode(found, kinds, "all")[0]) == len(names)
-
-
-def _instances(boxes: list[list[float]]) -> GeneralInstances:
-    count = len(boxes)
-    return GeneralInstances(
-        boxes=torch.tensor(boxes).reshape(-1, 4),
-        scores=torch.linspace(1, 0, count),
-        anchor_index=torch.arange(count),
-        from_teacher=torch.ones(count, dtype=torch.bool),
-    )
+    assert int(filter_by_mode(found, kinds, "all").valid.sum()) == len(names)
 
 
 def test_the_limits_between_the_kinds_belong_to_other() -> None:
     """0.7 and 0.3 exactly; the share is of the GI's area, not of the object's."""
     gt = torch.tensor([[0.0, 0.0, 1000.0, 70.0], [0.0, 970.0, 1000.0, 1000.0]])
-    found = _instances(
-        [
-            [0.0, 0.0, 100.0, 100.0],  # 0.7 of it
-            [0.0, 0.0, 100.0, 99.0],  # a little more
-            [0.0, 900.0, 100.0, 1000.0],  # 0.3 of it
-            [0.0, 899.0, 100.0, 1000.0],  # a little less
-        ]
-    )
-    labels = torch.tensor([2, 2, -1, -1])
-    kinds = kinds_of([found], [labels], [gt], num_classes=2)[0]
-    assert [gism.KINDS[k] for k in kinds] == ["other", "semi_pos", "other", "neg"]
+    boxes = [
+        [0.0, 0.0, 100.0, 100.0],  # 0.7 of it
+        [0.0, 0.0, 100.0, 99.0],  # a little more
+        [0.0, 900.0, 100.0, 1000.0],  # 0.3 of it
+        [0.0, 899.0, 100.0, 1000.0],  # a little less
+    ]
+    labels = torch.tensor([[2, 2, -1, -1]])
+    kinds = kinds_of(instances([torch.tensor(boxes)]), labels, [gt], num_classes=2)
+    assert [gism.KINDS[k] for k in kinds[0]] == ["other", "semi_pos", "other", "neg"]
 
 
 def test_images_without_objects_or_instances_have_kinds_too() -> None:
     labels = torch.full((2, 5), 3)
-    none, some = _instances([]), _instances([[0.0, 0.0, 20.0, 20.0]])
-    kinds = kinds_of([none, some], labels, [torch.zeros(0, 4)] * 2, num_classes=3)
-    assert [k.tolist() for k in kinds] == [[], [gism.KINDS.index("neg")]]
-    assert count_kinds(kinds) == {"pos": 0, "semi_pos": 0, "neg": 1, "other": 0}
-    assert [len(kept) for kept in filter_by_mode([none, some], kinds, "pos")] == [0, 0]
+    found = instances([torch.zeros(0, 4), torch.tensor([[0.0, 0.0, 20.0, 20.0]])])
+    kinds = kinds_of(found, labels, [torch.zeros(0, 4)] * 2, num_classes=3)
+    assert kinds[found.valid].tolist() == [gism.KINDS.index("neg")]
+    assert count_kinds(kinds, found.valid) == {"pos": 0, "semi_pos": 0, "neg": 1, "other": 0}
+    assert not filter_by_mode(found, kinds, "pos").valid.any()
+
+
+def test_an_object_counts_for_its_own_image_alone() -> None:
+    box = torch.tensor([[0.0, 0.0, 20.0, 20.0]])
+    found = instances([box, box, box])
+    labels = torch.full((3, 5), 2)
+    objects = [torch.zeros(0, 4), torch.cat([box + 15, box]), box + 100]
+    kinds = kinds_of(found, labels, objects, num_classes=2)[:, 0]
+    assert [gism.KINDS[k] for k in kinds] == ["neg", "semi_pos", "neg"]
 
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match=r"GID\.MODE must be one of .*, got 'best'"):
-        filter_by_mode([], [], "best")
+        filter_by_mode(instances([torch.zeros(0, 4)]), torch.zeros(1, 0), "best")

@@ -36,6 +36,7 @@ def run(
     """The package's way from outputs to losses, as a training step takes it."""
     found = case.select(config)
     teacher = case.teacher()
+    pooler = GiPooler(STRIDES, config)
     channels = case.student_features[0].shape[1]
     layer = adaptation or Adaptation(
         config.adaptation, student_channels=channels, teacher_channels=channels
@@ -43,13 +44,13 @@ def run(
     arguments: dict[str, Any] = {
         "config": config,
         "teacher": teacher,
-        "instances": found,
+        "rois": pooler.place(found.boxes, found.valid, "cpu"),
         "assigned": assign_anchors(matcher(), found, tensor(case.anchors), teacher.valid),
         "student_features": [tensor(level) for level in case.student_features],
         "student_logits": tensor(case.logits),
         "student_deltas": tensor(case.student_deltas),
         "adaptation": layer,
-        "pooler": GiPooler(STRIDES, config),
+        "pooler": pooler,
     }
     return gid_losses(**(arguments | overrides))
 

@@ -11,7 +11,7 @@ import torch
 from configs.loader import load_config
 from detectors.loop import AMP_DTYPES
 from stage1_dump.dump import run as dump
-from stage2_distill.distiller import Distiller
+from stage2_distill.teacher import CachedTeacher
 from stage2_distill.teacher_batch import TeacherBatch
 from tests.stage2_distill.conftest import Configure, write_student
 from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, losses_of, train
@@ -54,13 +54,13 @@ def test_every_preset_trains_close_to_full_precision(
 ) -> None:
     path = configured(configure, folder, caches, name)
     seen: list[TeacherBatch] = []
-    select = Distiller.general_instances
+    outputs = CachedTeacher.outputs
 
-    def spy(self: Distiller, teacher: TeacherBatch, outputs: Any) -> Any:
-        seen.append(teacher)
-        return select(self, teacher, outputs)
+    def spy(self: CachedTeacher, *args: Any) -> TeacherBatch:
+        seen.append(outputs(self, *args))
+        return seen[-1]
 
-    monkeypatch.setattr(Distiller, "general_instances", spy)
+    monkeypatch.setattr(CachedTeacher, "outputs", spy)
     step = ("SOLVER.MAX_ITER", 1, "MODEL.DEVICE", device, "DATASETS.TEST", "()")
     full = losses_of(train(path, *step))
     mixed = losses_of(train(path, *step, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", half))

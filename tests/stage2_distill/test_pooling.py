@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from configs.schema import GidConfig
 from stage2_distill.pooling import GiPooler
 from tests.stage2_distill import reference
-from tests.stage2_distill.cases import grid_sizes, make_case, tensor
+from tests.stage2_distill.cases import grid_sizes, make_case, places_in, tensor
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Coarse, so that boxes of every level fit on maps of a few cells.
@@ -46,7 +48,7 @@ def test_pooled_features_equal_the_reference(seed: int, images: int, size: int, 
     pyramid = random_pyramid(rng, images)
     boxes = [random_boxes(rng, pyramid[0], int(rng.integers(0, 4))) for _ in range(images)]
     pooler = GiPooler(STRIDES, GidConfig(roi_size=size, sampling_ratio=ratio))
-    pooled = pooler([level.float() for level in pyramid], boxes)
+    pooled = pooler([level.float() for level in pyramid], places_in(pooler, boxes))
     assert pooled.shape == (sum(map(len, boxes)), 2, size, size)
     row = 0
     for image, of_image in enumerate(boxes):
@@ -75,15 +77,18 @@ def test_cells_are_all_that_is_read(seed: int, images: int) -> None:
     pyramid = [level.float() for level in random_pyramid(rng, images)]
     boxes = [random_boxes(rng, pyramid[0], int(rng.integers(0, 4))) for _ in range(images)]
     pooler = GiPooler(STRIDES, GidConfig(roi_size=7))
-    cells = pooler.cells(pyramid, boxes)
+    rois = places_in(pooler, boxes)
+    cells = pooler.cells(pyramid, rois)
     blanked = [
         level.masked_fill(~mask[:, None], 1e6) for level, mask in zip(pyramid, cells, strict=True)
     ]
-    torch.testing.assert_close(pooler(blanked, boxes), pooler(pyramid, boxes), atol=1e-4, rtol=0)
+    torch.testing.assert_close(pooler(blanked, rois), pooler(pyramid, rois), atol=1e-4, rtol=0)
     leaves = [torch.ones_like(level).requires_grad_() for level in pyramid]
-    pooler(leaves, boxes).sum().backward()
+    pooler(leaves, rois).sum().backward()
     for leaf, mask in zip(leaves, cells, strict=True):
-        assert leaf.grad is not None
+        if leaf.grad is None:
+            assert not mask.any()
+            continue
         read = leaf.grad.bool().any(dim=1)
         assert not (read & ~mask).any()
         # With seven cells a side even the largest boxes leave gaps of no more than one cell.
@@ -103,16 +108,39 @@ def test_mixed_sizes_pool_as_on_each_images_own_grid() -> None:
             corners = rng.random((3, 2)) * (width / 2, height / 2)
             far = np.tile([width, height], (3, 1))
             boxes.append(torch.from_numpy(np.concatenate([corners, far], axis=1)).float())
-        together = pooler(batch.features, boxes).split(3)
+        together = pooler(batch.features, places_in(pooler, boxes)).split(3)
         for image, of_image, pooled in zip(case.images, boxes, together, strict=True):
-            alone = pooler([tensor(level)[None] for level in image.features], [of_image])
+            alone = pooler(
+                [tensor(level)[None] for level in image.features], places_in(pooler, [of_image])
+            )
             torch.testing.assert_close(pooled, alone, atol=1e-5, rtol=0)
+
+
+def test_pooled_features_are_those_of_detectron2_bit_for_bit() -> None:
+    """Values and gradients, boxes of all levels in any order, and images without one."""
+    rng = np.random.default_rng(3)
+    pyramid = [torch.randn(3, 2, s, s) for s in (59, 30, 15)]
+    boxes = [random_boxes(rng, pyramid[0], count) for count in (6, 0, 9)]
+    stock = ROIPooler((4, 4), [1 / s for s in STRIDES], 2, "ROIAlignV2")
+    pooler = GiPooler(STRIDES, GidConfig(roi_size=4))
+    upstream = torch.randn(15, 2, 4, 4)
+    results = []
+    for pool in (
+        lambda levels: stock(levels, [Boxes(b) for b in boxes]),
+        lambda levels: pooler(levels, places_in(pooler, boxes)),
+    ):
+        leaves = [level.clone().requires_grad_() for level in pyramid]
+        pooled = pool(leaves)
+        found = torch.autograd.grad(pooled, leaves, upstream, materialize_grads=True)
+        results.append([pooled, *found])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_no_boxes_give_an_empty_result_with_a_gradient() -> None:
     leaves = [torch.randn(2, 3, s, s, requires_grad=True) for s in (4, 2)]
     pooler = GiPooler((8, 16), GidConfig())
-    pooled = pooler(leaves, [torch.zeros(0, 4)] * 2)
+    pooled = pooler(leaves, places_in(pooler, [torch.zeros(0, 4)] * 2))
     assert pooled.shape == (0, 3, 10, 10)
     pooled.sum().backward()
     assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves)
@@ -120,12 +148,12 @@ def test_no_boxes_give_an_empty_result_with_a_gradient() -> None:
 
 def test_pooling_is_float32_under_autocast() -> None:
     features = [torch.randn(1, 3, 4, 4)]
-    boxes = [torch.tensor([[3.0, 4.0, 30.0, 20.0]])]
     pooler = GiPooler((8,), GidConfig())
+    rois = places_in(pooler, [torch.tensor([[3.0, 4.0, 30.0, 20.0]])])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        pooled = pooler([features[0].bfloat16()], boxes)
+        pooled = pooler([features[0].bfloat16()], rois)
     assert pooled.dtype == torch.float32
-    assert torch.equal(pooled, pooler([features[0].bfloat16().float()], boxes))
+    assert torch.equal(pooled, pooler([features[0].bfloat16().float()], rois))
 
 
 @pytest.mark.parametrize("strides", [[], [8, 32], [8, 8], [12, 24], [16, 8], [0]])

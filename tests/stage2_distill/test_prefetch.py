@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 from torch.utils.data import DataLoader
 
 from configs.loader import load_config
@@ -85,10 +86,19 @@ def test_a_batch_is_read_at_once(configure: Configure, monkeypatch: pytest.Monke
     assert [len(records) for records in calls] == [cfg.SOLVER.IMS_PER_BATCH]
 
 
-def test_images_and_codes_go_to_the_device() -> None:
-    item = {"image": torch.ones(3, 4, 4), "codes": {"a": torch.ones(2)}, "file_name": "x.png"}
+def test_images_codes_and_ground_truth_go_to_the_device() -> None:
+    truth = Instances((4, 4), gt_boxes=Boxes(torch.ones(1, 4)), gt_classes=torch.zeros(1))
+    item = {
+        "image": torch.ones(3, 4, 4),
+        "codes": {"a": torch.ones(2)},
+        "instances": truth,
+        "file_name": "x.png",
+    }
     moved = {key: to_device(value, torch.device("meta")) for key, value in item.items()}
     assert moved["image"].device.type == moved["codes"]["a"].device.type == "meta"
+    assert moved["instances"].gt_boxes.device.type == "meta"
+    assert moved["instances"].gt_classes.device.type == "meta"
+    assert moved["instances"].image_size == (4, 4)
     assert moved["file_name"] == "x.png"
 
 

@@ -9,24 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stage2_distill.gism import GeneralInstances
 from stage2_distill.losses import assign_anchors, response_loss
 from stage2_distill.teacher_batch import TeacherBatch
 from tests.stage2_distill import reference
-from tests.stage2_distill.cases import STYLES, make_anchors, make_case, matcher, tensor
+from tests.stage2_distill.cases import STYLES, instances, make_anchors, make_case, matcher, tensor
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def instances(boxes: Tensor) -> GeneralInstances:
-    """GIs at given boxes (G, 4)."""
-    count = len(boxes)
-    return GeneralInstances(
-        boxes=boxes,
-        scores=torch.ones(count),
-        anchor_index=torch.zeros(count, dtype=torch.int64),
-        from_teacher=torch.ones(count, dtype=torch.bool),
-    )
+def rows_of(assigned: Tensor) -> Tensor:
+    """The places of a mask (N, R)."""
+    return assigned.flatten().nonzero()[:, 0]
 
 
 def teacher_of(probabilities: Tensor, deltas: Tensor) -> TeacherBatch:
@@ -58,7 +51,11 @@ def test_response_losses_equal_the_reference(
         beta,
     )
     found = response_loss(
-        tensor(case.logits), tensor(case.student_deltas), teacher, tensor(assigned), beta=beta
+        tensor(case.logits),
+        tensor(case.student_deltas),
+        teacher,
+        rows_of(tensor(assigned)),
+        beta=beta,
     )
     assert [x.item() for x in found] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
@@ -73,7 +70,7 @@ def test_response_gradient_is_right(beta: float) -> None:
     )
     assigned = torch.rand(2, 4) < 0.6
     assert torch.autograd.gradcheck(
-        lambda x, y: response_loss(x, y, teacher, assigned, beta=beta), (logits, deltas)
+        lambda x, y: response_loss(x, y, teacher, rows_of(assigned), beta=beta), (logits, deltas)
     )
 
 
@@ -83,7 +80,9 @@ def test_only_assigned_anchors_get_a_response_gradient() -> None:
     assigned = torch.zeros(2, 4, dtype=torch.bool)
     assigned[1, 2] = True
     teacher = teacher_of(torch.rand(2, 4, 3), torch.randn(2, 4, 4))
-    torch.stack(response_loss(logits, deltas, teacher, assigned, beta=0.0)).sum().backward()
+    torch.stack(
+        response_loss(logits, deltas, teacher, rows_of(assigned), beta=0.0)
+    ).sum().backward()
     for leaf in (logits, deltas):
         assert leaf.grad is not None
         assert torch.equal(leaf.grad.bool().any(dim=2), assigned)
@@ -102,17 +101,17 @@ def test_assignment_equals_the_reference(
     valid = rng.random(len(anchors)) >= hidden
     wanted = reference.assign(boxes, anchors, valid, 0.4, 0.5, low_quality)
     found = assign_anchors(
-        matcher(low_quality), [instances(tensor(boxes))], tensor(anchors), tensor(valid)[None]
+        matcher(low_quality), instances([tensor(boxes)]), tensor(anchors), tensor(valid)[None]
     )
-    np.testing.assert_array_equal(found[0].numpy(), wanted)
+    np.testing.assert_array_equal(found.numpy(), wanted.nonzero()[0])
 
 
 def test_an_anchor_outside_the_records_grid_is_never_a_best_match() -> None:
     anchors = torch.tensor([[0.0, 0, 20, 20], [0, 0, 60, 20], [200, 200, 220, 220]])
-    box = instances(torch.tensor([[0.0, 0.0, 20.0, 20.0]]))
+    box = torch.tensor([[0.0, 0.0, 20.0, 20.0]])
     both = torch.tensor([[True, True, True], [False, True, True]])
-    found = assign_anchors(matcher(), [box, box], anchors, both)
-    assert found.tolist() == [[True, False, False], [False, True, False]]
+    found = assign_anchors(matcher(), instances([box, box]), anchors, both)
+    assert found.tolist() == [0, 3 + 1]
 
 
 def test_a_box_that_meets_no_anchor_assigns_none() -> None:
@@ -120,5 +119,5 @@ def test_a_box_that_meets_no_anchor_assigns_none() -> None:
     far = torch.tensor([500.0, 500.0, 540.0, 540.0])
     near = torch.tensor([0.0, 0.0, 12.0, 12.0])
     valid = torch.ones(2, 2, dtype=torch.bool)
-    boxes = [instances(far[None]), instances(torch.stack([far, near]))]
-    assert assign_anchors(matcher(), boxes, anchors, valid).tolist() == [[False] * 2, [True, False]]
+    found = instances([far[None], torch.stack([far, near])])
+    assert assign_anchors(matcher(), found, anchors, valid).tolist() == [2]
