@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up
-from detectors.datasets import require_classes
+from detectors.datasets import require_fit
 
 from .fidelity import checkpoints_of, measure
 from .show import draw_views
@@ -43,7 +43,7 @@ def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
         raise ValueError(f"--views {args.views}: expected 1 or more")
     for warning in register_data(cfg, use=("TRAIN",)):
         logger.warning("%s", warning)
-    require_classes(cfg, ("TRAIN",))
+    require_fit(cfg, ("TRAIN",))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
     found = measure(cfg, students, args.views)
     for line in [json.dumps(found.to_json())] if args.json else found.lines():

@@ -22,7 +22,9 @@ def clean_catalogs() -> Iterator[None]:
         MetadataCatalog.pop(name, None)
 
 
-@pytest.mark.parametrize("images_in", ["images", "images/{split}", "{split}", "."])
+@pytest.mark.parametrize(
+    "images_in", ["images", "images/{split}", "{split}", "{split}/images", "."]
+)
 def test_every_split_of_a_folder_is_registered(make_folder: Folder, images_in: str) -> None:
     folder = make_folder("set", ("train", "val2017"), images_in)
     found = register_folder(folder)
