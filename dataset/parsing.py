@@ -31,6 +31,7 @@ from dataset.tables import ImageTable, ObjectTable
 
 SECTIONS = ("images", "annotations", "categories")
 _SHOWN_NAMES = 5
+_OWN_IDS = "; give each an id of its own"
 # detectron2 allows ids that are given twice in these files of COCO 2014 alone, a known bug.
 _WITH_REPEATED_IDS = "minival"
 
@@ -102,7 +103,9 @@ class FileReader:
             return
         if image_id in self.images:
             earlier = self.images[image_id][0]
-            self._add("duplicate", f"image id {image_id} is also that of {earlier}", file_name)
+            self._add(
+                "duplicate", f"image id {image_id} is also that of {earlier}{_OWN_IDS}", file_name
+            )
             self.repeated_images.add(image_id)
             self.untraceable.add("images")
             return
@@ -116,7 +119,7 @@ class FileReader:
             self._refuse("categories", element.get("id") if isinstance(element, dict) else None)
             return
         if category_id in self.categories:
-            self._add("duplicate", f"category id {category_id} is given twice")
+            self._add("duplicate", f"category id {category_id} is given twice{_OWN_IDS}")
             self.untraceable.add("categories")
         else:
             self.categories[category_id] = name
@@ -196,7 +199,8 @@ class FileReader:
             self._add(
                 "annotation" if section == "images" else "category",
                 f"annotation {objects.ids[row]}: {what} {one} is not in `{section}`"
-                + (f", nor is that of {count - 1} more objects" if count > 1 else ""),
+                + (f", nor is that of {count - 1} more objects" if count > 1 else "")
+                + f"; add the {what}, or leave out what is of it",
                 self._name_of(int(objects.image_ids[row])),
             )
         return objects.rows(is_known)
@@ -211,7 +215,7 @@ class FileReader:
         message = (
             f"annotations[{objects.numbers[row]}]: annotation id {objects.ids[row]} is given twice"
             + (f", and so are {len(repeated) - 1} more" if len(repeated) > 1 else "")
-            + "; number the objects through"
+            + _OWN_IDS
         )
         image = self._name_of(int(objects.image_ids[row]))
         if _WITH_REPEATED_IDS in os.path.basename(self.path):

@@ -1,5 +1,6 @@
 """The data of a config are refused before anything is computed, in one sentence everywhere."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from dataset.reading import load_annotations
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import training_images
 from detectors.__main__ import main
-from detectors.command import register_data
+from detectors.command import register_data, set_up
 from detectors.datasets import require_fit
 from detectors.evaluate import box_evaluator
 from stage1_dump.__main__ import main as dump_main
@@ -223,6 +224,19 @@ def test_a_category_without_objects_is_a_class_and_is_named(data: Data) -> None:
     with pytest.raises(ValueError, match=r"4 categories: 0 'shapes' \(without objects\), 1 'disc'"):
         require_fit(cfg, ("TRAIN",))
     require_fit(load_config(config, [CLASSES, "4"]), ("TRAIN",))
+
+
+def test_what_is_warned_of_is_in_the_log_once(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_extent(document: dict[str, Any]) -> None:
+        document["annotations"][0]["bbox"] = [0, 0, 0, 0]
+
+    cfg = load_config(str(data(train=no_extent)))
+    arguments = argparse.Namespace(config_file="", eval_only=False)
+    set_up(cfg, arguments)
+    log = (tmp_path / "output/log.txt").read_text()
+    assert log.count("has no area; training drops it") == 1
 
 
 def test_a_teacher_of_other_classes_is_warned_of_by_the_plan(
