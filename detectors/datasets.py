@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
@@ -50,8 +50,8 @@ def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[
         register_folder(cfg.DATASET.FOLDER, needed=needed)
     used = _used(cfg, use)
     compared = [one.categories for one in used]
-    if "TRAIN" not in use:
-        compared = [*_training_categories(cfg), *compared]
+    if "TRAIN" not in use and compared:
+        compared = [*_training_categories(cfg, compared[0]), *compared]
     for other in compared[1:]:
         _check_same_categories(compared[0], other)
     for one in used if images else ():
@@ -60,35 +60,43 @@ def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[
 
 
 def _used(cfg: CfgNode, use: Collection[str]) -> list[_Set]:
-    return [one for key in ("TRAIN", "TEST") if key in use for one in _adopted(cfg, key)]
+    return [
+        one for key in ("TRAIN", "TEST") if key in use for one in _adopted(key, cfg.DATASETS[key])
+    ]
 
 
-def _adopted(cfg: CfgNode, key: str) -> Iterator[_Set]:
-    for name in cfg.DATASETS[key]:
+def _adopted(key: str, names: Iterable[str]) -> Iterator[_Set]:
+    for name in names:
         # A dataset that a user's own code registered need not be a COCO file.
         if name not in DatasetCatalog or is_coco(name):
             yield _Set(key=f"DATASETS.{key}", name=name, annotations=adopt(name))
 
 
-def _training_categories(cfg: CfgNode) -> list[_Categories]:
+def _training_categories(cfg: CfgNode, tested: _Categories) -> Iterator[_Categories]:
     """Those of the training sets, for a command that has no use for them: if they are at hand.
 
-    Of detectron2's own datasets they are known without a file; other files may be large, so that
+    Of detectron2's own datasets they are known without a file. Other files may be large, so that
     the main rank alone reads them.
     """
-    found = []
     for name in cfg.DATASETS.TRAIN:
-        metadata = MetadataCatalog.get(name)
-        ids = metadata.get("thing_dataset_id_to_contiguous_id")
-        if ids and metadata.get("thing_classes"):
-            names = {key: metadata.thing_classes[number] for key, number in ids.items()}
-            found.append(_Categories(source=f"{name} (DATASETS.TRAIN)", names=names))
-    if found or not comm.is_main_process():
-        return found
-    try:
-        return [one.categories for one in _adopted(cfg, "TRAIN")]
-    except (OSError, ValueError):
-        return []
+        known = _known_categories(name)
+        if known == tested.names or not comm.is_main_process():
+            continue
+        try:
+            yield from (one.categories for one in _adopted("TRAIN", [name]))
+        except FileNotFoundError:
+            if known:
+                yield _Categories(source=f"{name} (DATASETS.TRAIN)", names=known)
+        except ValueError:
+            continue  # who trains on it will be told
+
+
+def _known_categories(name: str) -> dict[int, str]:
+    """Id to name, as far as detectron2 knows it without reading a file."""
+    metadata = MetadataCatalog.get(name)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    classes = metadata.get("thing_classes", [])
+    return {key: classes[number] for key, number in ids.items()} if classes else {}
 
 
 def _find_images(cfg: CfgNode, one: _Set) -> None:
