@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import TeacherConfig
+from dataset.reading import load_annotations
 from storage.example import add_example
 
 from .pipeline import Pipeline
@@ -67,11 +68,11 @@ def prepare(output: Path, photographs: Path | None) -> Subject:
     if photographs is None and not data.exists():
         job.run("data", "dataset", "synthetic", "--output", data)
     job.split = _split_of(data)
-    annotations = json.loads((data / "annotations" / f"instances_{job.split}.json").read_text())
+    annotations = load_annotations(data / "annotations" / f"instances_{job.split}.json")
     steps = _STEPS["photographs" if photographs else "synthetic"]
     job.overrides = {"SOLVER.MAX_ITER": steps, "SOLVER.CHECKPOINT_PERIOD": steps // 2}
     if photographs:
-        views = max(2, -(-NUM_VIEWS // len(annotations["images"])))
+        views = max(2, -(-NUM_VIEWS // len(annotations.images)))
         job.overrides |= _PHOTOGRAPHS
         job.teacher_overrides = {"MODEL.FPN.OUT_CHANNELS": 256}
         job.view_overrides = {
@@ -82,7 +83,7 @@ def prepare(output: Path, photographs: Path | None) -> Subject:
         job.train_teacher()
     if not (job.folder / "student" / "student_final.pth").exists():
         job.train_student("student", source="live", seed=1)
-    return Subject(name=name, job=job, num_classes=len(annotations["categories"]))
+    return Subject(name=name, job=job, num_classes=len(annotations.categories))
 
 
 def fidelity_rows(subject: Subject, preset: str, precision: str = "float32") -> list[Row]:

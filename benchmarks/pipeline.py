@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from dataset.reading import load_annotations
+
 T = TypeVar("T")
 
 # What stage 2 writes last: the student alone.
@@ -72,12 +74,12 @@ class Pipeline:
     def write_configs(self) -> None:
         """Write the configs for this folder and data; shipped ones are their bases."""
         folder = self.data / "annotations"
-        classes = json.loads((folder / f"instances_{self.split}.json").read_text())
+        classes = load_annotations(folder / f"instances_{self.split}.json").categories
         tested = "val" if (folder / "instances_val.json").exists() else self.split
         common = {
             "DATASET": {"FOLDER": str(self.data)},
             "DATASETS": {"TRAIN": [f"folder_{self.split}"], "TEST": [f"folder_{tested}"]},
-            "MODEL": {"RETINANET": {"NUM_CLASSES": len(classes["categories"])}},
+            "MODEL": {"RETINANET": {"NUM_CLASSES": len(classes)}},
         }
         self._write_config(
             "teacher",

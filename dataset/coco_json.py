@@ -63,7 +63,7 @@ def _read_text(name: str) -> str:
     except IsADirectoryError:
         raise ValueError(f"{name}: expected an annotation file, found a folder") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 text ({error}), so not COCO annotations") from None
+        raise ValueError(f"{name}: not UTF-8 text ({error}); save it as UTF-8") from None
 
 
 def _walk_object(text: str, progress: Progress) -> Iterator[tuple[str, Any, bool]]:

@@ -18,6 +18,14 @@ _INT32_MAX = 2**31 - 1
 # No image is larger, and arithmetic on boxes stays far from infinity.
 MAX_COORDINATE = float(_INT32_MAX)
 
+_REMEDIES = {
+    "id": "a number of its own",
+    "image_id": "the `id` of its image",
+    "category_id": "the `id` of its category",
+    "height": "the image's height in pixels",
+    "width": "the image's width in pixels",
+}
+
 Severity = Literal["error", "warning"]
 
 
@@ -219,16 +227,17 @@ def _integer(element: dict[str, Any], key: str, where: str, kind: str, low: int,
     given = element.get(key)
     value = whole_number(given)
     if value is None:
-        remedy = _as_integer(given)
+        number = _as_integer(given)
+        remedy = _REMEDIES[key] if number is None else f"{number}, without quotes"
         raise ElementError(
-            f"{where}: `{key}` must be an integer, got {describe(given)}"
-            + (f"; write {remedy}, without quotes" if remedy is not None else ""),
+            f"{where}: `{key}` must be an integer, got {describe(given)}; write {remedy}",
             kind=kind,
             key=key,
         )
     if not low <= value <= high:
         raise ElementError(
-            f"{where}: `{key}` must lie in [{low}, {high}], got {_shorten(str(value))}",
+            f"{where}: `{key}` must lie in [{low}, {high}], got {_shorten(str(value))}; write "
+            f"{_REMEDIES[key]}",
             kind=kind,
             key=key,
         )

@@ -1,8 +1,9 @@
 """Layouts of dataset folders: which splits one holds, and where their images may be.
 
 Two are read: COCO's, `annotations/instances_<split>.json`, with the images in `images/<split>/`,
-`<split>/`, `images/` or the folder itself; and Roboflow's, `<split>/_annotations.coco.json` beside
-the images. Other annotation files that are seen are named with what to do.
+`<split>/`, `images/`, `<split>/images/` or the folder itself; and Roboflow's,
+`<split>/_annotations.coco.json` beside the images. Other annotation files that are seen are named
+with what to do.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def find_splits(folder: Path) -> list[Split]:
         if match:
             split = match["split"]
             images = folder / "images"
-            places = (images / split, folder / split, images, folder)
+            own = folder / split
+            places = (images / split, own, images, own / "images", folder)
             splits.append(Split(name=split, annotations=path, image_folders=places))
     for path in sorted(folder.glob(f"*/{_ROBOFLOW}")) if not splits else ():
         place = path.parent

@@ -69,8 +69,7 @@ def adopt(name: str) -> Annotations:
     are read by us from here on.
 
     Raises:
-        FileNotFoundError, ValueError: as `locate` and `dataset.reading.load_annotations`; or the
-            name stands for other categories.
+        FileNotFoundError, ValueError: as `locate` and `dataset.reading.load_annotations`.
     """
     from detectron2.data import DatasetCatalog
 
@@ -97,18 +96,20 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
 
 
 def _name_classes(name: str, annotations: Annotations) -> None:
+    """Let detectron2 have the categories of the file, also where it knows others by that name."""
     from detectron2.data import MetadataCatalog
 
     metadata = MetadataCatalog.get(name)
-    names, ids = list(annotations.categories.values()), annotations.class_ids
-    known = metadata.get("thing_classes"), metadata.get("thing_dataset_id_to_contiguous_id")
-    if known[0] not in (None, names) or known[1] not in (None, ids):
-        raise ValueError(
-            f"{annotations.path}: its {len(names)} categories are not those that dataset {name!r} "
-            "stands for; name the data by DATASET.FOLDER, or register them under a name of their "
-            "own"
-        )
-    metadata.set(thing_classes=names, thing_dataset_id_to_contiguous_id=ids)
+    found = {
+        "thing_classes": list(annotations.categories.values()),
+        "thing_dataset_id_to_contiguous_id": annotations.class_ids,
+    }
+    if any(metadata.get(key) not in (None, value) for key, value in found.items()):
+        # Metadata cannot be changed, only made anew. There are as many colours as old classes.
+        kept = {k: v for k, v in metadata.as_dict().items() if k not in (*found, "thing_colors")}
+        MetadataCatalog.remove(name)
+        metadata = MetadataCatalog.get(name).set(**kept)
+    metadata.set(**found)
 
 
 def _find_image_root(annotations: Path, candidates: tuple[Path, ...]) -> Path:

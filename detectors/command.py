@@ -185,10 +185,10 @@ def set_up(
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    from .datasets import require_classes
+    from .datasets import require_fit
 
     warnings = register_data(cfg, use=use)
-    require_classes(cfg, use)
+    require_fit(cfg, use)
     default_setup(cfg, args)
     # default_setup gives detectron2's log its handlers; ours goes the same way.
     for name in ("detectors", "stage2_distill"):

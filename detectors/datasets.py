@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from configs.loader import settings
@@ -28,6 +28,20 @@ class _Set:
     name: str
     annotations: Annotations
 
+    @property
+    def categories(self) -> _Categories:
+        """Its categories, and where they are from."""
+        source = f"{self.annotations.path} ({self.key})"
+        return _Categories(source=source, names=self.annotations.categories)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Categories:
+    """Id to name, and where that is from."""
+
+    source: str
+    names: dict[int, str]
+
 
 def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[str]:
     """See `detectors.command.register_data`."""
@@ -35,10 +49,9 @@ def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[
         needed = [name for key in use for name in cfg.DATASETS[key]]
         register_folder(cfg.DATASET.FOLDER, needed=needed)
     used = _used(cfg, use)
-    compared = used
-    # Evaluation needs no training set; the main rank alone reads it, as it may be large.
-    if "TRAIN" not in use and comm.is_main_process():
-        compared = [*_readable(cfg, "TRAIN"), *used]
+    compared = [one.categories for one in used]
+    if "TRAIN" not in use and compared:
+        compared = [*_training_categories(cfg, compared[0]), *compared]
     for other in compared[1:]:
         _check_same_categories(compared[0], other)
     for one in used if images else ():
@@ -47,22 +60,43 @@ def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[
 
 
 def _used(cfg: CfgNode, use: Collection[str]) -> list[_Set]:
-    return [one for key in ("TRAIN", "TEST") if key in use for one in _adopted(cfg, key)]
+    return [
+        one for key in ("TRAIN", "TEST") if key in use for one in _adopted(key, cfg.DATASETS[key])
+    ]
 
 
-def _adopted(cfg: CfgNode, key: str) -> Iterator[_Set]:
-    for name in cfg.DATASETS[key]:
+def _adopted(key: str, names: Iterable[str]) -> Iterator[_Set]:
+    for name in names:
         # A dataset that a user's own code registered need not be a COCO file.
         if name not in DatasetCatalog or is_coco(name):
             yield _Set(key=f"DATASETS.{key}", name=name, annotations=adopt(name))
 
 
-def _readable(cfg: CfgNode, key: str) -> list[_Set]:
-    """Those that are there and hold; none if any does not, as the command has no use for them."""
-    try:
-        return list(_adopted(cfg, key))
-    except (OSError, ValueError):
-        return []
+def _training_categories(cfg: CfgNode, tested: _Categories) -> Iterator[_Categories]:
+    """Those of the training sets, for a command that has no use for them: if they are at hand.
+
+    Of detectron2's own datasets they are known without a file. Other files may be large, so that
+    the main rank alone reads them.
+    """
+    for name in cfg.DATASETS.TRAIN:
+        known = _known_categories(name)
+        if known == tested.names or not comm.is_main_process():
+            continue
+        try:
+            yield from (one.categories for one in _adopted("TRAIN", [name]))
+        except FileNotFoundError:
+            if known:
+                yield _Categories(source=f"{name} (DATASETS.TRAIN)", names=known)
+        except ValueError:
+            continue  # who trains on it will be told
+
+
+def _known_categories(name: str) -> dict[int, str]:
+    """Id to name, as far as detectron2 knows it without reading a file."""
+    metadata = MetadataCatalog.get(name)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    classes = metadata.get("thing_classes", [])
+    return {key: classes[number] for key, number in ids.items()} if classes else {}
 
 
 def _find_images(cfg: CfgNode, one: _Set) -> None:
@@ -72,18 +106,23 @@ def _find_images(cfg: CfgNode, one: _Set) -> None:
     require_images(table, locate(one.name)[1])
 
 
-def require_classes(cfg: CfgNode, use: Collection[str]) -> None:
-    """Refuse a model with another number of classes than its data have categories.
+def require_fit(cfg: CfgNode, use: Collection[str]) -> None:
+    """Refuse a model that its data do not fit.
 
-    With fewer, objects of the last categories would be trained as background.
+    With fewer classes than there are categories, objects of the last ones would be trained as
+    background; masks and keypoints would be asked for that nobody reads.
 
     Args:
         cfg: a model's config, its data registered.
         use: which of DATASETS.TRAIN and DATASETS.TEST the command uses.
 
     Raises:
-        ValueError: the numbers differ; the message names key and file.
+        ValueError: the model learns more than boxes, or has another number of classes than the
+            data have categories; the message names the key.
     """
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if "TRAIN" in use and cfg.MODEL[key]:
+            raise ValueError(f"MODEL.{key} is True, but boxes are all that is trained; set False")
     for one in _used(cfg, use)[:1]:  # the others have the same categories
         message = other_classes(cfg, one.annotations)
         if message:
@@ -104,9 +143,9 @@ def other_classes(cfg: CfgNode, annotations: Annotations) -> str:
     )
 
 
-def _check_same_categories(first: _Set, other: _Set) -> None:
+def _check_same_categories(first: _Categories, other: _Categories) -> None:
     """Refuse sets whose categories are not the same, as classes are numbered by their ids."""
-    ours, theirs = first.annotations.categories, other.annotations.categories
+    ours, theirs = first.names, other.names
     different = [
         f"{key} is {_named(ours, key)} there and {_named(theirs, key)} here"
         for key in sorted(ours.keys() | theirs.keys())
@@ -115,8 +154,7 @@ def _check_same_categories(first: _Set, other: _Set) -> None:
     if different:
         more = ", ..." if len(different) > _SHOWN_CATEGORIES else ""
         raise ValueError(
-            f"{other.annotations.path} ({other.key}): its categories are not those of "
-            f"{first.annotations.path} ({first.key}): "
+            f"{other.source}: its categories are not those of {first.source}: "
             + ", ".join(different[:_SHOWN_CATEGORIES])
             + f"{more}; write the same list `categories` into both"
         )

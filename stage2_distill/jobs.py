@@ -14,7 +14,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up
-from detectors.datasets import require_classes
+from detectors.datasets import require_fit
 from detectors.launching import check_device
 from storage.progress import Progress
 
@@ -47,7 +47,7 @@ def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
     check_device(cfg.MODEL.DEVICE)
     for warning in register_data(cfg, use=("TRAIN",)):
         logger.warning("%s", warning)
-    require_classes(cfg, ("TRAIN",))
+    require_fit(cfg, ("TRAIN",))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
     found = measure(cfg, students, args.views)
     for line in [json.dumps(found.to_json())] if args.json else found.lines():

@@ -187,7 +187,7 @@ def test_category_ids_given_twice_are_a_problem(
 ) -> None:
     document["categories"].append({"id": 6, "name": "cow"})
     problem = one_problem(check(write_json(document), root))
-    assert problem.message == "category id 6 is given twice"
+    assert problem.message == "category id 6 is given twice; give each an id of its own"
 
 
 def test_sections_may_come_in_any_order(

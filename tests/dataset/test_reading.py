@@ -105,7 +105,7 @@ FILLED_IN: dict[str, Edit] = {
 REFUSED: dict[str, tuple[Edit, str]] = {
     "text image ids": (IDS_AS_TEXT, r"images\[0\]: `id` must be an integer, got str '7'"),
     "text image id, one": (first("images", id="7"), r"got str '7'; write 7, without quotes"),
-    "null image id": (first("images", id=None), r"images\[0\]: `id` must be an integer, got not"),
+    "null image id": (first("images", id=None), r"images\[0\]: `id` .* nothing; write a number of"),
     "no image id": (first("images", id=GONE), r"images\[0\]: `id` must be an integer, got noth"),
     "fraction image id": (first("images", id=7.5), r"images\[0\]: `id` must be .* float 7\.5"),
     "true as id": (first("images", id=True), r"images\[0\]: `id` must be .* bool True"),

@@ -22,7 +22,9 @@ def clean_catalogs() -> Iterator[None]:
         MetadataCatalog.pop(name, None)
 
 
-@pytest.mark.parametrize("images_in", ["images", "images/{split}", "{split}", "."])
+@pytest.mark.parametrize(
+    "images_in", ["images", "images/{split}", "{split}", "{split}/images", "."]
+)
 def test_every_split_of_a_folder_is_registered(make_folder: Folder, images_in: str) -> None:
     folder = make_folder("set", ("train", "val2017"), images_in)
     found = register_folder(folder)
@@ -205,8 +207,10 @@ def test_a_dataset_that_detectron2_knows_is_read_by_us(make_folder: Folder) -> N
     document["categories"].reverse()
     document["categories"][0]["name"] = "cow"
     path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="its 2 categories are not those that dataset 'test_kno"):
-        adopt("test_known")
+    adopt("test_known")
+    # The file decides, also where detectron2 knows other classes by that name.
+    assert MetadataCatalog.get("test_known").thing_classes == ["cat", "cow"]
+    assert locate("test_known") == (str(path), str(folder / "images"))
 
 
 def test_a_misspelt_name_gets_the_nearest_one() -> None:

@@ -1,5 +1,6 @@
 """The data of a config are refused before anything is computed, in one sentence everywhere."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,8 @@ from dataset.reading import load_annotations
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import training_images
 from detectors.__main__ import main
-from detectors.command import register_data
-from detectors.datasets import require_classes
+from detectors.command import register_data, set_up
+from detectors.datasets import require_fit
 from detectors.evaluate import box_evaluator
 from stage1_dump.__main__ import main as dump_main
 from stage2_distill.__main__ import main as distill_main
@@ -221,8 +222,21 @@ def test_a_category_without_objects_is_a_class_and_is_named(data: Data) -> None:
     warnings = register_data(cfg)
     assert len(warnings) == 2 and "no object, yet are classes: 0 'shapes'" in warnings[0]
     with pytest.raises(ValueError, match=r"4 categories: 0 'shapes' \(without objects\), 1 'disc'"):
-        require_classes(cfg, ("TRAIN",))
-    require_classes(load_config(config, [CLASSES, "4"]), ("TRAIN",))
+        require_fit(cfg, ("TRAIN",))
+    require_fit(load_config(config, [CLASSES, "4"]), ("TRAIN",))
+
+
+def test_what_is_warned_of_is_in_the_log_once(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_extent(document: dict[str, Any]) -> None:
+        document["annotations"][0]["bbox"] = [0, 0, 0, 0]
+
+    cfg = load_config(str(data(train=no_extent)))
+    arguments = argparse.Namespace(config_file="", eval_only=False)
+    set_up(cfg, arguments)
+    log = (tmp_path / "output/log.txt").read_text()
+    assert log.count("has no area; training drops it") == 1
 
 
 def test_a_teacher_of_other_classes_is_warned_of_by_the_plan(
@@ -239,10 +253,25 @@ def test_a_teacher_of_other_classes_is_warned_of_by_the_plan(
     assert f"of the teacher, {CLASSES} is 5, but " in caplog.text
 
 
-def test_a_model_of_masks_or_without_known_classes_is_not_judged(data: Data) -> None:
+@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON"])
+def test_masks_and_keypoints_are_not_trained(key: str, data: Data) -> None:
+    cfg = load_config(str(data()), [key, "True"])
+    register_data(cfg)
+    with pytest.raises(ValueError, match=rf"{key} is True, but boxes are all that is trained"):
+        require_fit(cfg, ("TRAIN", "TEST"))
+    require_fit(cfg, ("TEST",))
+
+
+def test_evaluation_knows_the_categories_of_detectron2s_own_training_sets(data: Data) -> None:
+    cfg = load_config(str(data()), ["DATASETS.TRAIN", "('coco_2017_train',)"])
+    with pytest.raises(ValueError, match=r"those of coco_2017_train \(DATASETS\.TRAIN\): 1 is"):
+        register_data(cfg, use=("TEST",))
+
+
+def test_a_model_without_known_classes_is_not_judged(data: Data) -> None:
     cfg = load_config(str(data()), ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"])
     register_data(cfg)
-    require_classes(cfg, ("TRAIN", "TEST"))
+    require_fit(cfg, ("TRAIN", "TEST"))
 
 
 def test_a_set_without_objects_can_be_trained_on_if_asked_for(data: Data) -> None:

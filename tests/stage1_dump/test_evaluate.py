@@ -205,6 +205,10 @@ def without_a_category(document: dict[str, Any]) -> None:
     keep_objects(document, "category_id", [one["id"] for one in document["categories"]])
 
 
+def with_a_null_box(document: dict[str, Any]) -> None:
+    document["annotations"][0]["bbox"] = None
+
+
 def without_objects(document: dict[str, Any]) -> None:
     del document["annotations"]
 
@@ -215,6 +219,7 @@ def without_objects(document: dict[str, Any]) -> None:
         (without_an_image, "1 images are gone, the first has the id 2"),
         (with_another_size, "1 images have another size, the first has the id 7"),
         (without_a_category, "has 2 categories, but the teacher .* has 3 classes"),
+        (with_a_null_box, r"other\.json: .*: annotation 1: `bbox` must be 4 numbers, got None"),
         (without_objects, "there is no list `annotations`"),
     ],
 )
