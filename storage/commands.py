@@ -13,7 +13,7 @@ from storage.comparison import compare
 from storage.errors import FormatError
 from storage.index import ShardTable
 from storage.layout import COMMITS, LOG, commit_key
-from storage.location import Location
+from storage.location import PARTIAL_SUFFIX, Location
 from storage.metadata import read_index, read_root
 from storage.plan import plan_from_json
 from storage.repairs import apply_repair, plan_repair
@@ -82,7 +82,8 @@ def run_repair(cache: str, *, level: str, dry_run: bool, workers: int, as_json: 
         apply_repair(location, plan)
     if not as_json:
         verb = "would be dropped" if dry_run else "dropped"
-        advice = "; run the dump again to write them" if plan.shards else ""
+        redo = plan.shards or any(not key.endswith(PARTIAL_SUFFIX) for key in plan.removed)
+        advice = "; run the dump again to write them" if redo else ""
         _print([f"{location}: {len(plan.shards)} shards {verb}{advice}"])
     # What is merely not written yet is for the dump to do; anything else needs a person.
     solved = {"missing", "uncommitted", "unfinished"}

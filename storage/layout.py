@@ -57,6 +57,11 @@ def index_chunk_keys(column: str, records: int) -> list[str]:
     return [f"{INDEX}/{column}/c/{number}" for number in range(-(-records // INDEX_CHUNK))]
 
 
+def index_keys(records: int) -> list[str]:
+    """Keys of the chunks of all index columns."""
+    return [key for column in COLUMNS for key in index_chunk_keys(column, records)]
+
+
 def root_json(manifest: Manifest) -> bytes:
     """The root's zarr.json."""
     return _group({"gid": manifest.to_json()})
@@ -76,6 +81,12 @@ def parse_root(raw: bytes, store: str) -> Manifest:
     manifest = Manifest.from_json(attributes["gid"], store)
     if not manifest.slots:
         raise FormatError(f"{store}: the manifest is malformed (no slots)")
+    expected = json.loads(root_json(manifest))
+    for one in canonical.differences(root, expected):
+        raise FormatError(
+            f"{store}/{ROOT_KEY}: {one}, as the format has it; run the dump again with the same"
+            " config: it writes the file again, and keeps the shards"
+        )
     return manifest
 
 
