@@ -29,7 +29,7 @@ test: setup
 # The tests of these files in full; make test runs a few of each kind.
 faults: setup
 	GID_FAULTS=full $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
-		tests/storage/test_crash.py tests/storage/test_at_work.py \
+		tests/storage/test_crash.py tests/storage/test_at_work.py tests/storage/test_odd_files.py \
 		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py
 
 # PHOTOGRAPHS="folder folder" adds real images, best one set of 3 and one of 80 classes; accuracy

@@ -34,6 +34,8 @@ from storage.layout import (
     ROOT_KEY,
     commit_key,
     object_key,
+    root_json,
+    seal,
 )
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest, check_version
@@ -223,7 +225,11 @@ class CacheWriter:
             return None, False
         root.manifest.check_identity(manifest, str(self.location))
         grows = self._check_index(root.manifest)
-        return root, not (grows or root.growing) and self._index_is_intact(root.manifest)
+        whole = not (grows or root.growing) and self._index_is_intact(root.manifest)
+        # A root that says anything else of index and arrays is written again as well.
+        return root, whole and root.sha256 == checksums.sha256(
+            root_json(seal(manifest, self.index)[0])
+        )
 
     def _check_index(self, stored: Manifest) -> bool:
         """Return whether the given index goes beyond the stored one, which must begin it."""

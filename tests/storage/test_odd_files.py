@@ -232,6 +232,7 @@ def test_links_that_lead_round_in_circles_are_listed_once(cache: Path, tmp_path:
     assert len(found.sizes) == len(contents(cache))
 
 
+@pytest.mark.skipif(not FULL, reason="takes seconds; a part of `make faults`")
 def test_folders_deeper_than_any_stack_are_listed(cache: Path) -> None:
     before = Path.cwd()
     os.chdir(cache)

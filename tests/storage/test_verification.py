@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numcodecs import Zstd
 from zarr.storage import MemoryStore
 
 from storage import (
     CacheReader,
     CacheWriter,
+    CorruptChunkError,
     FormatError,
     Problem,
     Report,
     ShardId,
     StoreAccessError,
+    checksums,
     plan_to_json,
     repair,
     verify,
@@ -31,7 +34,9 @@ from storage import commit as commits
 from storage.layout import commit_key, object_key
 from storage.location import Location
 from storage.metadata import read_root
+from storage.shards import describe
 from tests.storage.cases import (
+    SHARD_RECORDS,
     TALL,
     WIDE,
     NewLocation,
@@ -369,6 +374,31 @@ class TestDeep:
         assert "image 1000, view 0: a detection lies outside the view of 45 x 30;" in str(
             report.problems[0]
         )
+
+    def test_a_chunk_that_holds_less_than_a_record(self, cache: Path) -> None:
+        # Forged throughout: zstd's data, zarr's table, and every digest.
+        field = next(
+            one for one in CacheReader(cache).manifest.fields[FIRST.bucket] if one.compression
+        )
+        key, count = object_key(FIRST, field), SHARD_RECORDS
+        chunk = bytes(Zstd().encode(np.ones(field.num_bytes - 1, dtype=np.uint8)))
+        chunk += checksums.crc32c(chunk).to_bytes(4, "little")
+        places = np.array([[n * len(chunk), len(chunk)] for n in range(count)], dtype="<u8")
+        table = places.tobytes()
+        raw = chunk * count + table + checksums.crc32c(table).to_bytes(4, "little")
+        (cache / key).write_bytes(raw)
+        body = commits.unframe((cache / commit_key(FIRST)).read_bytes(), "commit")
+        stored = describe(raw, count, count)
+        body["objects"][key] = {
+            "size": len(raw), "xxh3_128": stored.xxh3_128, "chunks": stored.chunks.tolist()
+        }  # fmt: skip
+        (cache / commit_key(FIRST)).write_bytes(reframe(body))
+        assert verify(cache).ok
+        (problem,) = verify(cache, "deep").problems
+        assert (problem.kind, problem.field, problem.spoils) == ("invalid", field.name, True)
+        assert f"a chunk is not {field.num_bytes} bytes" in problem.message
+        with pytest.raises(CorruptChunkError, match=f"field {field.name}.* does not hold a record"):
+            CacheReader(cache).read(0)
 
     def test_a_commit_that_misstates_a_chunk(self, cache: Path) -> None:
         # Consistent in itself, and every object as it says.
