@@ -36,7 +36,7 @@ from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
 from .profile import CLAIM, IMAGES, WRITE, Profile, Shares
 from .progress import DumpProgress
-from .ranks import Claims, Rank, current_rank, pick_device
+from .ranks import Claims, Rank, Waiting, current_rank, pick_device
 from .runlog import RunLog
 from .teacher import Teacher, load_teacher
 from .writing import NUM_WRITERS, ShardWriters
@@ -172,12 +172,13 @@ class DumpJob:
             shown=self._rank.local == 0,
             count_missing=self._count_missing if self._rank.world_size > 1 else None,
         )
+        waiting = Waiting(self._writer)
         start, cpu_start = time.monotonic(), time.process_time()
         try:
             with ShardWriters(self._write, self._profile) as self._writers:
                 while missing:
                     if not self._pass(missing):
-                        logger.info("waiting for %d shards of other ranks", len(missing))
+                        waiting.say(missing)
                         time.sleep(POLL_SEC)
                     missing = [s for s in self._writer.missing() if s not in self._failed]
         finally:

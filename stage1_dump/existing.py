@@ -20,6 +20,7 @@ from storage import (
 )
 from storage.canonical import differences
 from storage.layout import BUCKETS
+from storage.restart import has_commits
 
 from .prepare import Prepared
 from .status import Status, read_status
@@ -35,11 +36,13 @@ class Existing:
         status: how far it is, and how fast it went.
         num_bytes: what its records occupy.
         differences: why it is another cache than the planned one; empty if it is that one.
+        begun: whether something of it is committed; else a dump begins it again as the planned one.
     """
 
     status: Status
     num_bytes: int
     differences: tuple[str, ...]
+    begun: bool
 
 
 def look_at(prepared: Prepared) -> Existing | None:
@@ -57,6 +60,7 @@ def look_at(prepared: Prepared) -> Existing | None:
         status=read_status(location),
         num_bytes=sum(reader.location.sizes(BUCKETS).values()),
         differences=tuple(_differences(prepared, reader)),
+        begun=has_commits(reader.location),
     )
 
 
@@ -73,7 +77,7 @@ def require_same_cache(prepared: Prepared) -> None:
     except (FileNotFoundError, FormatError):
         return  # damaged metadata is for the writer to mend or to refuse
     found = _differences(prepared, reader)
-    if found:
+    if found and has_commits(reader.location):  # else the writer begins it again, and says so
         lines = "".join(f"\n  {one}" for one in found)
         raise IdentityError(f"{reader.location} is another cache than the one asked for:{lines}")
 

@@ -7,6 +7,7 @@ than by zarr, so that its bytes do not depend on zarr's version and stores stay 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from storage import canonical, checksums
 from storage.errors import FormatError
 from storage.index import COLUMNS, Index
+from storage.local import PARTIAL_SUFFIX
 from storage.manifest import Manifest
 from storage.schema import Field, Geometry, ShardId
 
@@ -31,6 +33,15 @@ INDEX_CHUNK = 1 << 15
 ZSTD_LEVEL = 1
 CRC_BYTES = 4
 MAX_METADATA_BYTES = 1 << 28
+
+# What writers put under these folders; anything else there is not ours to remove.
+OURS = re.compile(
+    rf"{COMMITS}/[0-9x]+/[0-9]+\.json"
+    rf"|{INDEX}/[a-z_]+/(c/[0-9]+|zarr\.json)"
+    rf"|{BUCKETS}/[0-9x]+/([a-z0-9_]+/)?(c/[0-9]+(/0)*|zarr\.json)"
+    rf"|({COMMITS}|{INDEX}|{BUCKETS})/.*{re.escape(PARTIAL_SUFFIX)}",
+    re.ASCII,
+)
 
 _CRC32C = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}

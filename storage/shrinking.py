@@ -15,49 +15,35 @@ two digests say that the work is not done.
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import re
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from storage import checksums
+from storage.claims import live_claims
 from storage.errors import CacheError
 from storage.exclusive import METADATA, claimed_metadata
 from storage.index import Index, ShardTable
 from storage.layout import (
-    BUCKETS,
-    CLAIMS,
     COMMITS,
     DIGEST_KEY,
-    INDEX,
+    OURS,
     ROOT_KEY,
-    claim_folder,
     commit_key,
     object_key,
     root_json,
     seal,
 )
-from storage.location import PARTIAL_SUFFIX, Location
+from storage.location import Location
 from storage.manifest import Manifest
 from storage.metadata import Root, digest_lines, put_and_sync, read_index, read_root
 from storage.progress import Progress
 
-# What writers put under these folders; anything else there is not ours to remove.
-_OURS = re.compile(
-    rf"{COMMITS}/[0-9x]+/[0-9]+\.json"
-    rf"|{INDEX}/[a-z_]+/(c/[0-9]+|zarr\.json)"
-    rf"|{BUCKETS}/[0-9x]+/([a-z0-9_]+/)?(c/[0-9]+(/0)*|zarr\.json)"
-    rf"|({COMMITS}|{INDEX}|{BUCKETS})/.*{re.escape(PARTIAL_SUFFIX)}",
-    re.ASCII,
-)
 _AT_ONCE = 1000
 
 
@@ -155,12 +141,12 @@ def _drop(location: Location, keep: int, progress: bool) -> None:
     leftover = _leftover(manifest, kept, objects, location.sizes())
     commits = [key for key in leftover if key.startswith(f"{COMMITS}/")]
     with Progress("remove", sum(leftover.values()), shown=progress) as bar:
-        _delete(location, {key: leftover.pop(key) for key in commits}, bar)
+        delete_objects(location, {key: leftover.pop(key) for key in commits}, bar)
         if location.is_local:
             # A commit must not outlive its objects, not even where the power fails: a dump that
             # adds the views again would take the shard for done.
             os.sync()
-        _delete(location, leftover, bar)
+        delete_objects(location, leftover, bar)
     put_and_sync(location, {DIGEST_KEY: digest_lines([new_sha256])})
 
 
@@ -193,32 +179,18 @@ def _leftover(
     for shard in ShardTable(index, manifest.shard_records).shards:
         known.add(commit_key(shard))
         known.update(object_key(shard, field) for field in manifest.fields[shard.bucket])
-    return {key: sizes[key] for key in sizes.keys() - known if _OURS.fullmatch(key)}
+    return {key: sizes[key] for key in sizes.keys() - known if OURS.fullmatch(key)}
 
 
 def _refuse_work_in_progress(location: Location) -> None:
-    for key in location.sizes(CLAIMS):
-        if key.startswith(f"{claim_folder(METADATA)}/"):
-            continue  # ours
-        raw = location.get(key)
-        claim = _claim(raw or b"")
-        if claim.get("expires", 0) > time.time():
+    for name, claim in live_claims(location):
+        if name != str(METADATA):  # which is ours
             raise CacheError(
-                f"{location}: a dump is at work ({claim.get('owner')} holds"
-                f" {key.removeprefix(f'{CLAIMS}/').rpartition('/')[0]}); stop it first, or wait"
+                f"{location}: a dump is at work ({name} is held by {claim}); stop it first, or wait"
             )
 
 
-def _claim(raw: bytes) -> dict[str, Any]:
-    # One that cannot be read is as good as expired, for the writers as well.
-    with suppress(ValueError):
-        value = json.loads(raw)
-        if isinstance(value, dict) and isinstance(value.get("expires"), int | float):
-            return value
-    return {}
-
-
-def _delete(location: Location, sizes: Mapping[str, int], bar: Progress) -> None:
+def delete_objects(location: Location, sizes: Mapping[str, int], bar: Progress) -> None:
     """Remove objects, given with their sizes, and on a local disk the folders that this empties."""
     ordered = sorted(sizes)
     for start in range(0, len(ordered), _AT_ONCE):
