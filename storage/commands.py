@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from storage.shrinking import drop_views, plan_drop
 from storage.verification import verify
 
 OK, FAILED = 0, 1
+
+_NOTE = re.compile(rf"{LOG}/[A-Za-z0-9_-][A-Za-z0-9_.-]*\.json", re.ASCII)
+_MAX_NOTE_BYTES = 1 << 20
 
 
 def run_info(cache: str, *, as_json: bool) -> int:
@@ -113,17 +118,20 @@ def run_compare(cache: str, *, other: str, as_json: bool) -> int:
 
 
 def read_logs(cache: str) -> dict[str, Any]:
-    """Return what `CacheWriter.write_log` put, by name."""
+    """Return what `CacheWriter.write_log` put, by name.
+
+    Notes are outside every check: what is none, or cannot be read, is no reason to stop.
+    """
     location = Location(cache)
+    keys = [key for key in sorted(location.listing(LOG).sizes) if _NOTE.fullmatch(key)]
+    raws = location.try_ranges([(key, 0, _MAX_NOTE_BYTES) for key in keys])
     logs = {}
-    for key in sorted(location.sizes(LOG)):
-        raw = location.get(key)
-        if raw is None or not key.endswith(".json"):
-            continue
-        try:
-            logs[key.removeprefix(f"{LOG}/").removesuffix(".json")] = canonical.load(raw, key)
-        except FormatError:  # notes are outside every check: a torn one is no reason to stop
-            continue
+    for key, raw in zip(keys, raws, strict=True):
+        if isinstance(raw, memoryview):
+            with suppress(FormatError):  # a torn one
+                logs[key.removeprefix(f"{LOG}/").removesuffix(".json")] = canonical.load(
+                    bytes(raw), key
+                )
     return logs
 
 
