@@ -124,6 +124,7 @@ class Location:
             raise ModuleNotFoundError(
                 f"{self}: object stores need the extra 's3' (obstore is not installed)"
             ) from error
+        remote.check_environment(self.name.partition("://")[0], os.environ)
         return self._wait(lambda: ObjectStore(from_url(self.name, retry_config=remote.RETRIES)))
 
     def get(self, key: str) -> bytes | None:
@@ -285,6 +286,15 @@ class Location:
         if self._path is not None:
             return local.walk(str(self._path / folder), folder)
         return Listing(self._ask(lambda: remote.sizes(self.store, folder)))
+
+    def reach(self) -> None:
+        """See that there is a bucket; nothing happens with a local folder.
+
+        Raises:
+            StoreAccessError: it is not there, or cannot be listed.
+        """
+        if self._path is None:
+            self._ask(lambda: remote.reach(self.store))
 
     def obstacle(self, key: str) -> tuple[str, str] | None:
         """Say what keeps an object from being put at a local key, and where; None if nothing."""
