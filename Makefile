@@ -30,7 +30,8 @@ test: setup
 faults: setup
 	GID_FAULTS=full $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
 		tests/storage/test_crash.py tests/storage/test_at_work.py tests/storage/test_odd_files.py \
-		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py
+		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py \
+		tests/detectors/test_workers.py
 
 # PHOTOGRAPHS="folder folder" adds real images, best one set of 3 and one of 80 classes; accuracy
 # takes the first.

@@ -12,6 +12,8 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv
 from detectron2.utils import comm
 from torch import nn
 
+from .workers import watch_stock_loader
+
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float]]:
     """Evaluate on every dataset of `DATASETS.TEST`.
@@ -21,7 +23,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float
     """
     results: OrderedDict[str, dict[str, float]] = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        loader = build_detection_test_loader(cfg, name)
+        loader = watch_stock_loader(build_detection_test_loader(cfg, name), cfg, is_train=False)
         was_training = model.training
         found = inference_on_dataset(model, loader, coco_evaluator(cfg, name))
         model.train(was_training)

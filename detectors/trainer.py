@@ -33,6 +33,7 @@ from .hooks import KeepBest, StepPrinter, UpdateAverage, WaitingShare
 from .images import training_images
 from .loop import Loop
 from .rank_state import RankState
+from .workers import watch_stock_loader
 
 AVERAGED_NAME = "model_ema.pth"
 
@@ -79,7 +80,8 @@ class Trainer(DefaultTrainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Iterable[Any]:
         """detectron2's, over the images that `DATASET` asks for."""
-        return build_detection_train_loader(cfg, dataset=training_images(cfg))
+        loader = build_detection_train_loader(cfg, dataset=training_images(cfg))
+        return watch_stock_loader(loader, cfg, is_train=True)
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """What a checkpoint carries beside the detector and the trainer's own state."""

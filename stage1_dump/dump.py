@@ -28,7 +28,6 @@ from storage import CacheWriter, ClaimLostError, ShardId
 
 from .arrays import ShardArrays
 from .compute import BatchComputer
-from .errors import DumpError
 from .existing import note_annotations, require_same_cache
 from .feed import ShardFeed
 from .images import Failure, ImageBatch, RecordImages, make_loader
@@ -89,7 +88,8 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
     Raises:
         ValueError, FileNotFoundError: wrong config, annotations or weights; before any work.
         CacheError: the cache at CACHE.LOCATION is another one, is full or cannot be reached.
-        DumpError: the device is out of memory, or a worker process died.
+        DumpError: the device is out of memory.
+        WorkerError: an image worker died, or has too little memory or files.
     """
     rank = current_rank(os.environ)
     device = pick_device(cfg.MODEL.DEVICE, rank)
@@ -154,6 +154,7 @@ class DumpJob:
         self._loader = make_loader(
             RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg),
             self._feed,
+            batch=prepared.settings.teacher.batch,
             num_workers=num_workers,
             device=teacher.device,
             forked="://" not in prepared.settings.cache.location,
@@ -228,16 +229,8 @@ class DumpJob:
         return taken
 
     def _next(self, loaded: Iterator[ImageBatch]) -> ImageBatch | None:
-        try:
-            with self._profile.step(IMAGES):
-                return next(loaded, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DumpError(
-                f"an image worker died ({str(error).splitlines()[0]}); it may have been short of "
-                "memory: lower DATALOADER.NUM_WORKERS, or enlarge /dev/shm"
-            ) from error
+        with self._profile.step(IMAGES):
+            return next(loaded, None)
 
     def _compute(self, shard: ShardId, batches: Iterator[ImageBatch | None]) -> None:
         """Have the batches of one claimed shard computed, and then the shard written."""

@@ -44,6 +44,7 @@ def measure_rate(prepared: Prepared, cfg: CfgNode, num_batches: int) -> Rate:
         loader = make_loader(
             RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg),
             batches,
+            batch=ours.batch,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             device=device,
             forked=True,

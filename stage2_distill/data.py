@@ -19,6 +19,7 @@ from configs.loader import settings
 from configs.schema import Settings
 from dataset.views import RenderedView, plan_view, render
 from detectors import to_model_image, training_images
+from detectors.workers import Watched
 from storage import CacheReader
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
@@ -138,9 +139,10 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         world_size=world_size,
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
+    batch_bytes = cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(cfg, reader)
     lead = plan_lead(
         workers=cfg.DATALOADER.NUM_WORKERS,
-        batch_bytes=cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(cfg, reader),
+        batch_bytes=batch_bytes,
         limit_bytes=settings(cfg).cache.prefetch_bytes,
     )
     loader = DataLoader(
@@ -155,7 +157,8 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         if lead.workers and reader and not reader.location.is_local
         else None,
     )
-    return DataParts(loader=DeviceLoader(loader, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
+    watched = Watched(loader, batch_bytes=batch_bytes, ranks=comm.get_local_size())
+    return DataParts(loader=DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
 
 
 def largest_item_bytes(cfg: CfgNode, reader: CacheReader | None) -> int:
