@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from storage import CacheError
+from storage.resources import exhausted, with_remedy
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -60,9 +61,12 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except _FOR_USERS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {with_remedy(error, one_line(error))}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if exhausted(error):
+            print(f"error: {with_remedy(error, one_line(error))}", file=sys.stderr)
+            return 1
         if "out of memory" not in str(error):
             raise
         print(

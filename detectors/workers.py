@@ -9,6 +9,7 @@ error is sent in the batch's place.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import multiprocessing.queues
 import os
@@ -79,6 +80,9 @@ class Watched(Generic[Batch]):
         if self._num_workers:
             require_shared_memory(self._held_bytes)
             _raise_limit_of_files()
+            # What is left of an earlier loader, if it lies in a cycle of references, would be
+            # collected in a forked worker, which waits there for workers that are not its own.
+            gc.collect()
         with self._explained("cannot be started"):
             loaded = iter(self.loader)
         return _WatchedBatches(loaded, self._explained)

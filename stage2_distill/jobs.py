@@ -12,12 +12,14 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up
+from detectors.failures import in_one_line
 
 from .fidelity import checkpoints_of, measure
 from .show import draw_views
 from .trainer import DistillTrainer
 
 
+@in_one_line
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train a student."""
     set_up(cfg, args)
@@ -26,6 +28,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     trainer.train()
 
 
+@in_one_line
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
     set_up(cfg, args)

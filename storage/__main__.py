@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from storage import commands
 from storage.checker import LEVELS
 from storage.errors import CacheError
+from storage.resources import exhausted, with_remedy
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
     except (CacheError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
+        return commands.FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
         return commands.FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -45,6 +45,19 @@ def exhausted(error: BaseException) -> str:
     return ""
 
 
+def with_remedy(error: BaseException, text: str) -> str:
+    """The text of an error, and what to do about it where something has run out."""
+    lacking = exhausted(error) or exhausted(RuntimeError(text))
+    if not text:
+        return lacking
+    return text if not lacking or lacking in text else f"{text}: {lacking}"
+
+
+def of_disk(error: BaseException) -> bool:
+    """Return whether an error says that a disk, a quota or a file's size is used up."""
+    return exhausted(error) in (_FREE_SPACE, _LARGER_FILES)
+
+
 def _of_number(number: int) -> str:
     if number in FULL_DISK:
         return _FREE_SPACE
