@@ -14,7 +14,6 @@ from storage.exclusive import METADATA
 from storage.layout import CLAIMS, COMMITS, DIGEST_KEY, LOG, OURS, ROOT_KEY
 from storage.local import FOLDER, PARTIAL_SUFFIX
 from storage.location import Location
-from storage.progress import Progress
 from storage.shrinking import delete_objects
 
 logger = logging.getLogger(__name__)
@@ -53,9 +52,7 @@ def begin_again(location: Location, refusal: IdentityError) -> None:
     logger.warning("%s\nNothing of it is committed, so it is begun again.", refusal)
     location.delete(ROOT_KEY)
     found = location.listing().sizes
-    left = {key: size for key, size in found.items() if _is_left(key)}
-    with Progress("remove", sum(left.values()), shown=False) as bar:
-        delete_objects(location, left, bar)
+    delete_objects(location, {key: size for key, size in found.items() if _is_left(key)})
 
 
 def _is_left(key: str) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -141,12 +141,12 @@ def _drop(location: Location, keep: int, progress: bool) -> None:
     leftover = _leftover(manifest, kept, objects, location.sizes())
     commits = [key for key in leftover if key.startswith(f"{COMMITS}/")]
     with Progress("remove", sum(leftover.values()), shown=progress) as bar:
-        delete_objects(location, {key: leftover.pop(key) for key in commits}, bar)
+        delete_objects(location, {key: leftover.pop(key) for key in commits}, bar.advance)
         if location.is_local:
             # A commit must not outlive its objects, not even where the power fails: a dump that
             # adds the views again would take the shard for done.
             os.sync()
-        delete_objects(location, leftover, bar)
+        delete_objects(location, leftover, bar.advance)
     put_and_sync(location, {DIGEST_KEY: digest_lines([new_sha256])})
 
 
@@ -190,13 +190,21 @@ def _refuse_work_in_progress(location: Location) -> None:
             )
 
 
-def delete_objects(location: Location, sizes: Mapping[str, int], bar: Progress) -> None:
-    """Remove objects, given with their sizes, and on a local disk the folders that this empties."""
+def delete_objects(
+    location: Location, sizes: Mapping[str, int], advance: Callable[[int], object] = int
+) -> None:
+    """Remove objects, and on a local disk the folders that this empties.
+
+    Args:
+        location: of the store.
+        sizes: key to size in bytes of each object.
+        advance: is told of bytes that were removed.
+    """
     ordered = sorted(sizes)
     for start in range(0, len(ordered), _AT_ONCE):
         keys = ordered[start : start + _AT_ONCE]
         location.delete_many(keys)
-        bar.advance(sum(sizes[key] for key in keys))
+        advance(sum(sizes[key] for key in keys))
     if not location.is_local:
         return
     folders = {folder for key in sizes for folder in Path(key).parents if folder.name}
