@@ -191,7 +191,8 @@ def _reason(error: Exception, held_bytes: int) -> str:
         return lacking
     if isinstance(error, WorkerError):
         return text.rpartition(f"{WorkerError.__name__}: ")[2].strip()
-    if "DataLoader worker" in text and "Traceback" not in text:
+    # The other one receives the batches of all of them where they go to a GPU.
+    if text.startswith(("DataLoader worker", "Pin memory thread")):
         return _died(text.splitlines()[0])
     return _died(str(error) or "gone") if isinstance(error, ConnectionError | EOFError) else ""
 

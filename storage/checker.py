@@ -149,8 +149,8 @@ class ShardChecker:
         try:
             commit = commits.parse(raw, shard, self._manifest, self._store)
             records = self.table.records_of(shard)
-            commits.check_records(commit, self.table.index, records, self._store)
-            commits.check_exact(raw, commit, self._manifest.fields[shard.bucket], self._store)
+            fields = self._manifest.fields[shard.bucket]
+            commits.check_exact(raw, commit, self.table.index, records, fields, self._store)
             return commit
         except VersionError as error:
             problem = Problem(kind="version", where=key, message=str(error), shard=str(shard))

@@ -122,32 +122,38 @@ def check_records(commit: Commit, index: Index, records: NDArray[np.int64], stor
         FormatError: names the first list that differs.
     """
     expected = record_entries(index, records)
-    # As text: to Python, true is 1 and 1.0 is 1, to the format they are not.
-    if canonical.dump(commit.records) == canonical.dump(expected):
-        return
     for name in sorted(expected.keys() | commit.records.keys()):
-        stated, wanted = commit.records.get(name), expected.get(name)
-        if stated != wanted or canonical.dump(stated) != canonical.dump(wanted):
+        if commit.records.get(name) != expected.get(name):
             raise FormatError(
                 f"{store}: shard {commit.shard}: {commit_key(commit.shard)}: the records' {name} is"
                 f" not that of the index; {remedy(store)}"
             )
 
 
-def check_exact(raw: bytes, commit: Commit, fields: Sequence[Field], store: str) -> None:
-    """Refuse a commit file that says more than was parsed, or says it in another way.
+def check_exact(
+    raw: bytes,
+    commit: Commit,
+    index: Index,
+    records: NDArray[np.int64],
+    fields: Sequence[Field],
+    store: str,
+) -> None:
+    """Refuse a commit file that is not, byte for byte, the one of its records and objects.
 
     Args:
-        raw: the file. commit: what `parse` made of it, its records checked.
+        raw: the file. commit: what `parse` made of it.
+        index, records: the plan, and which records of it the shard holds.
         fields: of the bucket.
         store: its name.
 
     Raises:
         FormatError: names the first member that the format does not have, or not so.
     """
-    expected = dump(commit, fields)
+    wanted = record_entries(index, records)
+    expected = dump(Commit(commit.cache_id, commit.shard, wanted, commit.objects), fields)
     if raw == expected:
         return
+    check_records(commit, index, records, store)
     key = commit_key(commit.shard)
     bodies = (unframe(one, key) for one in (raw, expected))
     found = next(iter(canonical.differences(*bodies)), "not written as canonical JSON")

@@ -139,6 +139,21 @@ def test_what_a_worker_lacks_is_one_line(error: Exception, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "said", ["Pin memory thread exited unexpectedly", "DataLoader worker (pid 7) exited"]
+)
+def test_what_torch_says_of_its_threads_and_workers_is_one_line(
+    said: str,
+) -> None:
+    class Broken(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            return map(lambda _: raised(RuntimeError(said)), [0])
+
+    loader: Any = Broken(Items(lambda: 0), num_workers=1)
+    with pytest.raises(WorkerError, match=r"one of them died \(.*lower DATALOADER"):
+        list(Watched(loader, batch_bytes=1))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_errors_of_the_data_stay_what_they_are(num_workers: int) -> None:
     with pytest.raises(ValueError, match="the image is damaged"):
