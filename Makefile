@@ -30,8 +30,9 @@ test: setup
 # The tests of these files in full; make test runs a few of each kind.
 faults: setup
 	GID_FAULTS=full $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
-		tests/storage/test_crash.py tests/storage/test_at_work.py \
-		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py
+		tests/storage/test_crash.py tests/storage/test_at_work.py tests/storage/test_odd_files.py \
+		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py \
+		tests/detectors/test_workers.py
 
 # Figures go to benchmarks/results. Without network: see tools/carry.py.
 gpu: setup

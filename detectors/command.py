@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.rules import MAX_WHOLE, Whole
 from storage import CacheError
+from storage.resources import exhausted, with_remedy
 
 from .stopping import Interrupted
 
@@ -141,9 +142,12 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except _for_users() as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {with_remedy(error, one_line(error))}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if exhausted(error):
+            print(f"error: {with_remedy(error, one_line(error))}", file=sys.stderr)
+            return 1
         if "out of memory" not in str(error):
             raise
         print(

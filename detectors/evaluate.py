@@ -21,6 +21,7 @@ from dataset.reading import Annotations, load_annotations
 from dataset.registry import is_coco, locate
 
 from .images import ImageMapper
+from .workers import watch_stock_loader
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float]]:
@@ -31,7 +32,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float
     """
     results: OrderedDict[str, dict[str, float]] = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        loader = build_detection_test_loader(cfg, name, mapper=ImageMapper(cfg, is_train=False))
+        stock = build_detection_test_loader(cfg, name, mapper=ImageMapper(cfg, is_train=False))
+        loader = watch_stock_loader(stock, cfg, is_train=False)
         was_training = model.training
         found = inference_on_dataset(model, loader, coco_evaluator(cfg, name))
         model.train(was_training)

@@ -17,9 +17,11 @@ from .checkpoint import load_model
 from .command import set_up
 from .evaluate import evaluate as evaluate_model
 from .evaluate import summary
+from .failures import in_one_line
 from .trainer import Trainer
 
 
+@in_one_line
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train the detector of a config."""
     set_up(cfg, args)
@@ -28,6 +30,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     trainer.train()
 
 
+@in_one_line
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Evaluate MODEL.WEIGHTS on DATASETS.TEST and print the result."""
     # The log and the evaluator print; with --json, standard output is for the result alone.

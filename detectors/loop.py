@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -89,10 +88,6 @@ class Loop(SimpleTrainer):
 
     def start_loader(self) -> None:
         """Start the loader's workers: PyTorch seeds them from the generators of this process."""
-        loader = self.data_loader
-        if isinstance(loader, AspectRatioGroupedDataset):
-            # Its iterator would start the loader within only for the first batch.
-            loader.dataset = iter(loader.dataset)
         _ = self._data_loader_iter
 
     def run_step(self) -> None:

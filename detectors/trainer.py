@@ -37,6 +37,7 @@ from .loop import AMP_DTYPES, Loop
 from .rank_state import RankState
 from .scaling import fitted_to_ranks
 from .stopping import Interrupted, StopSignals
+from .workers import watch_stock_loader
 
 AVERAGED_NAME = "model_ema.pth"
 
@@ -82,9 +83,10 @@ class Trainer(DefaultTrainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Iterable[Any]:
         """detectron2's, over the images that `DATASET` asks for."""
-        return build_detection_train_loader(
+        loader = build_detection_train_loader(
             cfg, dataset=training_images(cfg), mapper=ImageMapper(cfg, is_train=True)
         )
+        return watch_stock_loader(loader, cfg, is_train=True)
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """What a checkpoint carries beside the detector and the trainer's own state."""

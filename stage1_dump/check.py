@@ -198,6 +198,7 @@ class _Check:
         loader = make_loader(
             images,
             batches,
+            batch=max(map(len, batches)),
             num_workers=num_workers,
             device=self._teacher.device,
             forked=self._reader.location.is_local,

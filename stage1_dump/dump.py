@@ -30,14 +30,13 @@ from storage.schema import PIXEL_FIELDS
 
 from .arrays import ShardArrays
 from .compute import BatchComputer
-from .errors import DumpError
 from .existing import note_annotations, require_same_cache
 from .feed import ShardFeed
 from .images import Failure, ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared, prepare
 from .profile import CLAIM, IMAGES, WRITE, Profile, Shares
-from .ranks import Claims, Rank, current_rank, pick_device
+from .ranks import Claims, Rank, Waiting, current_rank, pick_device
 from .runlog import RunLog
 from .teacher import Teacher, load_teacher
 from .writing import NUM_WRITERS, ShardWriters
@@ -92,7 +91,8 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
     Raises:
         ValueError, FileNotFoundError: wrong config, annotations or weights; before any work.
         CacheError: the cache at CACHE.LOCATION is another one, is full or cannot be reached.
-        DumpError: the device is out of memory, or a worker process died.
+        DumpError: the device is out of memory.
+        WorkerError: an image worker died, or has too little memory or files.
     """
     rank = current_rank(os.environ)
     device = pick_device(cfg.MODEL.DEVICE, rank)
@@ -158,6 +158,7 @@ class DumpJob:
         self._loader = make_loader(
             RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg),
             self._feed,
+            batch=prepared.settings.teacher.batch,
             num_workers=num_workers,
             device=teacher.device,
             forked="://" not in prepared.settings.cache.location,
@@ -179,12 +180,13 @@ class DumpJob:
             shown=self._rank.local == 0,
             count_done=None if alone else lambda: total - self._count_missing(),
         )
+        waiting = Waiting(self._writer)
         start, cpu_start = time.monotonic(), time.process_time()
         device = self._teacher.device
         with self._progress, ShardWriters(self._write, self._profile, device) as self._writers:
             while missing:
                 if not self._pass(missing):
-                    logger.info("waiting for %d shards of other ranks", len(missing))
+                    waiting.say(missing)
                     time.sleep(POLL_SEC)
                     self._progress.update(0)
                 missing = [s for s in self._writer.missing() if s not in self._failed]
@@ -240,16 +242,8 @@ class DumpJob:
         return taken
 
     def _next(self, loaded: Iterator[ImageBatch]) -> ImageBatch | None:
-        try:
-            with self._profile.step(IMAGES):
-                return next(loaded, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DumpError(
-                f"an image worker died ({str(error).splitlines()[0]}); it may have been short of "
-                "memory: lower DATALOADER.NUM_WORKERS, or enlarge /dev/shm"
-            ) from error
+        with self._profile.step(IMAGES):
+            return next(loaded, None)
 
     def _compute(self, shard: ShardId, batches: Iterator[ImageBatch | None]) -> None:
         """Have the batches of one claimed shard computed, and then the shard written."""

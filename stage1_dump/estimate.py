@@ -179,7 +179,7 @@ def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
         existing = look_at(prepared)
     except CacheError as error:
         return None, [str(error)]
-    if existing is None:
+    if existing is None or not existing.begun:  # what is not begun, a dump begins again
         return None, []
     if existing.differences:
         other = "; ".join(existing.differences)

@@ -19,6 +19,7 @@ from storage import (
     read_logs,
 )
 from storage.canonical import differences
+from storage.restart import has_commits
 
 from .prepare import Prepared
 from .status import Status, read_status
@@ -34,11 +35,13 @@ class Existing:
         status: how far it is, and how fast it went.
         sizes: key to size, bytes, of its objects.
         differences: why it is another cache than the planned one; empty if it is that one.
+        begun: whether something of it is committed; else a dump begins it again as the planned one.
     """
 
     status: Status
     sizes: dict[str, int]
     differences: tuple[str, ...]
+    begun: bool
 
 
 def look_at(prepared: Prepared) -> Existing | None:
@@ -56,6 +59,7 @@ def look_at(prepared: Prepared) -> Existing | None:
         status=read_status(location),
         sizes=reader.location.sizes(),
         differences=tuple(_differences(prepared, reader)),
+        begun=has_commits(reader.location),
     )
 
 
@@ -72,7 +76,7 @@ def require_same_cache(prepared: Prepared) -> None:
     except (FileNotFoundError, FormatError):
         return  # damaged metadata is for the writer to mend or to refuse
     found = _differences(prepared, reader)
-    if found:
+    if found and has_commits(reader.location):  # else the writer begins it again, and says so
         lines = "".join(f"\n  {one}" for one in found)
         raise IdentityError(f"{reader.location} is another cache than the one asked for:{lines}")
 

@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from dataset.annotations import ImageTable, image_path
 from dataset.views import View, render
 from detectors import to_model_image
+from detectors.workers import Watched
 from storage import Index
+from storage.resources import exhausted
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE, SAMPLE_SIDE
 
 
@@ -87,6 +89,11 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest view's pixels."""
+        return 3 * int((self._index.height.astype(np.int64) * self._index.width).max())
+
     def __getitem__(self, record: int) -> RenderedRecord | Failure:
         row = int(self._rows[record])
         view = view_of(self._index, record)
@@ -95,6 +102,8 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
             path = image_path(self._image_root, self._images.file_names[row])
             rendered = render(path, view, expected_size=size)
         except (OSError, ValueError) as error:
+            if exhausted(error):
+                raise  # this machine's fault, and not the image's
             return Failure(
                 record=record, image_id=view.image_id, view=view.view, message=str(error)
             )
@@ -110,15 +119,17 @@ def make_loader(
     dataset: RecordImages,
     batches: Iterable[list[int]],
     *,
+    batch: int,
     num_workers: int,
     device: torch.device,
     forked: bool,
-) -> DataLoader[RenderedRecord | Failure]:
+) -> Watched[ImageBatch]:
     """Load batches of records with worker processes.
 
     Args:
         dataset: renders one record.
         batches: record numbers of each batch; asked again for every pass over the loader.
+        batch: records of a batch at most.
         num_workers: processes; 0 renders in this one.
         device: where the images go; for a GPU they come in page-locked memory.
         forked: whether workers may be forked. Not with an object store: its client has threads.
@@ -126,7 +137,7 @@ def make_loader(
     Returns:
         A loader of `ImageBatch`, in the order of `batches`.
     """
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -135,6 +146,7 @@ def make_loader(
         multiprocessing_context="forkserver" if num_workers and not forked else None,
         persistent_workers=num_workers > 0,
     )
+    return Watched(loader, batch_bytes=batch * dataset.largest_bytes)
 
 
 def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:

@@ -119,6 +119,7 @@ class _Measurement:
         loader = make_loader(
             RecordImages(prepared.images, prepared.image_root, prepared.index, self._teacher.cfg),
             planned,
+            batch=prepared.settings.teacher.batch,
             num_workers=self._num_workers,
             device=self._teacher.device,
             forked=True,

@@ -10,12 +10,14 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from storage import CacheError, CacheWriter, ShardId
+from storage.claims import MAX_LEASE_SEC
 from storage.layout import commit_key
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Others may take over a shard when its rank has not been heard of for so long.
-LEASE_SEC = 60.0
+LEASE_SEC = MAX_LEASE_SEC
+# How often a rank says for whom it waits, and of how many shards.
+_SAY_EVERY_SEC = 30.0
+_NAMED = 3
 
 # (rank, world size, rank on this machine) as the launchers name them.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -165,6 +170,33 @@ def rotated(shards: Sequence[ShardId], rank: Rank) -> list[ShardId]:
     """Start each rank at its own place, so that they seldom contend for a shard."""
     start = len(shards) * rank.number // rank.world_size
     return [*shards[start:], *shards[:start]]
+
+
+class Waiting:
+    """Says for whose shards a rank waits, and until when: at once, and then now and again."""
+
+    def __init__(self, writer: CacheWriter) -> None:
+        """Args: the writer whose shards are waited for."""
+        self._writer = writer
+        self._said: tuple[int, float] = (0, 0.0)
+
+    def say(self, missing: Sequence[ShardId]) -> None:
+        """Log that these shards are waited for, unless it was said a moment ago."""
+        number, when = self._said
+        if number == len(missing) and time.monotonic() - when < _SAY_EVERY_SEC:
+            return
+        self._said = len(missing), time.monotonic()
+        # Of an object store each look is two requests.
+        holders = ((shard, self._writer.holder(shard)) for shard in missing[:_NAMED])
+        held = [
+            f"{shard} is free by now" if claim is None or claim.ended
+            else f"{shard} is held by {claim}"
+            for shard, claim in holders
+        ]  # fmt: skip
+        more = ["..."] if len(missing) > _NAMED else []
+        logger.info(
+            "waiting for %d shards of other ranks: %s", len(missing), "; ".join(held + more)
+        )
 
 
 class Claims:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _PREFIX = "dump-"
 _CONFIG = "config"
 _WRITE_EVERY_SEC = 15.0
+# Of anything that is counted, and of seconds since the epoch (in the year 5138).
+_MAX_COUNT, _MAX_TIME = 1 << 40, 1e11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class RankNote:
         started, updated: seconds since the epoch.
         shards, records: what it committed.
         ended: whether it has stopped by itself.
+
+    Raises:
+        ValueError: a value that no rank can have noted.
     """
 
     rank: int
@@ -42,6 +47,20 @@ class RankNote:
     shards: int
     records: int
     ended: bool
+
+    def __post_init__(self) -> None:
+        counts = (self.rank, self.world_size, self.shards, self.records)
+        if not all(type(count) is int and 0 <= count <= _MAX_COUNT for count in counts):
+            raise ValueError(f"rank, world size, shards or records: {counts}")
+        times = (self.started, self.updated)
+        if not all(type(time) in (int, float) and 0 <= time <= _MAX_TIME for time in times):
+            raise ValueError(f"times: {times}")
+        if self.updated < self.started:
+            raise ValueError(f"updated before it started: {times}")
+        if not (isinstance(self.host, str) and self.host.isprintable() and len(self.host) < 300):
+            raise ValueError(f"host: {self.host!r:.100}")
+        if type(self.ended) is not bool:
+            raise ValueError(f"ended: {self.ended!r:.100}")
 
     @property
     def rate(self) -> float:
@@ -120,6 +139,6 @@ def read_notes(location: str) -> list[RankNote]:
         if name.startswith(_PREFIX):
             try:
                 notes.append(RankNote(**entry))
-            except TypeError:
-                logger.warning("%s: the note %s is of another version", location, name)
+            except (TypeError, ValueError):
+                logger.warning("%s: the note %a is none of this version", location, name)
     return sorted(notes, key=lambda note: note.started)

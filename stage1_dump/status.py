@@ -13,6 +13,9 @@ from storage.index import ShardTable
 from .ranks import LEASE_SEC
 from .runlog import RankNote, read_notes
 
+# What is shown at most, a century; a note can make any rate.
+_MOST_SEC = 3.2e9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
@@ -66,7 +69,7 @@ class Status:
         if self.rate is not None:
             lines.append(f"rate:    {self.rate:.1f} records/s")
         if self.seconds_left is not None:
-            lines.append(f"left:    {timedelta(seconds=round(self.seconds_left))}")
+            lines.append(f"left:    {_duration(self.seconds_left)}")
         return "\n".join(lines)
 
 
@@ -105,11 +108,16 @@ def _silent(notes: list[RankNote]) -> tuple[str, ...]:
     latest = {(note.rank, note.world_size): note for note in notes}
     return tuple(
         f"rank {note.rank} of {note.world_size} on {note.host}, for "
-        f"{timedelta(seconds=round(time.time() - note.updated))}"
+        f"{_duration(time.time() - note.updated)}"
         for note in latest.values()
         if not note.ended and not _is_active(note)
     )
 
 
 def _is_active(note: RankNote) -> bool:
-    return not note.ended and time.time() - note.updated < 2 * LEASE_SEC
+    # A clock that is ahead by more makes no dead rank live.
+    return not note.ended and abs(time.time() - note.updated) < 2 * LEASE_SEC
+
+
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=round(min(max(seconds, 0.0), _MOST_SEC)))

@@ -20,6 +20,7 @@ from configs.schema import Settings
 from dataset.views import RenderedView, plan_view, render
 from detectors import to_model_image, training_images
 from detectors.pinned import block_bytes
+from detectors.workers import Watched
 from storage import CacheReader
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
@@ -141,9 +142,10 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
     )
     page_locked = cfg.MODEL.DEVICE.startswith("cuda")
     item_bytes = largest_item_bytes(cfg, reader, page_locked=page_locked)
+    batch_bytes = cfg.SOLVER.IMS_PER_BATCH // world_size * item_bytes
     lead = plan_lead(
         workers=cfg.DATALOADER.NUM_WORKERS,
-        batch_bytes=cfg.SOLVER.IMS_PER_BATCH // world_size * item_bytes,
+        batch_bytes=batch_bytes,
         limit_bytes=settings(cfg).cache.prefetch_bytes,
         page_locked=page_locked,
     )
@@ -159,7 +161,8 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         if lead.workers and reader and not reader.location.is_local
         else None,
     )
-    return DataParts(loader=DeviceLoader(loader, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
+    watched = Watched(loader, batch_bytes=batch_bytes, ranks=comm.get_local_size())
+    return DataParts(loader=DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
 
 
 def largest_item_bytes(

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 
 from detectors.command import register_data, set_up
 from detectors.datasets import require_fit
+from detectors.failures import in_one_line
 from detectors.launching import check_device
 from storage.progress import Progress
 
@@ -25,6 +26,7 @@ from .trainer import DistillTrainer
 logger = logging.getLogger(__name__)
 
 
+@in_one_line
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train a student."""
     set_up(cfg, args)
@@ -33,6 +35,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     trainer.train()
 
 
+@in_one_line
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
     set_up(cfg, args, use=("TRAIN",))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from storage.errors import CacheError
 from storage.example import add_example
 from storage.report import LEVELS
+from storage.resources import exhausted, with_remedy
 
 # `storage.commands` is imported once a command runs: zarr takes time that `--help` need not wait.
 
@@ -74,7 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
     except (CacheError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
+        return commands.FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
         return commands.FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

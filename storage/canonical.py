@@ -95,5 +95,5 @@ def _differences(stored: Any, wanted: Any, name: str) -> Iterator[Difference]:
         for key in sorted(stored.keys() | wanted.keys()):
             path = f"{name}.{key}" if name else str(key)
             yield from _differences(stored.get(key, ABSENT), wanted.get(key, ABSENT), path)
-    elif type(stored) is not type(wanted) or stored != wanted:
+    elif stored != wanted or dump(stored) != dump(wanted):  # to Python, true is 1, and 1.0 is 1
         yield Difference(name=name, stored=stored, wanted=wanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from storage import checksums
 from storage import commit as commits
 from storage.commit import Commit, StoredObject
-from storage.errors import FormatError, VersionError
+from storage.errors import FormatError, UnreadableError, VersionError
 from storage.index import Index, ShardTable
 from storage.layout import CRC_BYTES, MAX_METADATA_BYTES, commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest
-from storage.report import Problem, shard_problem
+from storage.report import Problem, shard_problem, unreadable_problem
 from storage.schema import Field, ShardId
 from storage.shards import chunk_table, decode_chunk
 from storage.values import wrong_values
@@ -28,8 +27,9 @@ _INDEX_ENTRY = 16
 # Reading and parsing a commit takes as long as reading and hashing about this many bytes.
 _COMMIT_WORK = 1 << 21
 
-
 Task = tuple[ShardId, Sequence[int | None] | None]
+# A commit as it was read: its bytes, why there are none, None if it is absent.
+Raw = bytes | UnreadableError | None
 
 
 @dataclass(kw_only=True)
@@ -105,25 +105,23 @@ class ShardChecker:
         raws = self._read_commits([shard for shard, _ in tasks])
         return [self._check(*task, raw) for task, raw in zip(tasks, raws, strict=True)]
 
-    def _check(
-        self, shard: ShardId, sizes: Sequence[int | None] | None, raw: bytes | None
-    ) -> ShardResult:
+    def _check(self, shard: ShardId, sizes: Sequence[int | None] | None, raw: Raw) -> ShardResult:
         result = self._look(shard, raw, sizes)
         if result.ok:
             return result
         # A dump or a repair at work may have replaced the shard meanwhile. Damage stays.
         return self._look(shard, self._read_commit(shard), None)
 
-    def _look(
-        self, shard: ShardId, raw: bytes | None, sizes: Sequence[int | None] | None
-    ) -> ShardResult:
+    def _look(self, shard: ShardId, raw: Raw, sizes: Sequence[int | None] | None) -> ShardResult:
         result = ShardResult(shard=shard)
-        commit = None if raw is None else self._parse(raw, result)
+        commit = self._parse(raw, result) if isinstance(raw, bytes) else None
+        if isinstance(raw, UnreadableError):
+            self._unreadable(result, commit_key(shard), raw)
         if commit is not None:
             self._check_objects(result, commit, sizes)
             if self._level == "deep" and result.ok:
                 result.problems.extend(self._check_values(shard, commit))
-        if raw is None or not (result.ok or self._read_commit(shard) == raw):
+        if raw is None or not (result.ok or _same(self._read_commit(shard), raw)):
             message = (
                 f"{self._store}: shard {shard}: was dropped or replaced during the check; run the"
                 " dump again, or check again when it has ended"
@@ -133,25 +131,15 @@ class ShardChecker:
             return ShardResult(shard=shard, problems=[problem])
         return result
 
-    def _read_commits(self, shards: Sequence[ShardId]) -> list[bytes | None]:
+    def _read_commits(self, shards: Sequence[ShardId]) -> list[Raw]:
         # A huge object in the place of a commit is not read to its end.
-        ranges = [(commit_key(shard), 0, MAX_METADATA_BYTES) for shard in shards]
-        try:
-            raws = self._location.get_ranges(ranges)
-        except OSError as error:
-            if not _is_unreadable(error):
-                raise
-            return [self._read_commit(shard) for shard in shards]
-        return [None if raw is None else bytes(raw) for raw in raws]
+        raws = self._location.try_ranges(
+            [(commit_key(shard), 0, MAX_METADATA_BYTES) for shard in shards]
+        )
+        return [bytes(raw) if isinstance(raw, memoryview) else raw for raw in raws]
 
-    def _read_commit(self, shard: ShardId) -> bytes | None:
-        try:
-            raw = self._location.get_ranges([(commit_key(shard), 0, MAX_METADATA_BYTES)])[0]
-        except OSError as error:
-            if not _is_unreadable(error):
-                raise
-            return b""  # which is no commit either
-        return None if raw is None else bytes(raw)
+    def _read_commit(self, shard: ShardId) -> Raw:
+        return self._read_commits([shard])[0]
 
     def _parse(self, raw: bytes, result: ShardResult) -> Commit | None:
         shard, key = result.shard, commit_key(result.shard)
@@ -159,7 +147,8 @@ class ShardChecker:
         try:
             commit = commits.parse(raw, shard, self._manifest, self._store)
             records = self.table.records_of(shard)
-            commits.check_records(commit, self.table.index, records, self._store)
+            fields = self._manifest.fields[shard.bucket]
+            commits.check_exact(raw, commit, self.table.index, records, fields, self._store)
             return commit
         except VersionError as error:
             problem = Problem(kind="version", where=key, message=str(error), shard=str(shard))
@@ -189,13 +178,11 @@ class ShardChecker:
             key, stored = object_key(result.shard, one), commit.objects[one.name]
             if self._level != "quick":
                 result.committed[key] = stored.xxh3_128
-            size = self._location.size(key) if sizes is None else sizes[position]
             try:
+                size = self._location.size(key) if sizes is None else sizes[position]
                 self._check_object(result, one, key, stored, size)
-            except OSError as error:
-                if not _is_unreadable(error):
-                    raise
-                self._spoilt(result, "damaged", one, key, f"cannot be read ({error.strerror})")
+            except UnreadableError as error:
+                self._unreadable(result, key, error, one.name)
 
     def _check_object(
         self, result: ShardResult, one: Field, key: str, stored: StoredObject, size: int | None
@@ -232,6 +219,12 @@ class ShardChecker:
             shard_problem(kind, self._store, result.shard, what, where=key, field=one.name)
         )
 
+    def _unreadable(
+        self, result: ShardResult, key: str, error: UnreadableError, name: str = ""
+    ) -> None:
+        problem = unreadable_problem(self._store, result.shard, error, where=key, field=name)
+        result.problems.append(problem)
+
     def _check_values(self, shard: ShardId, commit: Commit) -> Iterator[Problem]:
         for one in self._manifest.fields[shard.bucket]:
             key, stored = object_key(shard, one), commit.objects[one.name]
@@ -252,6 +245,8 @@ class ShardChecker:
                     yield f"image {index.image_id[record]}, view {index.view[record]}: {wrong}"
         except FormatError as error:
             yield str(error)
+        except UnreadableError as error:
+            yield error.reason
 
     def _decode_object(self, key: str, one: Field, stored: StoredObject) -> Iterator[NDArray[Any]]:
         """Decode an object chunk by chunk, as its own table and its commit both say."""
@@ -274,6 +269,7 @@ class ShardChecker:
         return decode_chunk(raw, one)
 
 
-def _is_unreadable(error: OSError) -> bool:
-    """Return whether an error is the disk's way to say that it has lost the bytes."""
-    return error.errno == errno.EIO
+def _same(one: Raw, other: Raw) -> bool:
+    """Return whether a commit is as it was at another look."""
+    reasons = [raw.reason if isinstance(raw, UnreadableError) else raw for raw in (one, other)]
+    return reasons[0] == reasons[1]

@@ -12,14 +12,52 @@ taking a free shard costs two requests, prolonging a claim three, giving it back
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from storage.layout import claim_folder
+from storage import canonical
+from storage.errors import FormatError
+from storage.layout import CLAIMS, claim_folder
 from storage.location import Location
 from storage.schema import ShardId
+
+# The longest time that a claim is given.
+MAX_LEASE_SEC = 60.0
+_MAX_AHEAD_SEC = 1.5 * MAX_LEASE_SEC
+
+_KEY = re.compile(rf"{CLAIMS}/([0-9a-z]+/[0-9]{{5,12}})/([0-9]{{6,12}})\.json", re.ASCII)
+_MAX_BYTES = 1 << 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a claim says. `str` tells people whose it is, and until when.
+
+    Attributes:
+        generation: its number.
+        owner: who holds it. token: tells owners of one name apart; "" for what is no claim.
+        expires: seconds since 1970.
+    """
+
+    generation: int
+    owner: str
+    token: str
+    expires: float
+
+    def __str__(self) -> str:
+        until = time.strftime("%H:%M:%S", time.localtime(self.expires))
+        return f"{self.owner} until {until} (for {max(0.0, self.expires - time.time()):.0f} s)"
+
+    @property
+    def ended(self) -> bool:
+        """Whether others may take it over."""
+        now = time.time()
+        return not now < self.expires <= now + _MAX_AHEAD_SEC  # NaN ends as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +90,22 @@ class Claims:
 
         Returns:
             False if somebody else holds it.
+
+        Raises:
+            ValueError: for longer than any claim is given.
         """
+        if not 0 <= seconds <= MAX_LEASE_SEC:
+            raise ValueError(f"claim: got {seconds} seconds, expected 0 to {MAX_LEASE_SEC:.0f}")
         with self._lock:
             mine = self._mine.get(shard)
             if mine is None or mine.runs():
                 generation = 0 if mine is None else mine.generation + 1
                 if self._create(shard, generation, owner, seconds):
                     return True
-            held = self._current(shard)
-            if held is not None:
-                _, token, expires = held
-                if token != self._token and expires > time.time():
-                    return False
-            return self._create(shard, 0 if held is None else held[0] + 1, owner, seconds)
+            held = self.current(shard)
+            if held is not None and held.token != self._token and not held.ended:
+                return False
+            return self._create(shard, 0 if held is None else held.generation + 1, owner, seconds)
 
     def holds(self, shard: ShardId, *, look: bool = True) -> bool:
         """Return whether this writer may commit a shard; prolongs a claim that has run out.
@@ -82,10 +123,10 @@ class Claims:
                 return True
             if mine is not None and mine.runs():
                 return max(self._generations(shard), default=-1) == mine.generation
-            held = self._current(shard)
+            held = self.current(shard)
             if mine is None:
-                return held is None or held[2] <= time.time()
-            if held is None or held[1] != self._token:
+                return held is None or held.ended
+            if held is None or held.token != self._token:
                 return False
             return self.take(shard, mine.owner, mine.seconds)
 
@@ -96,8 +137,9 @@ class Claims:
             if mine is None:
                 return
             if not mine.runs():
-                held = self._current(shard)
-                if held is None or held[:2] != (mine.generation, self._token):
+                held = self.current(shard)
+                stated = None if held is None else (held.generation, held.token)
+                if stated != (mine.generation, self._token):
                     return
             self._location.delete(_key(shard, mine.generation))
 
@@ -119,23 +161,47 @@ class Claims:
         self._location.delete_many([_key(shard, one) for one in there if one < generation])
         return True
 
-    def _current(self, shard: ShardId) -> tuple[int, str, float] | None:
-        """Return generation, token and expiry of the claim that holds, or None."""
+    def current(self, shard: ShardId) -> Claim | None:
+        """Return the claim that holds, ended or not; None if there is none."""
         for generation in sorted(self._generations(shard), reverse=True):
-            raw = self._location.get(_key(shard, generation))
-            if raw is None:  # released since
-                continue
-            try:
-                value = json.loads(raw)
-                return generation, str(value["token"]), float(value["expires"])
-            except (ValueError, KeyError, TypeError):
-                return generation, "", 0.0  # unreadable: as good as expired
+            key = _key(shard, generation)
+            raw = self._location.try_ranges([(key, 0, _MAX_BYTES)])[0]
+            if raw is not None:  # else released since
+                return _parse(raw, generation)
         return None
 
     def _generations(self, shard: ShardId) -> list[int]:
-        names = (key.rpartition("/")[2] for key in self._location.sizes(claim_folder(shard)))
-        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return [int(stem) for stem in stems if stem.isdecimal()]
+        """Numbers of the claims, and of whatever lies in the place of one."""
+        folder = claim_folder(shard)
+        listing = self._location.listing(folder)
+        keys = (*listing.sizes, *listing.odd, *listing.unreadable)
+        names = {key.removeprefix(f"{folder}/").partition("/")[0] for key in keys}
+        found = (_KEY.fullmatch(f"{folder}/{name}") for name in names)
+        numbers = [int(match[2]) for match in found if match]
+        return [number for number in numbers if _key(shard, number).rpartition("/")[2] in names]
+
+
+def live_claims(location: Location) -> Iterator[tuple[str, Claim]]:
+    """Yield every claim of a store that has not ended, with the folder and number it is about."""
+    for key in location.listing(CLAIMS).sizes:
+        match = _KEY.fullmatch(key)
+        raw = location.try_ranges([(key, 0, _MAX_BYTES)])[0] if match else None
+        if match and raw is not None and not (claim := _parse(raw, int(match[2]))).ended:
+            yield match[1], claim
+
+
+def _parse(raw: object, generation: int) -> Claim:
+    """Read a claim; what is none is as good as expired, and so is what cannot be read."""
+    claim = Claim(generation=generation, owner="somebody", token="", expires=0.0)
+    try:
+        value: Any = canonical.load(bytes(raw), "claim") if isinstance(raw, memoryview) else None
+        owner, token, expires = value["owner"], value["token"], float(value["expires"])
+    except (FormatError, KeyError, OverflowError, TypeError, ValueError):
+        return claim
+    if not (isinstance(owner, str) and isinstance(token, str)):
+        return claim
+    shown = owner[:100] if owner.isprintable() else ascii(owner[:100])
+    return Claim(generation=generation, owner=shown, token=token, expires=expires)
 
 
 def _key(shard: ShardId, generation: int) -> str:

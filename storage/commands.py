@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from storage.comparison import compare
 from storage.errors import FormatError
 from storage.index import ShardTable
 from storage.layout import COMMITS, LOG, commit_key
-from storage.location import Location
+from storage.location import PARTIAL_SUFFIX, Location
 from storage.metadata import read_index, read_root
 from storage.plan import plan_from_json
 from storage.repairs import apply_repair, plan_repair
@@ -21,6 +23,9 @@ from storage.shrinking import drop_views, plan_drop
 from storage.verification import verify
 
 OK, FAILED = 0, 1
+
+_NOTE = re.compile(rf"{LOG}/[A-Za-z0-9_-][A-Za-z0-9_.-]*\.json", re.ASCII)
+_MAX_NOTE_BYTES = 1 << 20
 
 
 def run_info(cache: str, *, as_json: bool) -> int:
@@ -82,7 +87,8 @@ def run_repair(cache: str, *, level: str, dry_run: bool, workers: int, as_json: 
         apply_repair(location, plan)
     if not as_json:
         verb = "would be dropped" if dry_run else "dropped"
-        advice = "; run the dump again to write them" if plan.shards else ""
+        redo = plan.shards or any(not key.endswith(PARTIAL_SUFFIX) for key in plan.removed)
+        advice = "; run the dump again to write them" if redo else ""
         _print([f"{location}: {len(plan.shards)} shards {verb}{advice}"])
     # What is merely not written yet is for the dump to do; anything else needs a person.
     solved = {"missing", "uncommitted", "unfinished"}
@@ -112,17 +118,20 @@ def run_compare(cache: str, *, other: str, as_json: bool) -> int:
 
 
 def read_logs(cache: str) -> dict[str, Any]:
-    """Return what `CacheWriter.write_log` put, by name."""
+    """Return what `CacheWriter.write_log` put, by name.
+
+    Notes are outside every check: what is none, or cannot be read, is no reason to stop.
+    """
     location = Location(cache)
+    keys = [key for key in sorted(location.listing(LOG).sizes) if _NOTE.fullmatch(key)]
+    raws = location.try_ranges([(key, 0, _MAX_NOTE_BYTES) for key in keys])
     logs = {}
-    for key in sorted(location.sizes(LOG)):
-        raw = location.get(key)
-        if raw is None or not key.endswith(".json"):
-            continue
-        try:
-            logs[key.removeprefix(f"{LOG}/").removesuffix(".json")] = canonical.load(raw, key)
-        except FormatError:  # notes are outside every check: a torn one is no reason to stop
-            continue
+    for key, raw in zip(keys, raws, strict=True):
+        if isinstance(raw, memoryview):
+            with suppress(FormatError):  # a torn one
+                logs[key.removeprefix(f"{LOG}/").removesuffix(".json")] = canonical.load(
+                    bytes(raw), key
+                )
     return logs
 
 

@@ -6,6 +6,7 @@ and DIGEST its SHA-256. It holds no time, host, rank or path, so equal shards ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from storage.report import remedy
 from storage.schema import FORMAT_NAME, FORMAT_VERSION, Field, ShardId, check_count
 
 _HEAD, _MIDDLE, _TAIL = b'{"commit":', b',"sha256":"', b'"}\n'
+_DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _FRAME = len(_MIDDLE) + 64 + len(_TAIL)
 
 # zstd never expands a chunk by more than this (its own bound, rounded up).
@@ -128,6 +130,36 @@ def check_records(commit: Commit, index: Index, records: NDArray[np.int64], stor
             )
 
 
+def check_exact(
+    raw: bytes,
+    commit: Commit,
+    index: Index,
+    records: NDArray[np.int64],
+    fields: Sequence[Field],
+    store: str,
+) -> None:
+    """Refuse a commit file that is not, byte for byte, the one of its records and objects.
+
+    Args:
+        raw: the file. commit: what `parse` made of it.
+        index, records: the plan, and which records of it the shard holds.
+        fields: of the bucket.
+        store: its name.
+
+    Raises:
+        FormatError: names the first member that the format does not have, or not so.
+    """
+    wanted = record_entries(index, records)
+    expected = dump(Commit(commit.cache_id, commit.shard, wanted, commit.objects), fields)
+    if raw == expected:
+        return
+    check_records(commit, index, records, store)
+    key = commit_key(commit.shard)
+    bodies = (unframe(one, key) for one in (raw, expected))
+    found = next(iter(canonical.differences(*bodies)), "not written as canonical JSON")
+    raise FormatError(f"{store}: shard {commit.shard}: {key}: {found}; {remedy(store)}")
+
+
 def unframe(raw: bytes, what: str) -> dict[str, Any]:
     """Check the frame and digest of a commit file and return its body.
 
@@ -175,7 +207,7 @@ def _size(value: dict[str, Any], field: Field) -> int:
 
 def _digest(value: dict[str, Any], field: Field) -> str:
     digest = value["xxh3_128"]
-    if not isinstance(digest, str) or len(digest) != 32:
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError(f"{field.name}: no XXH3-128 digest")
     return digest
 

@@ -24,7 +24,7 @@ class IdentityError(CacheError):
 
 
 class MissingShardError(CacheError):
-    """A shard that was asked for has no commit, or one of its objects is absent."""
+    """A shard that was asked for has no commit, or one of its objects is not there to be read."""
 
 
 class CorruptChunkError(CacheError):
@@ -43,16 +43,35 @@ class CorruptChunkError(CacheError):
         self.field = field
 
 
+class UnreadableError(CacheError):
+    """What lies at a key of a local store cannot be read.
+
+    Attributes:
+        key: of the object, or "" after the error has crossed a process.
+        reason: what is wrong, without the place.
+        lost: whether the bytes are gone for good: something else than a file lies there, or the
+            disk has lost them. Else somebody can make them readable.
+    """
+
+    def __init__(
+        self, message: str, *, key: str = "", reason: str = "", lost: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.key = key
+        self.reason = reason
+        self.lost = lost
+
+
 class ClaimLostError(CacheError):
     """Another worker holds the claim of a shard, so this one must not commit it."""
 
 
 class StoreFullError(CacheError):
-    """The disk or the quota of a store is used up; what was committed before stays valid."""
+    """A store's disk, quota or file size is used up; what was committed before stays valid."""
 
 
 class StoreAccessError(CacheError):
-    """An object store cannot be reached, or refuses a request."""
+    """A store cannot be reached or written, or refuses a request."""
 
 
 class ForkedProcessError(CacheError):

@@ -24,8 +24,9 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
     global _loop
     with _lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="storage-io", daemon=True).start()
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="storage-io", daemon=True).start()
+            _loop = loop  # only now: where no thread can be started, later calls would wait for it
     return asyncio.run_coroutine_threadsafe(work, _loop).result()
 
 

@@ -21,6 +21,7 @@ METADATA = ShardId("metadata", 0)
 # A job that dies while it writes metadata holds the others up this long.
 _LEASE_SEC = 30.0
 _PAUSE_SEC = 0.2
+_SAY_EVERY_SEC = 10.0
 
 
 @contextmanager
@@ -36,8 +37,15 @@ def claimed_metadata(location: Location) -> Iterator[None]:
         while not ended.wait(_LEASE_SEC / 3):
             claims.take(METADATA, owner, _LEASE_SEC)
 
+    said = -_SAY_EVERY_SEC
     while not claims.take(METADATA, owner, _LEASE_SEC):
-        logger.info("%s: another job is writing the metadata; waiting for it", location)
+        holder = claims.current(METADATA)
+        if holder is not None and time.monotonic() - said >= _SAY_EVERY_SEC:
+            said = time.monotonic()
+            logger.warning(
+                "%s: waiting for the metadata, which another job writes: held by %s",
+                location, holder,
+            )  # fmt: skip
         time.sleep(_PAUSE_SEC)
     keeper = threading.Thread(target=keep, name="metadata claim", daemon=True)
     keeper.start()

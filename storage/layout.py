@@ -7,6 +7,7 @@ than by zarr, so that its bytes do not depend on zarr's version and stores stay 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from storage import canonical, checksums
 from storage.errors import FormatError
 from storage.index import COLUMNS, Index
+from storage.local import PARTIAL_SUFFIX
 from storage.manifest import Manifest
 from storage.schema import Field, Geometry, ShardId
 
@@ -31,6 +33,15 @@ INDEX_CHUNK = 1 << 15
 ZSTD_LEVEL = 1
 CRC_BYTES = 4
 MAX_METADATA_BYTES = 1 << 28
+
+# What writers put under these folders; anything else there is not ours to remove.
+OURS = re.compile(
+    rf"{COMMITS}/[0-9x]+/[0-9]+\.json"
+    rf"|{INDEX}/[a-z_]+/(c/[0-9]+|zarr\.json)"
+    rf"|{BUCKETS}/[0-9x]+/([a-z0-9_]+/)?(c/[0-9]+(/0)*|zarr\.json)"
+    rf"|({COMMITS}|{INDEX}|{BUCKETS})/.*{re.escape(PARTIAL_SUFFIX)}",
+    re.ASCII,
+)
 
 _CRC32C = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -57,6 +68,11 @@ def index_chunk_keys(column: str, records: int) -> list[str]:
     return [f"{INDEX}/{column}/c/{number}" for number in range(-(-records // INDEX_CHUNK))]
 
 
+def index_keys(records: int) -> list[str]:
+    """Keys of the chunks of all index columns."""
+    return [key for column in COLUMNS for key in index_chunk_keys(column, records)]
+
+
 def root_json(manifest: Manifest) -> bytes:
     """The root's zarr.json."""
     return _group({"gid": manifest.to_json()})
@@ -76,6 +92,12 @@ def parse_root(raw: bytes, store: str) -> Manifest:
     manifest = Manifest.from_json(attributes["gid"], store)
     if not manifest.slots:
         raise FormatError(f"{store}: the manifest is malformed (no slots)")
+    expected = json.loads(root_json(manifest))
+    for one in canonical.differences(root, expected):
+        raise FormatError(
+            f"{store}/{ROOT_KEY}: {one}, as the format has it; run the dump again with the same"
+            " config: it writes the file again, and keeps the shards"
+        )
     return manifest
 
 

@@ -7,7 +7,6 @@ has answered before may be away for some minutes.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -19,13 +18,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import LocalStore
 
-from storage import event_loop, remote
-from storage.errors import ForkedProcessError, StoreAccessError, StoreFullError
+from storage import event_loop, local, remote
+from storage.errors import ForkedProcessError, StoreAccessError, UnreadableError
+from storage.local import PARTIAL_SUFFIX as PARTIAL_SUFFIX
+from storage.local import Listing
+from storage.local_errors import store_full, unreadable, unwritable
 from storage.schema import check_key
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,6 @@ Range = tuple[str, int, int]
 Result = TypeVar("Result")
 
 URL_SCHEMES = ("s3", "gs", "az")
-PARTIAL_SUFFIX = ".partial"
-
 # A file is read fastest in blocks that fit a cache. Of an object store each block is a request, and
 # after the first, which is all of most objects, several are under way at once.
 LOCAL_BLOCK = 1 << 19
@@ -46,9 +45,6 @@ REMOTE_BLOCKS_AT_ONCE = 4
 # is more likely misconfigured: that is said as soon as the client's own retries end.
 PATIENCE_SEC = 300.0
 _PAUSE_SEC = 1.0
-
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Location:
@@ -128,6 +124,7 @@ class Location:
             raise ModuleNotFoundError(
                 f"{self}: object stores need the extra 's3' (obstore is not installed)"
             ) from error
+        remote.check_environment(self.name.partition("://")[0], os.environ)
         return self._wait(lambda: ObjectStore(from_url(self.name, retry_config=remote.RETRIES)))
 
     def get(self, key: str) -> bytes | None:
@@ -147,13 +144,34 @@ class Location:
 
         Returns:
             The bytes of each range, fewer where the object ends before, None where it is absent.
+
+        Raises:
+            UnreadableError: something else than a file lies at a local key, or it may not be read.
         """
         for key, _, _ in ranges:
             check_key(key)
         if self._path is not None:
-            return [_read_file(f"{self._path}/{key}", start, end) for key, start, end in ranges]
+            return [self._read_local(*one) for one in ranges]
         asked = [(key, start, None if end == sys.maxsize else end) for key, start, end in ranges]
         return self._ask(lambda: remote.get_ranges(self.store, asked))
+
+    def try_ranges(self, ranges: Sequence[Range]) -> list[memoryview | UnreadableError | None]:
+        """As `get_ranges`, but give the error of each object that cannot be read in its place."""
+        if self._path is None:
+            return list(self.get_ranges(ranges))
+        found: list[memoryview | UnreadableError | None] = []
+        for one in ranges:
+            try:
+                found += self.get_ranges([one])
+            except UnreadableError as error:
+                found.append(error)
+        return found
+
+    def _read_local(self, key: str, start: int, end: int) -> memoryview | None:
+        try:
+            return local.read_range(f"{self._path}/{key}", start, end)
+        except OSError as error:
+            raise unreadable(str(self), key, error) from error
 
     def read_blocks(self, key: str, block: int | None = None) -> Iterator[memoryview]:
         """Yield an object's bytes block by block, so that hashing needs little memory.
@@ -161,7 +179,10 @@ class Location:
         A block is valid until the next one is asked for. An absent object has none.
         """
         if self._path is not None:
-            yield from _file_blocks(f"{self._path}/{check_key(key)}", block or LOCAL_BLOCK)
+            try:
+                yield from local.read_blocks(f"{self._path}/{check_key(key)}", block or LOCAL_BLOCK)
+            except OSError as error:
+                raise unreadable(str(self), key, error) from error
             return
         block = block or REMOTE_BLOCK
         start, count = 0, 1
@@ -175,13 +196,13 @@ class Location:
             start, count = starts.stop, REMOTE_BLOCKS_AT_ONCE
 
     def size(self, key: str) -> int | None:
-        """Return the size of an object in bytes, or None if there is none."""
+        """Return the size of an object in bytes, None if there is none; raises as `get_ranges`."""
         check_key(key)
         if self._path is not None:
             try:
-                return os.stat(f"{self._path}/{key}").st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+                return local.size_of(f"{self._path}/{key}")
+            except OSError as error:
+                raise unreadable(str(self), key, error) from error
         return self._ask(lambda: remote.size(self.store, key))
 
     def put(self, key: str, data: bytes) -> None:
@@ -189,6 +210,7 @@ class Location:
 
         Raises:
             StoreFullError: no space is left.
+            StoreAccessError: it cannot be written for another reason.
         """
         check_key(key)
         store = self._writable_store
@@ -213,19 +235,26 @@ class Location:
         Two callers that put the same bytes at the same time may both hear True.
         """
         check_key(key)
+        if self._path is None:
+            return self._ask(lambda: remote.create(self.store, key, data))
         with self._local_errors(key):
-            return self._ask(lambda: remote.create(self._writable_store, key, data))
+            if local.create(f"{self._path}/{key}", data):
+                return True
+        found = self.try_ranges([(key, 0, len(data) + 1)])[0]
+        return isinstance(found, memoryview) and bytes(found) == data
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
         self.delete_many([key])
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        """Remove those objects that are there."""
+        """Remove those objects that are there, and locally whatever else lies in their place."""
         for key in keys:
-            check_key(key)
+            _check_inside(key)
+        if self._path is None:
+            return self._ask(lambda: remote.delete_many(self.store, keys))
         with self._local_errors(keys[0] if keys else ""):
-            self._ask(lambda: remote.delete_many(self._writable_store, keys))
+            local.delete_many([f"{self._path}/{key}" for key in keys])
 
     def sync(self, keys: Sequence[str]) -> None:
         """Force objects, and the folders that name them, to the disk. Local folders only."""
@@ -240,33 +269,46 @@ class Location:
             list(pool.map(_fsync, folders))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Return key and size in bytes of every object under a folder ("" for all)."""
+        """Return key and size in bytes of every object under a folder ("" for all).
+
+        Raises:
+            StoreAccessError: some of it cannot be listed.
+        """
+        found = self.listing(folder)
+        for key, reason in found.unreadable.items():
+            raise StoreAccessError(f"{self}/{key}: {reason}; make it readable, and run again")
+        return found.sizes
+
+    def listing(self, folder: str = "") -> Listing:
+        """Return all that lies under a folder ("" for all), also what is no object of a store."""
         if folder:
             check_key(folder)
         if self._path is not None:
-            return dict(_walk(str(self._path / folder), folder))
-        return self._ask(lambda: remote.sizes(self.store, folder))
+            return local.walk(str(self._path / folder), folder)
+        return Listing(self._ask(lambda: remote.sizes(self.store, folder)))
+
+    def reach(self) -> None:
+        """See that there is a bucket; nothing happens with a local folder.
+
+        Raises:
+            StoreAccessError: it is not there, or cannot be listed.
+        """
+        if self._path is None:
+            self._ask(lambda: remote.reach(self.store))
+
+    def obstacle(self, key: str) -> tuple[str, str] | None:
+        """Say what keeps an object from being put at a local key, and where; None if nothing."""
+        return None if self._path is None else local.obstacle(str(self._path), key)
 
     @contextmanager
     def _local_errors(self, key: str) -> Iterator[None]:
         """Turn a disk that takes nothing into an error that names the store and the way out."""
+        if self._given is not None and self._given.read_only:
+            raise StoreAccessError(f"{self}: was opened to be read only")
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL_DISK:
-                raise self._full(key) from error
-            if error.errno in _NOT_WRITABLE:
-                raise StoreAccessError(
-                    f"{self}: cannot be written ({error.strerror}: {key}); make it writable, and"
-                    " run again"
-                ) from error
-            raise
-
-    def _full(self, key: str) -> StoreFullError:
-        return StoreFullError(
-            f"{self}: no space left while writing {key}; free some and run again:"
-            " committed shards stay and are not done twice"
-        )
+            raise unwritable(str(self), str(self._path), key, error) from error
 
     def _ask(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Run requests, again and again while a store that has answered before is away.
@@ -285,7 +327,7 @@ class Location:
                     return attempt()
             except remote.RequestError as error:
                 if error.is_full:
-                    raise self._full(error.key) from None
+                    raise store_full(str(self), error.key) from None
                 place = f"{self}/{error.key}" if error.key else str(self)
                 message = f"{place}: the object store failed: {error.reason}"
                 left = deadline - time.monotonic()
@@ -316,41 +358,10 @@ def _check_url(name: str) -> bool:
     return True
 
 
-def _read_file(path: str, start: int, end: int) -> memoryview | None:
-    """Read a range of a file, cut at its end, into memory of its own (and so writable)."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        count = max(0, min(end, os.fstat(file).st_size) - start)
-        # numpy asks for huge pages: touching fresh memory takes as long as reading it.
-        data = np.empty(count, dtype=np.uint8).data
-        done = 0
-        # One read, but for more than 2 GiB or a file that is cut short at this moment.
-        while done < count and (read := os.preadv(file, [data[done:]], start + done)):
-            done += read
-        return data[:done]
-    except IsADirectoryError:
-        return None
-    finally:
-        os.close(file)
-
-
-def _file_blocks(path: str, block: int) -> Iterator[memoryview]:
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    start = 0
-    try:
-        # One buffer for all blocks: fresh memory for each takes as long as reading it.
-        buffer = memoryview(bytearray(max(1, min(block, os.fstat(file).st_size))))
-        while count := os.preadv(file, [buffer], start):
-            yield buffer[:count]
-            start += count
-    finally:
-        os.close(file)
+def _check_inside(key: str) -> None:
+    """Refuse what leads out of the store; what is removed may have any other name."""
+    if key.startswith("/") or ".." in key.split("/"):
+        check_key(key)
 
 
 def _set_local(store: LocalStore, key: str, buffer: Buffer) -> None:
@@ -361,22 +372,6 @@ def _set_local(store: LocalStore, key: str, buffer: Buffer) -> None:
             # Another writer took our unfinished file for one that a crash had left.
             continue
     store.set_sync(key, buffer)
-
-
-def _walk(path: str, key: str) -> Iterator[tuple[str, int]]:
-    try:
-        entries = list(os.scandir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        inner = f"{key}/{entry.name}" if key else entry.name
-        try:
-            if entry.is_dir():
-                yield from _walk(entry.path, inner)
-            else:
-                yield inner, entry.stat().st_size
-        except FileNotFoundError:  # a writer at work has just renamed or removed it
-            continue
 
 
 def _fsync(path: Path) -> None:

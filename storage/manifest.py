@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("teacher", "dataset", "augmentation", "numerics")
 
+_REWRITE = "run the dump again with the same config: it writes the manifest, and keeps the shards"
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -243,9 +244,13 @@ class Manifest:
                 " this software wrote it, dump it again"
             ) from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"{store}: the manifest is malformed ({error})") from error
+            raise FormatError(
+                f"{store}: the manifest is malformed ({error}); {_REWRITE}"
+            ) from error
         if canonical.dump(manifest.to_json()) != canonical.dump(value):
-            raise FormatError(f"{store}: the manifest contradicts itself or has unknown fields")
+            raise FormatError(
+                f"{store}: the manifest contradicts itself or has unknown fields; {_REWRITE}"
+            )
         return manifest
 
 

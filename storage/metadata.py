@@ -65,6 +65,7 @@ def read_root(location: Location) -> Root:
 
     Raises:
         FileNotFoundError: there is no store.
+        StoreAccessError: there is no such bucket.
         FormatError: damaged, or not a teacher cache.
         VersionError: of a newer format.
     """
@@ -83,6 +84,7 @@ def read_root(location: Location) -> Root:
                 " with the same config: it writes the file, and keeps the shards"
             )
         if root is None:
+            location.reach()  # in a bucket that is not there, objects look absent
             raise FileNotFoundError(
                 f"{location}: no teacher cache here ({ROOT_KEY} is absent); check the path, or run"
                 " the dump, which makes one"

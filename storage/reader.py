@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from storage import checksums
 from storage import commit as commits
 from storage.errors import (
+    CacheError,
     CorruptChunkError,
     FormatError,
     IdentityError,
     MissingShardError,
+    UnreadableError,
     VersionError,
 )
 from storage.index import Index, ShardTable
@@ -179,7 +181,10 @@ class CacheReader:
             for chunks in wanted
             for one in chunks
         ]
-        found = iter(self.location.get_ranges(ranges))
+        try:
+            found = iter(self.location.get_ranges(ranges))
+        except UnreadableError as error:
+            raise self._unreadable(error, wanted) from error
         return [[(chunk, self._checked(chunk, next(found))) for chunk in one] for one in wanted]
 
     @cached_property
@@ -256,6 +261,18 @@ class CacheReader:
         if not stored == checksums.crc32c(raw[:-CRC_BYTES]) == chunk.crc32c:
             raise self._corrupt(chunk, "is damaged (its CRC32C does not match the commit)")
         return raw
+
+    def _unreadable(self, error: UnreadableError, wanted: list[list[_Chunk]]) -> CacheError:
+        """Name the shard and the field of an object that cannot be read."""
+        chunk = next(
+            one for chunks in wanted for one in chunks
+            if object_key(one.shard, one.field) == error.key
+        )  # fmt: skip
+        way_out = self._remedy if error.lost else "make it readable, and run again"
+        return MissingShardError(
+            f"{self.location}: shard {chunk.shard}, field {chunk.field.name}: {error.reason}"
+            f" ({error.key}); {way_out}"
+        )
 
     def _decode(self, chunk: _Chunk, raw: memoryview) -> NDArray[Any]:
         try:

@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
@@ -39,6 +40,17 @@ _REMEDIES = {
     403: "check the credentials in the environment, and what they allow",
     404: "check the bucket's name",
 }
+
+
+# What the clients take from the environment as URLs.
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_METADATA_ENDPOINT",
+           "AWS_PROXY_URL"),
+    "gs": ("GOOGLE_BASE_URL", "GOOGLE_PROXY_URL"),
+    "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_MSI_ENDPOINT", "AZURE_PROXY_URL"),
+}  # fmt: skip
+# Endpoints that may only be plain http if another variable says so.
+_PLAIN = dict.fromkeys(_ENDPOINTS["s3"][:3], "AWS_ALLOW_HTTP")
 
 
 class RequestError(Exception):
@@ -82,12 +94,54 @@ def named(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A missing bucket is a FileNotFoundError even when an object is put.
-        of_client = type(error).__module__.partition(".")[0] == "obstore"
+        # A missing bucket is a FileNotFoundError even when an object is put. A panic of the client
+        # is an exception of the library that binds it.
+        of_client = type(error).__module__.partition(".")[0] in ("obstore", "pyo3_async_runtimes")
         if not of_client and not _STATUS.search(str(error)):
             raise
         # Not chained: the client's text would stand in every traceback.
         raise RequestError(key, error) from None
+
+
+def check_environment(scheme: str, environment: Mapping[str, str]) -> None:
+    """Refuse endpoints in the environment that are no URL: the client would panic.
+
+    Args:
+        scheme: of the store's URL.
+        environment: as `os.environ`.
+
+    Raises:
+        ValueError: names the variable, and not its value, which may hold a password.
+    """
+    for name in _ENDPOINTS[scheme]:
+        if name not in environment:
+            continue
+        try:
+            parts = urlsplit(environment[name])
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ValueError(
+                f"the environment variable {name} is no URL of an endpoint: expected"
+                " https://host or http://host:port; correct it, or unset it"
+            )
+        if parts.scheme == "http" and name in _PLAIN and _PLAIN[name] not in environment:
+            raise ValueError(
+                f"the environment variable {name} names an endpoint without encryption, http://;"
+                f" if that is meant, set {_PLAIN[name]}=true"
+            )
+
+
+async def reach(store: Store) -> None:
+    """Ask for the beginning of a listing: of a bucket that is not there, there is none."""
+    client = getattr(store, "store", None)
+    if client is not None:
+        import obstore
+
+        with named(""):
+            async for _ in obstore.list(client, chunk_size=1):
+                return
 
 
 async def get_ranges(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage import checksums
-from storage.errors import FormatError, VersionError
+from storage.errors import CacheError
 from storage.layout import commit_key, object_key, zarr_json_objects
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
@@ -25,7 +25,8 @@ class Repair:
         store: location.
         shards: shards to drop: committed, but damaged.
         rewritten: zarr.json files that follow from the manifest and are written again.
-        removed: unfinished files that an interrupted dump has left.
+        removed: unfinished files that an interrupted dump has left, and what lies in the place of
+            a part of the store: folders, FIFOs, links to themselves.
         left: problems that a repair cannot solve; their messages say what can.
     """
 
@@ -49,8 +50,12 @@ def plan_repair(location: Location, report: Report) -> Repair:
     """Decide what to do about the problems of a report; changes nothing."""
     spoilt = {problem.shard for problem in report.problems if problem.spoils}
     rewritable = _rewritable(location) if report.problems else {}
-    rewritten = {one.where for one in report.problems if one.where in rewritable}
-    removed = {one.where for one in report.problems if one.where.endswith(PARTIAL_SUFFIX)}
+    rewritten = {
+        one.where for one in report.problems if one.where in rewritable and one.kind != "unreadable"
+    }
+    removed = {
+        one.where for one in report.problems if one.in_the_way or one.where.endswith(PARTIAL_SUFFIX)
+    }
     solved = rewritten | removed
     left = (one for one in report.problems if one.shard not in spoilt and one.where not in solved)
     return Repair(
@@ -64,12 +69,12 @@ def plan_repair(location: Location, report: Report) -> Repair:
 
 def apply_repair(location: Location, repair: Repair) -> None:
     """Drop the shards, and write and remove the files, that `plan_repair` named."""
+    # A dump at work that loses its unfinished file writes it once more.
+    location.delete_many(repair.removed)
     rewritable = _rewritable(location) if repair.rewritten else {}
     for key in repair.rewritten:
         location.put(key, rewritable[key])
     location.sync(repair.rewritten)
-    # A dump at work that loses its unfinished file writes it once more.
-    location.delete_many(repair.removed)
     if repair.shards:
         drop_shards(location, read_root(location).manifest, repair.shards)
 
@@ -104,7 +109,7 @@ def _rewritable(location: Location) -> dict[str, bytes]:
     """Return the zarr.json files whose bytes this software can tell from the manifest alone."""
     try:
         manifest = read_root(location).manifest
-    except (FormatError, VersionError):
+    except (CacheError, FileNotFoundError):
         return {}
     objects = zarr_json_objects(manifest, manifest.slots, manifest.records)
     return {

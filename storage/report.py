@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from storage.errors import UnreadableError
+
 LEVELS = ("quick", "full", "deep")
 
 KINDS: Mapping[str, str] = {
@@ -17,6 +19,7 @@ KINDS: Mapping[str, str] = {
     "foreign": "an object or a commit that is no part of this store",
     "version": "written in a newer format",
     "unfinished": "the store was growing when its writer stopped",
+    "unreadable": "what lies there may not be read: permissions",
     "invalid": "a record holds values that make no sense",
     "unexpected": "the store is not the one that was asked for",
 }
@@ -33,6 +36,8 @@ class Problem:
         shard: "bucket/number" of the shard, or "".
         field: name of the record's field, or "".
         spoils: whether the shard is committed but cannot be used: `repair` drops it.
+        in_the_way: whether what lies at `where` keeps a part of the store from being written, and
+            is no part of it: `repair` removes it.
     """
 
     kind: str
@@ -41,6 +46,7 @@ class Problem:
     shard: str = ""
     field: str = ""
     spoils: bool = False
+    in_the_way: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
@@ -94,6 +100,17 @@ def shard_problem(
     return Problem(
         kind=kind, where=where, message=message, shard=str(shard), field=field, spoils=True
     )
+
+
+def unreadable_problem(
+    store: str, shard: object, error: UnreadableError, *, where: str, field: str = ""
+) -> Problem:
+    """Describe that an object of a committed shard cannot be read: lost, or just not readable."""
+    if error.lost:
+        what = error.reason if field else f"its commit: {error.reason}"
+        return shard_problem("damaged", store, shard, what, where=where, field=field)
+    message = f"{store}: shard {shard}: {where}: {error.reason}; make it readable, and check again"
+    return Problem(kind="unreadable", where=where, message=message, shard=str(shard), field=field)
 
 
 def remedy(store: str, *, deep: bool = False) -> str:

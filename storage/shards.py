@@ -19,6 +19,8 @@ from storage.schema import Field, Geometry
 
 _INDEX_ENTRY = 16
 _ZSTD = Zstd()
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_HEADER = 18  # bytes at most
 
 
 def encode_shard(
@@ -88,8 +90,11 @@ def decode_chunk(raw: memoryview, field: Field) -> NDArray[Any]:
     """
     data: Any = raw[:-CRC_BYTES]
     if field.compression == "zstd":
-        # Never more than one record, whatever the chunk claims; zeros where it holds less.
-        out = np.zeros(field.num_bytes, dtype=np.uint8)
+        # What a frame holds is what its header says, or it does not decompress: so nothing larger
+        # is ever allocated, and nothing smaller leaves a part of the record unwritten.
+        if _content_bytes(bytes(data[:_ZSTD_HEADER])) != field.num_bytes:
+            raise FormatError(f"{field.name}: a chunk is not {field.num_bytes} bytes")
+        out = np.empty(field.num_bytes, dtype=np.uint8)
         try:
             data = _ZSTD.decode(data, out)
         except (RuntimeError, ValueError) as error:
@@ -98,3 +103,21 @@ def decode_chunk(raw: memoryview, field: Field) -> NDArray[Any]:
         raise FormatError(f"{field.name}: a chunk is not {field.num_bytes} bytes")
     stored = np.dtype(field.dtype).newbyteorder("<")
     return np.frombuffer(data, dtype=stored).reshape(field.shape)
+
+
+def _content_bytes(header: bytes) -> int | None:
+    """Return the size of the data in a zstd frame, as the frame's header states it (RFC 8878, 3.1).
+
+    Returns:
+        None if it is no frame, or the header states no size, which the writer's always does.
+    """
+    if header[:4] != _ZSTD_MAGIC or len(header) < 6:
+        return None
+    descriptor = header[4]
+    single = bool(descriptor & 0x20)
+    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
+    width = (1 if single else 0, 2, 4, 8)[descriptor >> 6]
+    stated = header[start : start + width]
+    if not width or len(stated) < width:
+        return None
+    return int.from_bytes(stated, "little") + (256 if width == 2 else 0)

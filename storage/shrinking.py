@@ -15,49 +15,35 @@ two digests say that the work is not done.
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import re
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from storage import checksums
+from storage.claims import live_claims
 from storage.errors import CacheError
 from storage.exclusive import METADATA, claimed_metadata
 from storage.index import Index, ShardTable
 from storage.layout import (
-    BUCKETS,
-    CLAIMS,
     COMMITS,
     DIGEST_KEY,
-    INDEX,
+    OURS,
     ROOT_KEY,
-    claim_folder,
     commit_key,
     object_key,
     root_json,
     seal,
 )
-from storage.location import PARTIAL_SUFFIX, Location
+from storage.location import Location
 from storage.manifest import Manifest
 from storage.metadata import Root, digest_lines, put_and_sync, read_index, read_root
 from storage.progress import Progress
 
-# What writers put under these folders; anything else there is not ours to remove.
-_OURS = re.compile(
-    rf"{COMMITS}/[0-9x]+/[0-9]+\.json"
-    rf"|{INDEX}/[a-z_]+/(c/[0-9]+|zarr\.json)"
-    rf"|{BUCKETS}/[0-9x]+/([a-z0-9_]+/)?(c/[0-9]+(/0)*|zarr\.json)"
-    rf"|({COMMITS}|{INDEX}|{BUCKETS})/.*{re.escape(PARTIAL_SUFFIX)}",
-    re.ASCII,
-)
 _AT_ONCE = 1000
 
 
@@ -156,12 +142,12 @@ def _drop(location: Location, keep: int, progress: bool) -> None:
     commits = [key for key in leftover if key.startswith(f"{COMMITS}/")]
     total = sum(leftover.values())
     with Progress("remove", total=total, unit="B", shown=progress) as bar:
-        _delete(location, {key: leftover.pop(key) for key in commits}, bar)
+        delete_objects(location, {key: leftover.pop(key) for key in commits}, bar.update)
         if location.is_local:
             # A commit must not outlive its objects, not even where the power fails: a dump that
             # adds the views again would take the shard for done.
             os.sync()
-        _delete(location, leftover, bar)
+        delete_objects(location, leftover, bar.update)
     put_and_sync(location, {DIGEST_KEY: digest_lines([new_sha256])})
 
 
@@ -194,38 +180,32 @@ def _leftover(
     for shard in ShardTable(index, manifest.shard_records).shards:
         known.add(commit_key(shard))
         known.update(object_key(shard, field) for field in manifest.fields[shard.bucket])
-    return {key: sizes[key] for key in sizes.keys() - known if _OURS.fullmatch(key)}
+    return {key: sizes[key] for key in sizes.keys() - known if OURS.fullmatch(key)}
 
 
 def _refuse_work_in_progress(location: Location) -> None:
-    for key in location.sizes(CLAIMS):
-        if key.startswith(f"{claim_folder(METADATA)}/"):
-            continue  # ours
-        raw = location.get(key)
-        claim = _claim(raw or b"")
-        if claim.get("expires", 0) > time.time():
+    for name, claim in live_claims(location):
+        if name != str(METADATA):  # which is ours
             raise CacheError(
-                f"{location}: a dump is at work ({claim.get('owner')} holds"
-                f" {key.removeprefix(f'{CLAIMS}/').rpartition('/')[0]}); stop it first, or wait"
+                f"{location}: a dump is at work ({name} is held by {claim}); stop it first, or wait"
             )
 
 
-def _claim(raw: bytes) -> dict[str, Any]:
-    # One that cannot be read is as good as expired, for the writers as well.
-    with suppress(ValueError):
-        value = json.loads(raw)
-        if isinstance(value, dict) and isinstance(value.get("expires"), int | float):
-            return value
-    return {}
+def delete_objects(
+    location: Location, sizes: Mapping[str, int], advance: Callable[[int], object] = int
+) -> None:
+    """Remove objects, and on a local disk the folders that this empties.
 
-
-def _delete(location: Location, sizes: Mapping[str, int], bar: Progress) -> None:
-    """Remove objects, given with their sizes, and on a local disk the folders that this empties."""
+    Args:
+        location: of the store.
+        sizes: key to size in bytes of each object.
+        advance: is told of bytes that were removed.
+    """
     ordered = sorted(sizes)
     for start in range(0, len(ordered), _AT_ONCE):
         keys = ordered[start : start + _AT_ONCE]
         location.delete_many(keys)
-        bar.update(sum(sizes[key] for key in keys))
+        advance(sum(sizes[key] for key in keys))
     if not location.is_local:
         return
     folders = {folder for key in sizes for folder in Path(key).parents if folder.name}

@@ -14,16 +14,25 @@ from typing import Any
 
 from storage import canonical, checksums
 from storage.checker import ShardChecker, ShardResult, Task
-from storage.errors import CacheError, FormatError, VersionError
+from storage.errors import CacheError, FormatError, UnreadableError, VersionError
 from storage.index import ShardTable
-from storage.layout import CLAIMS, COMMITS, DIGEST_KEY, LOG, ROOT_KEY, commit_key, object_key
-from storage.location import PARTIAL_SUFFIX, Location
+from storage.layout import (
+    COMMITS,
+    DIGEST_KEY,
+    MAX_METADATA_BYTES,
+    ROOT_KEY,
+    index_keys,
+    object_key,
+    zarr_json_objects,
+)
+from storage.location import Location
 from storage.manifest import Manifest
 from storage.metadata import Root, read_index, read_root
 from storage.plan import plan_from_json, records_digest
 from storage.progress import Progress
 from storage.report import LEVELS, Problem, Report, shard_problem
 from storage.schema import ShardId
+from storage.strangers import check_strangers, committed_shards, obstacle_problem
 from storage.workers import mapped
 
 _BATCH = 64
@@ -88,21 +97,26 @@ def _check(
     except VersionError as error:
         problem = Problem(kind="version", where=ROOT_KEY, message=str(error))
         return Report(store=store, level=level, problems=(problem,)), ""
+    except UnreadableError as error:
+        problem = _unreadable_metadata(store, error)
+        return Report(store=store, level=level, problems=(problem,)), ""
     except (FormatError, ValueError) as error:
         # Nothing behind the manifest and the index can be judged without them.
-        problem = Problem(kind="damaged", where="metadata", message=str(error))
+        problem = _obstacle_of_index(location) or Problem(
+            kind="damaged", where="metadata", message=str(error)
+        )
         return Report(store=store, level=level, problems=(problem,)), ""
     table = checker.table
     problems = [] if expect is None else list(_check_expected(store, root.manifest, table, expect))
-    committed = location.sizes(COMMITS)
-    shards = [shard for shard in table.shards if commit_key(shard) in committed]
+    shards = committed_shards(location.listing(COMMITS), table)
     # The listing of an object store has the sizes; asking for each would be a request each.
-    sizes = None if location.is_local else _listed(location)
-    with _results(checker, shards, sizes, workers) as results:
-        sizes = sizes or _listed(location)  # while the processes are at work
+    listing = None if location.is_local else location.listing()
+    known_sizes = None if listing is None else listing.sizes
+    with _results(checker, shards, known_sizes, workers) as results:
+        listing = listing or location.listing()  # while the processes are at work
+        sizes = listing.sizes
         problems += _check_metadata(location, root)
-        if not root.growing:  # what an unfinished growth has left is no riddle
-            problems += _check_strangers(store, root.manifest, table, sizes)
+        problems += check_strangers(store, root, table, set(shards), listing)
         problems += _check_uncommitted(store, root.manifest, table, shards, sizes)
         costs = {shard: checker.bytes_read(shard, sizes) for shard in shards}
         bar = Progress(f"verify {level}", total=sum(costs.values()), unit="B", shown=progress)
@@ -114,9 +128,24 @@ def _check(
     ), root.sha256  # fmt: skip
 
 
-def _listed(location: Location) -> dict[str, int]:
-    outside = (f"{CLAIMS}/", f"{LOG}/")
-    return {key: size for key, size in location.sizes().items() if not key.startswith(outside)}
+def _unreadable_metadata(store: str, error: UnreadableError) -> Problem:
+    """Describe what keeps the root, its digest, the index or a zarr.json from being read."""
+    if not error.lost:
+        message = f"{store}/{error.key}: {error.reason}; make it readable, and check again"
+        return Problem(kind="unreadable", where=error.key, message=message)
+    message = (
+        f"{store}/{error.key}: {error.reason}; run `python -m storage repair {store}`, which"
+        " removes it, then the dump again with the same config"
+    )
+    return Problem(kind="damaged", where=error.key, message=message, in_the_way=True)
+
+
+def _obstacle_of_index(location: Location) -> Problem | None:
+    """Describe what lies in the place of a folder of the index, if that is why it is absent."""
+    for key in index_keys(records=1):
+        if found := location.obstacle(key):
+            return obstacle_problem(str(location), found[1], found[0])
+    return None
 
 
 def _check_metadata(location: Location, root: Root) -> Iterator[Problem]:
@@ -125,35 +154,37 @@ def _check_metadata(location: Location, root: Root) -> Iterator[Problem]:
         message += " the config that adds them, or `python -m storage drop-views`"
         yield Problem(kind="unfinished", where=DIGEST_KEY, message=message)
         return
-    digests = root.manifest.digests
+    manifest = root.manifest
+    yield from _check_derived(location, manifest)
     remedy = f"run `python -m storage repair {location}`, which writes it again"
-    keys = list(digests)
+    keys = list(manifest.digests)
     for start in range(0, len(keys), _BATCH):
-        batch = keys[start : start + _BATCH]
-        for key, raw in zip(batch, location.get_many(batch), strict=True):
-            if raw is None:
+        ranges = [(key, 0, MAX_METADATA_BYTES) for key in keys[start : start + _BATCH]]
+        for (key, _, _), raw in zip(ranges, location.try_ranges(ranges), strict=True):
+            if isinstance(raw, UnreadableError):
+                yield _unreadable_metadata(str(location), raw)
+            elif raw is None:
                 message = f"{location}/{key}: absent; {remedy}"
                 yield Problem(kind="missing", where=key, message=message)
-            elif checksums.sha256(raw) != digests[key]:
+            elif checksums.sha256(raw) != manifest.digests[key]:
                 message = f"{location}/{key}: its SHA-256 is not that of the manifest; {remedy}"
                 yield Problem(kind="damaged", where=key, message=message)
 
 
-def _check_strangers(
-    store: str, manifest: Manifest, table: ShardTable, sizes: Mapping[str, int]
-) -> Iterator[Problem]:
-    known = {ROOT_KEY, DIGEST_KEY, *manifest.digests}
-    for shard in table.shards:
-        known.add(commit_key(shard))
-        known.update(object_key(shard, field) for field in manifest.fields[shard.bucket])
-    for key in sorted(sizes.keys() - known):
-        if key.endswith(PARTIAL_SUFFIX):
-            what = "an unfinished file: a dump is at work, or was interrupted; in the latter case"
-            what += f" `python -m storage repair {store}` removes it"
-            yield Problem(kind="uncommitted", where=key, message=f"{store}/{key}: {what}")
-        else:
-            what = "no part of this store's plan; delete it, if nobody put it there on purpose"
-            yield Problem(kind="foreign", where=key, message=f"{store}/{key}: {what}")
+def _check_derived(location: Location, manifest: Manifest) -> Iterator[Problem]:
+    """Compare the manifest's digests with those of the objects that follow from it."""
+    derived = dict(zarr_json_objects(manifest, manifest.slots, manifest.records))
+    index = set(index_keys(manifest.records))
+    for key in sorted(manifest.digests.keys() | derived.keys() | index):
+        if key in index and key in manifest.digests:
+            continue  # compared with the index's own digest when it was read
+        if key in derived and checksums.sha256(derived[key]) == manifest.digests.get(key):
+            continue
+        message = (
+            f"{location}/{key}: the manifest's SHA-256 of it is not that of what the format asks"
+            " for; run the dump again with the same config: it writes both, and keeps the shards"
+        )
+        yield Problem(kind="damaged", where=key, message=message)
 
 
 def _check_uncommitted(

@@ -7,17 +7,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from storage.errors import CacheError
+from storage.resources import exhausted
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _state: Any = None
+_LOOK_EVERY_SEC = 5.0
 
 # Event loops without work, ours and zarr's: they hold no lock, and ours starts anew after a fork.
 _IDLE_THREADS = ("storage-io", "zarr_")
@@ -42,7 +44,7 @@ def mapped(
         chunk: tasks that a process takes at once.
 
     Raises:
-        CacheError: a process died.
+        CacheError: a process died, or cannot be started.
     """
     if workers <= 1:
         yield (function(state, task) for task in tasks)
@@ -50,13 +52,44 @@ def mapped(
     context = multiprocessing.get_context("fork" if _may_fork() else "spawn")
     pool = ProcessPoolExecutor(workers, context, _adopt, (state,))
     try:
-        yield pool.map(_Call(function), tasks, chunksize=chunk)
+        shares = [tasks[start : start + chunk] for start in range(0, len(tasks), chunk)]
+        yield _results(pool, [pool.submit(_Call(function), share) for share in shares])
     except BrokenProcessPool as error:
         raise CacheError(
             f"one of {workers} processes died (out of memory?); try again with --workers 1"
         ) from error
+    except (OSError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        raise CacheError(
+            f"{workers} processes cannot be started: {exhausted(error)}, or try again with"
+            " --workers 1"
+        ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        _shut_down(pool)
+
+
+def _results(pool: ProcessPoolExecutor, futures: list[Future[list[Result]]]) -> Iterator[Result]:
+    """Yield results as they come, for as long as there is somebody to bring them."""
+    for future in futures:
+        while not wait([future], timeout=_LOOK_EVERY_SEC).done:
+            if not _is_managed(pool):
+                raise RuntimeError("can't start new thread")  # in the pool's own thread
+        yield from future.result()
+
+
+def _is_managed(pool: Any) -> bool:
+    thread = pool._executor_manager_thread
+    return thread is not None and bool(thread.is_alive())
+
+
+def _shut_down(pool: Any) -> None:
+    if not _is_managed(pool):
+        # Nobody will tell the processes that they may end, and the interpreter waits for them.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool._executor_manager_thread = None
+    pool.shutdown(cancel_futures=True)
 
 
 def _may_fork() -> bool:
@@ -76,8 +109,8 @@ class _Call:
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
         self._function = function
 
-    def __call__(self, task: Any) -> Any:
-        return self._function(_state, task)
+    def __call__(self, share: Sequence[Any]) -> list[Any]:
+        return [self._function(_state, task) for task in share]
 
 
 def _adopt(state: Any) -> None:

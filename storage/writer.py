@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage import canonical, checksums
 from storage import commit as commits
-from storage.claims import Claims
+from storage.claims import Claim, Claims
 from storage.commit import Commit, StoredObject
 from storage.errors import (
     ClaimLostError,
@@ -34,10 +34,13 @@ from storage.layout import (
     ROOT_KEY,
     commit_key,
     object_key,
+    root_json,
+    seal,
 )
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest, check_version
 from storage.metadata import Root, publish, read_index, read_root
+from storage.restart import begin_again, has_commits
 from storage.schema import Field, ShardId
 from storage.shards import describe, encode_shard
 
@@ -54,7 +57,8 @@ class CacheWriter:
 
     Opening creates the store, or accepts one of the same identity whose index is the given one or
     a beginning of it (the rest is then appended). Metadata that a crash or a flipped bit has spoilt
-    is written again; shards that are committed are never touched.
+    is written again; shards that are committed are never touched. A store of another identity or
+    plan is begun again as this one while nothing of it is committed and nobody is at work on it.
 
     Args:
         location: local path, `s3://`, `gs://` or `az://` URL.
@@ -62,7 +66,8 @@ class CacheWriter:
         index: from `build_index`; its buckets are those of the manifest, in the same order.
 
     Raises:
-        IdentityError: the store is another cache; names each differing field with both values.
+        IdentityError: the store is another cache, of which something is committed or written just
+            now; names each differing field with both values.
         FormatError: something else lies there.
         VersionError: a store of a newer format.
         StoreFullError: no space left.
@@ -81,6 +86,7 @@ class CacheWriter:
         self.index = index
         self._table = ShardTable(index, manifest.shard_records)
         self._claims = Claims(self.location)
+        self._has_committed = False
         self.manifest = self._open(manifest).manifest
 
     def missing(self) -> list[ShardId]:
@@ -104,9 +110,13 @@ class CacheWriter:
         Args:
             shard: what to take.
             owner: who takes it, for people to read.
-            seconds: after which others may take it over.
+            seconds: after which others may take it over; `claims.MAX_LEASE_SEC` at most.
         """
         return self._claims.take(shard, owner, seconds)
+
+    def holder(self, shard: ShardId) -> Claim | None:
+        """Return the claim on a shard, ended or not, for people to read; None if there is none."""
+        return self._claims.current(shard)
 
     def release(self, shard: ShardId) -> None:
         """Give up the claim on a shard, written or not."""
@@ -123,6 +133,7 @@ class CacheWriter:
             ValueError: a field is absent, unknown, or of another shape or dtype.
             ClaimLostError: somebody else holds the shard now; nothing was committed.
             StoreFullError: no space left; nothing was committed.
+            IdentityError: another job has begun the store again as another cache; likewise.
             StoreAccessError: the store does not give back what was put.
         """
         records = self.records_of(shard)
@@ -138,11 +149,12 @@ class CacheWriter:
             self._each(lambda pair: self._read_back(*pair), list(zip(keys, put, strict=True)))
             objects = {field.name: one for field, one in zip(fields, put, strict=True)}
             self._require_claim(shard)
+            self._require_own_store()
             self._commit(shard, objects, records)
-        except StoreFullError:
+        except (StoreFullError, IdentityError):
             if self._claims.holds(shard):
-                for key in keys:
-                    self.location.delete(key)
+                self.location.delete_many(keys)
+                self._claims.release(shard)
             raise
 
     def write_log(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -186,10 +198,29 @@ class CacheWriter:
         key = commit_key(shard)
         self.location.put(key, raw)
         self.location.sync([key])
+        self._has_committed = True
 
     def _require_claim(self, shard: ShardId, *, look: bool = True) -> None:
         if not self._claims.holds(shard, look=look):
             raise ClaimLostError(f"{self.location}: shard {shard} is claimed by somebody else now")
+
+    def _require_own_store(self) -> None:
+        """Before the first commit: until there is one, another job may begin the store again."""
+        if self._has_committed:
+            return
+        try:
+            found = read_root(self.location).manifest
+        except FileNotFoundError as error:
+            raise IdentityError(
+                f"{self.location}: another job is beginning it again, as another cache; choose"
+                " another location"
+            ) from error
+        found.check_identity(self.manifest, str(self.location))
+        if found.records < len(self.index):
+            raise IdentityError(
+                f"{self.location}: another job has begun it again, with {found.views} views"
+                f" instead of {self.index.num_views}; use one config"
+            )
 
     def _sweep(self, keys: list[str]) -> None:
         """Remove unfinished files of these objects, left by a crash."""
@@ -204,11 +235,20 @@ class CacheWriter:
                     self.location.delete(other)
 
     def _open(self, manifest: Manifest) -> Root:
-        root, done = self._look(manifest)
+        try:
+            root, done = self._look(manifest)
+        except IdentityError:
+            if has_commits(self.location):
+                raise
+            root, done = None, False
         if root is None or not done:
             # Alone, and after another look: a job with another config may have started as well.
             with claimed_metadata(self.location):
-                root, done = self._look(manifest)
+                try:
+                    root, done = self._look(manifest)
+                except IdentityError as error:
+                    begin_again(self.location, error)
+                    root, done = None, False
                 if root is None or not done:
                     old = None if root is None else root.sha256
                     root = publish(self.location, manifest, self.index, old)
@@ -223,7 +263,11 @@ class CacheWriter:
             return None, False
         root.manifest.check_identity(manifest, str(self.location))
         grows = self._check_index(root.manifest)
-        return root, not (grows or root.growing) and self._index_is_intact(root.manifest)
+        whole = not (grows or root.growing) and self._index_is_intact(root.manifest)
+        # A root that says anything else of index and arrays is written again as well.
+        return root, whole and root.sha256 == checksums.sha256(
+            root_json(seal(manifest, self.index)[0])
+        )
 
     def _check_index(self, stored: Manifest) -> bool:
         """Return whether the given index goes beyond the stored one, which must begin it."""

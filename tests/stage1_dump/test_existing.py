@@ -10,6 +10,8 @@ import pytest
 
 from configs.loader import load_config
 from stage1_dump.dump import run
+from stage1_dump.estimate import estimate
+from stage1_dump.prepare import prepare
 from storage import IdentityError
 from tests.stage1_dump.conftest import IMAGES, Configure
 from tests.stage1_dump.helpers import store_bytes
@@ -86,3 +88,32 @@ def test_annotations_whose_images_are_the_same_may_differ_otherwise(
     path.write_text(json.dumps(content))
     assert run(config).records == 0
     assert f"{path} is not the file that the cache was dumped with" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"TEACHER": {"WEIGHTS": "other.pth"}}, {"VIEWS": {"SEED": 12}}, {"VIEWS": {"NUM": 2}}]
+)
+def test_a_dump_that_died_in_its_first_batch_stands_in_nobodys_way(
+    configure: Configure,
+    teacher_folder: Path,
+    wrong: dict[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if "TEACHER" in wrong:
+        wrong = {"TEACHER": {"WEIGHTS": str(teacher_folder / "other.pth")}}
+
+    def die(*_: object) -> None:
+        raise FloatingPointError("the teacher gives NaN")
+
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError):
+        patch.setattr("stage1_dump.compute.BatchComputer.submit", die)
+        run(load_config(str(configure(**wrong))))
+    right = load_config(str(configure()))
+    prepared = prepare(right)
+    assert estimate(prepared).warnings == []
+    assert run(right).records == len(IMAGES)
+    assert "Nothing of it is committed, so it is begun again." in caplog.text
+    alone = configure("alone")
+    run(load_config(str(alone)))
+    assert store_bytes(Path(right.CACHE.LOCATION)) == store_bytes(alone.with_suffix(""))

@@ -1,15 +1,18 @@
 """Which rank a process is, and how ranks share shards."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 
 from stage1_dump import ranks
-from stage1_dump.ranks import Claims, Rank, current_rank, pick_device, rotated
+from stage1_dump.ranks import Claims, Rank, Waiting, current_rank, pick_device, rotated
 from storage import ShardId
+from tests.storage.cases import open_writer
 
 SHARDS = [ShardId("0064x0096", number) for number in range(6)]
 
@@ -159,3 +162,23 @@ def test_a_shard_that_was_finished_meanwhile_is_not_taken() -> None:
         assert not claims.take(SHARDS[2])
         assert writer.released == [SHARDS[2]]
         assert claims.take(SHARDS[3])
+
+
+def test_a_rank_that_waits_says_for_whom_of_which_shard_and_until_when(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="stage1_dump")
+    writer, other = open_writer(tmp_path / "cache"), open_writer(tmp_path / "cache")
+    first, second = writer.missing()[:2]
+    assert other.claim(first, "rank 1 of 2, host:7", 60)
+    waiting = Waiting(writer)
+    for _ in range(3):  # once, not at every look
+        waiting.say([first, second])
+    (line,) = [record.message for record in caplog.records]
+    assert re.fullmatch(
+        rf"waiting for 2 shards of other ranks: {first} is held by rank 1 of 2, host:7 until"
+        rf" \d\d:\d\d:\d\d \(for \d\d s\); {second} is free by now",
+        line,
+    )
+    waiting.say([second])
+    assert len(caplog.records) == 2

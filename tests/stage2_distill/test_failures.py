@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,49 @@ def test_a_run_that_fails_at_its_first_batch_writes_no_checkpoint(
     with pytest.raises(StoreAccessError):
         train(configured(configure, cache, "first", 0), *STEPS)
     assert not list((cache.parent / "first").glob("model_*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, where the test may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, check=False).returncode:
+        pytest.skip("cannot mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 10_000, 60_000, 400_000])
+def test_a_full_disk_stops_a_training_in_one_line(
+    configure: Configure, small_disk: Path, room: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure("exact", OUTPUT_DIR=str(small_disk / "output"))  # type: ignore[arg-type]
+    (small_disk / "ballast").write_bytes(b"\0" * ((1 << 20) - room))
+    assert main(["train", "--config-file", str(path), *map(str, STEPS)]) == 1
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if "this log ends here" not in line]
+    assert lines[-1].startswith(f"error: {small_disk}") or f"'{small_disk}" in lines[-1]
+    assert "ree some" in lines[-1]
+    assert "Traceback" not in captured.err + captured.out
+    assert captured.err.count("this log ends here") <= 2
+
+
+def test_an_image_worker_that_is_killed_stops_a_training_in_one_line(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes: dict[str, Any] = {"DATALOADER": {"NUM_WORKERS": 1}}
+    path = configure("exact", **nodes)
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("stage2_distill.data.render", die)
+    assert main(["train", "--config-file", str(path), *map(str, STEPS)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: the image workers failed: one of them")
+    assert "Traceback" not in captured.err + captured.out
 
 
 def test_a_run_that_fails_in_its_last_step_is_not_evaluated(

@@ -71,7 +71,7 @@ def test_the_loader_takes_the_lead_of_the_config(configure: Configure) -> None:
     nodes: dict[str, Any] = {"DATALOADER": {"NUM_WORKERS": 3}, "CACHE": {"PREFETCH_BYTES": 1}}
     cfg = load_config(str(configure(**nodes)))
     register_data(cfg)
-    loader = build_data(cfg, open_cache(cfg)).loader._loader
+    loader = build_data(cfg, open_cache(cfg)).loader._loader.loader
     assert (loader.num_workers, loader.prefetch_factor) == (1, 1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 import pytest
 
 from storage import ClaimLostError
-from storage.claims import Claims
-from storage.exclusive import claimed_metadata
+from storage.claims import Claims, live_claims
+from storage.exclusive import METADATA, claimed_metadata
 from storage.layout import claim_folder, commit_key
 from storage.location import Location
 from tests.storage.cases import (
@@ -143,6 +145,89 @@ def test_an_unreadable_claim_counts_as_expired(new_location: NewLocation) -> Non
     shard = writer.missing()[0]
     writer.location.put(f"{claim_folder(shard)}/000004.json", b"\x00")
     assert writer.claim(shard, "one", 60)
+
+
+# What may lie in the place of a claim; none of it may keep a shard from being taken.
+ODD_CLAIMS = {
+    "nothing": b"", "no object": b"[]", "no text": b"\xff", "deep": b"[" * 100_000,
+    "long": b'{"owner": "' + b"x" * 5000 + b'", "token": "1", "expires": 9e9}',
+    "no time": b'{"owner": "a", "token": "1", "expires": "soon"}',
+    "infinity": b'{"owner": "a", "token": "1", "expires": "inf"}',
+    "NaN": b'{"owner": "a", "token": "1", "expires": "nan"}',
+    "too large": b'{"owner": "a", "token": "1", "expires": 1' + b"0" * 400 + b"}",
+    "owner": b'{"owner": [1], "token": "1", "expires": 9e9}',
+    "no owner": b'{"token": "1", "expires": 9e9}',
+    "the next century": b'{"owner": "a", "token": "1", "expires": 5e9}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ODD_CLAIMS.values(), ids=ODD_CLAIMS)
+def test_a_claim_of_odd_content_holds_nobody_up(new_location: NewLocation, content: bytes) -> None:
+    writer = open_writer(new_location())
+    shard = writer.missing()[0]
+    for number in (0, 7):
+        writer.location.put(f"{claim_folder(shard)}/{number:06d}.json", content)
+    writer.location.put(f"{claim_folder(METADATA)}/000000.json", content)
+    assert list(live_claims(writer.location)) == []
+    other = open_writer(writer.location, num_views=2)  # writes metadata
+    assert writer.claim(shard, "one", 60)
+    assert not other.claim(shard, "other", 60)
+
+
+def test_things_that_are_no_claims_hold_nobody_up(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "cache")
+    shard = writer.missing()[0]
+    folder = tmp_path / "cache" / claim_folder(shard)
+    (folder / "000000.json").mkdir(parents=True)
+    (folder / "000001.json").symlink_to(folder / "000001.json")
+    (folder / "000002.json/inner").mkdir(parents=True)
+    os.mkfifo(folder / "000003.json")
+    for name in ("3.json", "٣٣٣٣٣٣.json", "x.json", "000009.txt", "9" * 200 + ".json"):
+        (folder / name).write_bytes(b"{}")
+    assert writer.claim(shard, "one", 60)
+    assert writer.holder(shard) is not None
+    assert [(name, claim.generation) for name, claim in live_claims(writer.location)] == [
+        (str(shard), 4)
+    ]
+    writer.write(shard, make_arrays(writer, shard))
+    writer.release(shard)
+
+
+def test_a_claim_of_a_clock_that_is_ahead_counts_as_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead, right = (Claims(Location(tmp_path)) for _ in range(2))
+    now = [1000.0]
+    monkeypatch.setattr("storage.claims.time", SimpleNamespace(time=lambda: now[0]))
+    now[0] = 1000.0 + 31.0  # more than half of the time that it is given
+    assert ahead.take(FIRST, "ahead", 60)
+    now[0] = 1000.0
+    assert right.take(FIRST, "right", 60)
+    assert right.holds(FIRST) and not ahead.holds(FIRST)
+    right.release(FIRST)
+    now[0] = 1000.0 + 29.0
+    assert ahead.take(FIRST, "ahead", 60)
+    now[0] = 1000.0
+    assert not right.take(FIRST, "right", 60)
+
+
+@pytest.mark.parametrize("seconds", [-1, 60.1, float("inf"), float("nan")])
+def test_no_claim_is_given_for_longer_than_others_wait(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 to 60"):
+        Claims(Location(tmp_path)).take(FIRST, "one", seconds)
+
+
+def test_who_waits_for_the_metadata_says_for_whom_and_until_when(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.exclusive._LEASE_SEC", 0.5)
+    place, dead = Location(tmp_path), Claims(Location(tmp_path))
+    assert dead.take(METADATA, "host 7", 0.5)
+    with claimed_metadata(place):
+        pass
+    (line,) = [record.message for record in caplog.records]
+    assert re.fullmatch(rf"{tmp_path}: waiting for the metadata, which another job writes: held by"
+                        r" host 7 until \d\d:\d\d:\d\d \(for [01] s\)", line)  # fmt: skip
 
 
 def test_two_writers_share_a_plan(new_location: NewLocation) -> None:

@@ -13,6 +13,7 @@ import pytest
 from zarr.storage import MemoryStore
 
 from storage import CacheReader, ForkedProcessError, StoreAccessError, event_loop, verify
+from storage.__main__ import main
 from storage.location import Location
 from tests.storage.cases import NewLocation, make_cache
 
@@ -182,6 +183,49 @@ def test_processes_verify_an_object_store(s3_bucket: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("storage.verification._WORK_PER_PROCESS", 1)
     make_cache(Location(f"{s3_bucket}/processes"))
     assert verify(f"{s3_bucket}/processes", workers=2).ok
+
+
+@pytest.mark.parametrize(
+    "value", ["", "host", "127.0.0.1:9000", "http://", "http://[::1", "http://host:99999",
+              "http://host:port", "s3://host", "http:/host", "user:secret@host"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [("s3", "AWS_ENDPOINT_URL"), ("s3", "AWS_ENDPOINT"), ("az", "AZURE_STORAGE_ENDPOINT")],
+)
+def test_an_endpoint_that_is_no_url_is_one_line(
+    scheme: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv(name, value)
+    assert main(["verify", f"{scheme}://bucket/prefix"]) == 1
+    assert capfd.readouterr().err == (  # all of it: the client's panic would stand there, too
+        f"error: the environment variable {name} is no URL of an endpoint: expected https://host"
+        " or http://host:port; correct it, or unset it\n"
+    )
+
+
+def test_an_endpoint_without_encryption_names_the_variable_that_allows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="set AWS_ALLOW_HTTP=true"):
+        Location("s3://bucket/prefix").get("a")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("command", [["verify"], ["info"], ["repair"], ["drop-views", "--keep=1"]])
+def test_a_bucket_that_is_not_there_is_one_line(
+    s3_bucket: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command[0], f"{s3_bucket}-not/x", *command[1:]]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {s3_bucket}-not/x: the object store failed: 404 Not Found (NoSuchBucket);"
+        " check the bucket's name\n"
+    )
+    assert main([command[0], f"{s3_bucket}/nothing", *command[1:]]) == 1
+    assert "no teacher cache here" in capsys.readouterr().err
 
 
 @pytest.mark.s3

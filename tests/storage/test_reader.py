@@ -362,14 +362,45 @@ def test_growing_keeps_an_open_reader_working(tmp_path: Path) -> None:
     assert len(reader) == len(make_index(num_views=1))
 
 
-@pytest.mark.parametrize("num_bytes", [1, 10, 500, 1 << 26])
-def test_a_compressed_chunk_never_gives_more_than_one_record(num_bytes: int) -> None:
+@pytest.mark.parametrize("num_bytes", [1, 10, 99, 101, 500, 1 << 26])
+def test_a_compressed_chunk_of_more_or_less_than_one_record_is_refused(num_bytes: int) -> None:
     field = Field("x", (100,), "int8", compression="zstd")
-    raw = bytes(numcodecs.Zstd().encode(np.ones(num_bytes, dtype=np.int8))) + b"\0" * 4
-    if num_bytes > 100:
-        with pytest.raises(FormatError, match="does not decompress"):
-            decode_chunk(memoryview(raw), field)
-    else:
-        assert decode_chunk(memoryview(raw), field).sum() == num_bytes
-    with pytest.raises(FormatError, match="does not decompress"):
+    raw = compressed(num_bytes)
+    with pytest.raises(FormatError, match="a chunk is not 100 bytes"):
+        decode_chunk(memoryview(raw), field)
+    assert decode_chunk(memoryview(compressed(100)), field).sum() == 100
+    with pytest.raises(FormatError, match="a chunk is not 100 bytes"):
         decode_chunk(memoryview(b"no zstd at all"), field)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 255, 256, 257, 65_791, 65_792, 1 << 20])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_compressed_chunks_of_every_form_of_header_are_read(num_bytes: int, noisy: bool) -> None:
+    field = Field("x", (num_bytes,), "uint8", compression="zstd")
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256 if noisy else 1, num_bytes, dtype=np.uint8)
+    raw = bytes(numcodecs.Zstd().encode(data)) + b"\0" * 4
+    assert (decode_chunk(memoryview(raw), field) == data).all()
+
+
+@pytest.mark.parametrize("stated", [1, 2, 4, 8])
+def test_a_compressed_chunk_that_misstates_its_size_is_refused(stated: int) -> None:
+    field = Field("x", (300,), "uint8", compression="zstd")
+    raw = bytearray(numcodecs.Zstd().encode(np.zeros(299, dtype=np.uint8)))
+    assert raw[4] >> 6 == 1  # two bytes, less 256
+    raw[5 if raw[4] & 0x20 else 6] += stated
+    with pytest.raises(FormatError, match=r"does not decompress|is not 300 bytes"):
+        decode_chunk(memoryview(bytes(raw) + b"\0" * 4), field)
+
+
+def test_compressed_chunks_without_a_stated_size_are_refused() -> None:
+    field = Field("x", (100,), "int8", compression="zstd")
+    raw = bytearray(compressed(100))
+    raw[4] &= 0x1F  # no size, and not a single segment
+    with pytest.raises(FormatError, match="is not 100 bytes"):
+        decode_chunk(memoryview(bytes(raw)), field)
+
+
+def compressed(num_bytes: int) -> bytes:
+    """A chunk of ones, with room for its CRC."""
+    return bytes(numcodecs.Zstd().encode(np.ones(num_bytes, dtype=np.int8))) + b"\0" * 4

@@ -13,23 +13,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numcodecs import Zstd
 from zarr.storage import MemoryStore
 
 from storage import (
     CacheReader,
     CacheWriter,
+    CorruptChunkError,
     FormatError,
     Problem,
     Report,
     ShardId,
+    StoreAccessError,
+    checksums,
     plan_to_json,
+    repair,
     verify,
 )
 from storage import commit as commits
 from storage.layout import commit_key, object_key
 from storage.location import Location
 from storage.metadata import read_root
+from storage.shards import describe
 from tests.storage.cases import (
+    SHARD_RECORDS,
     TALL,
     WIDE,
     NewLocation,
@@ -144,6 +151,18 @@ class TestEveryByte:
         assert verify(cache).ok
 
 
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, refused: Path, number: int) -> None:
+    """Let the system refuse one file; who runs tests as root may open all of them."""
+    intact = os.open
+
+    def opening(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path) == str(refused):
+            raise OSError(number, os.strerror(number), str(path))
+        return intact(path, *rest, **more)
+
+    monkeypatch.setattr("storage.local.os.open", opening)
+
+
 def kind_of(key: str) -> str:
     parts = key.split("/")
     if parts[0] == "buckets":
@@ -168,26 +187,58 @@ class TestToldApart:
             f" the commit (XXH3-128); run `python -m storage repair {cache}`, then the dump again"
         )
 
-    @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
-    @pytest.mark.parametrize("function", ["get_ranges", "read_blocks"])
+    @pytest.mark.parametrize("key", [commit_key(FIRST), "buckets/0032x0048/bound/c/0"])
     def test_a_disk_that_lost_a_sector(
-        self, cache: Path, function: str, number: int, monkeypatch: pytest.MonkeyPatch
+        self, cache: Path, key: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        key = commit_key(FIRST) if function == "get_ranges" else "buckets/0032x0048/bound/c/0"
-        intact = getattr(Location, function)
+        refuse_to_open(monkeypatch, cache / key, errno.EIO)
+        problem = self.one(cache)
+        assert (problem.kind, problem.shard, problem.spoils) == ("damaged", str(FIRST), True)
+        assert "cannot be read (Input/output error); run `python -m storage repair" in str(problem)
 
-        def failing(self: Location, what: Any, *rest: Any) -> Any:
-            if key == what or any(key == one[0] for one in what):
-                raise OSError(number, os.strerror(number))
-            return intact(self, what, *rest)
+    @pytest.mark.parametrize(
+        ("key", "shard"),
+        [
+            (commit_key(FIRST), str(FIRST)),
+            ("buckets/0032x0048/bound/c/0", str(FIRST)),
+            ("buckets/0032x0048/zarr.json", ""),
+            ("index/seed/c/0", ""),
+            ("manifest.sha256", ""),
+        ],
+    )
+    def test_what_may_not_be_read_is_not_damaged_and_not_dropped(
+        self, cache: Path, key: str, shard: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refuse_to_open(monkeypatch, cache / key, errno.EACCES)
+        problem = self.one(cache)
+        assert (problem.kind, problem.where, problem.shard) == ("unreadable", key, shard)
+        assert key in str(problem) and "Permission denied" in str(problem)
+        assert "make it readable" in str(problem)
+        done = repair(cache)
+        assert (done.shards, done.removed, done.left) == ((), (), (problem,))
 
-        monkeypatch.setattr(Location, function, failing)
-        if number == errno.EIO:
-            problem = self.one(cache)
-            assert (problem.kind, problem.shard, problem.spoils) == ("damaged", str(FIRST), True)
-        else:  # what may not be read is not damaged
-            with pytest.raises(PermissionError):
-                verify(cache)
+    def test_a_folder_that_may_not_be_listed(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scandir = os.scandir
+
+        def refuse(path: str) -> Any:
+            if str(path).endswith("commits/0032x0048"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return scandir(path)
+
+        monkeypatch.setattr("storage.local.os.scandir", refuse)
+        problem = self.one(cache)  # the commits can still be read by name
+        assert (problem.kind, problem.where) == ("unreadable", "commits/0032x0048")
+        with pytest.raises(StoreAccessError, match=r"0032x0048: cannot be listed \(Permission"):
+            CacheReader(cache).missing()
+
+    def test_a_process_without_free_descriptors_finds_no_damage(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refuse_to_open(monkeypatch, features_path(cache), errno.EMFILE)
+        with pytest.raises(StoreAccessError, match=r"too many open files \(limit \d+\); raise"):
+            verify(cache)
 
     @pytest.mark.parametrize("level", ["quick", "full"])
     @pytest.mark.parametrize("size", [0, 1, 200])
@@ -323,6 +374,31 @@ class TestDeep:
         assert "image 1000, view 0: a detection lies outside the view of 45 x 30;" in str(
             report.problems[0]
         )
+
+    def test_a_chunk_that_holds_less_than_a_record(self, cache: Path) -> None:
+        # Forged throughout: zstd's data, zarr's table, and every digest.
+        field = next(
+            one for one in CacheReader(cache).manifest.fields[FIRST.bucket] if one.compression
+        )
+        key, count = object_key(FIRST, field), SHARD_RECORDS
+        chunk = bytes(Zstd().encode(np.ones(field.num_bytes - 1, dtype=np.uint8)))
+        chunk += checksums.crc32c(chunk).to_bytes(4, "little")
+        places = np.array([[n * len(chunk), len(chunk)] for n in range(count)], dtype="<u8")
+        table = places.tobytes()
+        raw = chunk * count + table + checksums.crc32c(table).to_bytes(4, "little")
+        (cache / key).write_bytes(raw)
+        body = commits.unframe((cache / commit_key(FIRST)).read_bytes(), "commit")
+        stored = describe(raw, count, count)
+        body["objects"][key] = {
+            "size": len(raw), "xxh3_128": stored.xxh3_128, "chunks": stored.chunks.tolist()
+        }  # fmt: skip
+        (cache / commit_key(FIRST)).write_bytes(reframe(body))
+        assert verify(cache).ok
+        (problem,) = verify(cache, "deep").problems
+        assert (problem.kind, problem.field, problem.spoils) == ("invalid", field.name, True)
+        assert f"a chunk is not {field.num_bytes} bytes" in problem.message
+        with pytest.raises(CorruptChunkError, match=f"field {field.name}.* does not hold a record"):
+            CacheReader(cache).read(0)
 
     def test_a_commit_that_misstates_a_chunk(self, cache: Path) -> None:
         # Consistent in itself, and every object as it says.

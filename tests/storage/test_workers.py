@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -54,6 +55,42 @@ def test_a_process_that_dies_is_an_error_and_no_hang() -> None:
     with (
         pytest.raises(CacheError, match=r"one of 2 processes died .* --workers 1"),
         mapped(die, 0, range(8), workers=2, chunk=1) as results,
+    ):
+        list(results)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("started", [0, 1])
+def test_threads_that_cannot_be_started_are_an_error_and_no_hang(
+    started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.workers._LOOK_EVERY_SEC", 0.1)
+    left, start = [started], threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(self)
+
+    with (
+        pytest.raises(CacheError, match=r"2 processes cannot be started: no thread .* --workers 1"),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(threading.Thread, "start", refuse)
+        with mapped(multiply, 3, range(8), workers=2, chunk=1) as results:
+            list(results)
+
+
+def test_processes_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("storage.workers._may_fork", lambda: True)
+    monkeypatch.setattr(os, "fork", refuse)
+    with (
+        pytest.raises(CacheError, match="2 processes cannot be started: no thread or process"),
+        mapped(multiply, 3, range(8), workers=2, chunk=1) as results,
     ):
         list(results)
 
