@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, detection_utils
-from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +23,7 @@ from detectors.workers import Watched
 from storage import CacheReader
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
+from .packing import pack_in_worker
 from .pixels import PixelCheck
 from .prefetch import DeviceLoader, plan_lead
 from .sampler import Draw, ViewBatchSampler
@@ -118,7 +118,6 @@ class ViewDataset(Dataset[dict[str, Any]]):
             view=draw.view,
             read_sample=lambda: self._samples.read(number)[PIXELS_SAMPLE],
         )
-        # Tensors travel from worker to trainer through shared memory, arrays through a pipe.
         item["codes"] = {name: _tensor(array) for name, array in codes.items()}
         return item
 
@@ -141,8 +140,9 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
     page_locked = cfg.MODEL.DEVICE.startswith("cuda")
-    item_bytes = largest_item_bytes(cfg, reader, page_locked=page_locked)
-    batch_bytes = cfg.SOLVER.IMS_PER_BATCH // world_size * item_bytes
+    batch_bytes = cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(cfg, reader)
+    if page_locked:
+        batch_bytes = block_bytes(batch_bytes)
     lead = plan_lead(
         workers=cfg.DATALOADER.NUM_WORKERS,
         batch_bytes=batch_bytes,
@@ -154,7 +154,7 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         batch_sampler=sampler,
         num_workers=lead.workers,
         prefetch_factor=lead.factor if lead.workers else None,
-        collate_fn=trivial_batch_collator,
+        collate_fn=pack_in_worker,
         pin_memory=page_locked,
         # Object stores hang in forked workers: their client has threads of its own.
         multiprocessing_context="spawn"
@@ -165,24 +165,15 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
     return DataParts(loader=DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
 
 
-def largest_item_bytes(
-    cfg: CfgNode, reader: CacheReader | None, *, page_locked: bool = False
-) -> int:
-    """Bytes of the pixels and, from a cache, the codes of the largest view.
-
-    Args:
-        cfg: the student's config.
-        reader: the open cache, or None.
-        page_locked: as they lie in page-locked memory, where a tensor takes a power of two.
-    """
-    size = block_bytes if page_locked else int
+def largest_item_bytes(cfg: CfgNode, reader: CacheReader | None) -> int:
+    """Bytes of the pixels and, from a cache, the codes of the largest view."""
     if reader is None:
         views = settings(cfg).views
-        return size(3 * max(views.scales) * views.max_size)
+        return 3 * max(views.scales) * views.max_size
     manifest = reader.manifest
     return max(
-        size(3 * geometry.height * geometry.width)
-        + sum(size(f.num_bytes) for f in manifest.fields[name] if f.name in reader.field_names)
+        3 * geometry.height * geometry.width
+        + sum(one.num_bytes for one in manifest.fields[name] if one.name in reader.field_names)
         for name, geometry in manifest.geometries.items()
     )
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from detectron2.structures import Boxes, Instances
-from torch import Tensor
 
 from detectors.pinned import naming_pinning
 
-logger = logging.getLogger(__name__)
+from .packing import Batch, PackedBatch, pack
 
-Batch = list[dict[str, Any]]
+logger = logging.getLogger(__name__)
 
 # Batches a worker runs ahead at most; more than a few smooth nothing any more.
 _MAX_FACTOR = 4
@@ -65,7 +62,7 @@ def plan_lead(
     logger.info(
         "%d workers hold up to %d batches ready, %.1f MB at most%s",
         used, used * lead.factor, used * lead.factor * batch_bytes / 1e6,
-        ", page-locked: each tensor takes a power of two" if page_locked else "",
+        ", page-locked: each batch takes a power of two" if page_locked else "",
     )  # fmt: skip
     return lead
 
@@ -77,7 +74,7 @@ class DeviceLoader:
     On a CPU there is nothing to copy; the loader's workers read ahead.
     """
 
-    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Batch | PackedBatch], device: torch.device) -> None:
         """Args:
 
         loader: batches on the host.
@@ -89,51 +86,25 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The loader's batches, in order; its workers start now, not with the first of them."""
         batches = iter(self._loader)
-        return batches if self._device.type != "cuda" else self._copied_ahead(batches)
+        if self._device.type == "cuda":
+            return self._copied_ahead(batches)
+        return (one.unpack() if isinstance(one, PackedBatch) else one for one in batches)
 
-    def _copied_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _copied_ahead(self, batches: Iterator[Batch | PackedBatch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self._device)
         ready: Batch | None = None
         remedy = "lower CACHE.PREFETCH_BYTES or DATALOADER.NUM_WORKERS"
         for batch in naming_pinning(batches, remedy):
+            packed = batch if isinstance(batch, PackedBatch) else pack(batch, shared=False)
             with torch.cuda.stream(stream):
-                following = [{k: to_device(v, self._device) for k, v in x.items()} for x in batch]
+                following = packed.to(self._device)
             if ready is not None:
                 yield ready
+            step = torch.cuda.current_stream(self._device)
             # The copy began before the last step and is over by now, or the step waits for it.
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-            _keep_for_step(following)
-            ready = following
+            step.wait_stream(stream)
+            # The allocator must know that the step's stream uses memory of the copying stream.
+            following.memory.record_stream(step)
+            ready = following.unpack()
         if ready is not None:
             yield ready
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Copy a tensor, a dict of tensors or ground truth; text and numbers stay as they are."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Boxes):
-        return Boxes(to_device(value.tensor, device))
-    if isinstance(value, Instances):
-        return Instances(value.image_size, **to_device(value.get_fields(), device))
-    if isinstance(value, dict):
-        return {key: to_device(one, device) for key, one in value.items()}
-    return value
-
-
-def _keep_for_step(batch: Batch) -> None:
-    """Tell the allocator that the step's stream uses memory of the copying stream."""
-    for tensor in (one for item in batch for value in item.values() for one in _tensors(value)):
-        tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors that `to_device` copies."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Boxes):
-        yield value.tensor
-    elif isinstance(value, dict | Instances):
-        fields = value if isinstance(value, dict) else value.get_fields()
-        for one in fields.values():
-            yield from _tensors(one)

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 
 from configs.loader import load_config
 from stage1_dump.dump import run as dump
+from stage2_distill.packing import PackedBatch
 from stage2_distill.prefetch import DeviceLoader
 from tests.stage2_distill.conftest import Configure, write_student
 from tests.stage2_distill.rank_process import RANKS, Runs, run_rank
@@ -82,14 +83,13 @@ def test_batches_leave_the_loader_pinned_and_reach_the_step_on_the_gpu(
     configure: Configure, cache: Path
 ) -> None:
     path = configure("exact", CACHE={"LOCATION": str(cache)}, TEACHER={"BATCH": 1})
-    trainer = build(path, "MODEL.DEVICE", "cuda")
+    trainer = build(path, "MODEL.DEVICE", "cuda", "DATALOADER.NUM_WORKERS", 2)
     loader = trainer.build_train_loader(trainer.cfg)
     assert isinstance(loader, DeviceLoader)
     host = next(iter(loader._loader))
-    assert all(item["image"].is_pinned() for item in host)
-    assert all(code.is_pinned() for item in host for code in item["codes"].values())
+    assert isinstance(host, PackedBatch) and host.memory.is_pinned()
     batch = next(iter(loader))
-    for item, source in zip(batch, host, strict=True):
+    for item, source in zip(batch, host.unpack(), strict=True):
         assert torch.equal(item["image"].cpu(), source["image"])
         for name, code in source["codes"].items():
             assert item["codes"][name].is_cuda

@@ -1,7 +1,6 @@
 """How far the data workers run ahead, and how batches come to the device."""
 
 import logging
-import math
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from configs.loader import load_config
 from detectors.command import register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data, largest_item_bytes
-from stage2_distill.prefetch import DeviceLoader, Lead, plan_lead, to_device
+from stage2_distill.packing import pack
+from stage2_distill.prefetch import DeviceLoader, Lead, plan_lead
 from tests.stage2_distill.conftest import Configure
 
 MB = 1_000_000
@@ -46,7 +46,7 @@ def test_fewer_workers_are_a_warning_that_names_the_setting(
 def test_what_is_page_locked_is_announced_as_such(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         plan_lead(workers=1, batch_bytes=MB, limit_bytes=MB, page_locked=True)
-    assert "1.0 MB at most, page-locked: each tensor takes a power of two" in caplog.text
+    assert "1.0 MB at most, page-locked: each batch takes a power of two" in caplog.text
 
 
 @pytest.mark.parametrize("preset", ["exact", "balanced"])
@@ -54,17 +54,14 @@ def test_the_largest_item_is_that_of_the_largest_view(configure: Configure, pres
     cfg = load_config(str(configure(preset)))
     register_data(cfg)
     reader = open_cache(cfg)
-    sizes, blocks = [], []
+    sizes = []
     for batch, _ in zip(build_data(cfg, reader).loader, range(16), strict=False):
         for item in batch:
             height, width = (-(-side // 32) * 32 for side in item["image"].shape[1:])
             codes = [x.numel() * x.element_size() for x in item["codes"].values()]
             # The checksum of the pixels is checked and not passed on.
-            tensors = [3 * height * width, *codes, 4]
-            sizes.append(sum(tensors))
-            blocks.append(sum(2 ** math.ceil(math.log2(size)) for size in tensors))
+            sizes.append(3 * height * width + sum(codes) + 4)
     assert largest_item_bytes(cfg, reader) == max(sizes)
-    assert largest_item_bytes(cfg, reader, page_locked=True) == max(blocks) > max(sizes)
 
 
 def test_the_loader_takes_the_lead_of_the_config(configure: Configure) -> None:
@@ -94,7 +91,7 @@ def test_images_codes_and_ground_truth_go_to_the_device() -> None:
         "instances": truth,
         "file_name": "x.png",
     }
-    moved = {key: to_device(value, torch.device("meta")) for key, value in item.items()}
+    (moved,) = pack([item], shared=False).to(torch.device("meta")).unpack()
     assert moved["image"].device.type == moved["codes"]["a"].device.type == "meta"
     assert moved["instances"].gt_boxes.device.type == "meta"
     assert moved["instances"].gt_classes.device.type == "meta"
