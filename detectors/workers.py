@@ -133,8 +133,18 @@ class _WatchedBatches(Iterator[Batch]):
         self._explained = explained
 
     def __next__(self) -> Batch:
-        with self._explained("failed"):
-            return next(self._loaded)
+        try:
+            with self._explained("failed"):
+                return next(self._loaded)
+        except StopIteration:
+            raise
+        except BaseException:
+            # The error's traceback holds the iterator in a cycle. Collected with it, its queues
+            # would be closed before the workers are told to end, and each be waited for.
+            end = getattr(self._loaded, "_shutdown_workers", None)
+            if end is not None:
+                end()
+            raise
 
 
 def require_shared_memory(held_bytes: int) -> None:

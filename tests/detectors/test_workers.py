@@ -191,11 +191,11 @@ def test_shared_memory_is_looked_at_before_the_first_batch(monkeypatch: pytest.M
         " /dev/shm, and they hold up to 60 MiB; start the container with --shm-size=65m, or lower"
         " DATALOADER.NUM_WORKERS or the batch"
     )
-    loader: Any = DataLoader(Items(lambda: 0), num_workers=3, prefetch_factor=2)
-    with pytest.raises(WorkerError, match="hold up to 72 MiB"):  # 3 * 2 ready, 2 in use, 9 MiB each
-        iter(Watched(loader, batch_bytes=9 << 20))
+    loader: Any = DataLoader(Items(lambda: 0), num_workers=2, prefetch_factor=2)
+    with pytest.raises(WorkerError, match="hold up to 72 MiB"):  # 4 ready, 2 in use, 12 MiB each
+        iter(Watched(loader, batch_bytes=12 << 20))
     with pytest.raises(WorkerError, match="hold up to 144 MiB"):
-        iter(Watched(loader, batch_bytes=9 << 20, ranks=2))
+        iter(Watched(loader, batch_bytes=12 << 20, ranks=2))
     alone: Any = DataLoader(Items(lambda: 0), num_workers=0)
     assert len(list(Watched(alone, batch_bytes=1 << 40))) == 8
 
