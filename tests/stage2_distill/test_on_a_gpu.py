@@ -41,7 +41,9 @@ def reproducible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No sum depends on the order in which threads come: two runs can be compared."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
+    # torchvision would compile its deterministic ROIAlign first, which takes longer than the runs.
+    with torch.compiler.set_stance("force_eager"):
+        yield
     torch.use_deterministic_algorithms(False)
 
 
