@@ -228,7 +228,8 @@ class TestContract:
     ) -> None:
         manifest, index = plan_of(preset, 1)
         assert manifest.codec == preset.codec
-        CacheWriter(tmp_path / "cache", replace(manifest, preset_version=2), index)
+        writer = CacheWriter(tmp_path / "cache", replace(manifest, preset_version=2), index)
+        assert writer.claim(writer.missing()[0], "a dump", 60)  # else it is begun again
         with pytest.raises(VersionError, match=rf"version 2 of preset {preset.name}, .* version 1"):
             _ = CacheReader(tmp_path / "cache").codec
         with pytest.raises(IdentityError, match=r"codec\.version: stored 2, wanted 1"):
