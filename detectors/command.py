@@ -197,19 +197,8 @@ def set_up(
     # default_setup gives detectron2's log its handlers; ours goes the same way.
     for name in ("detectors", "stage2_distill"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
-    # Adding the same function again does nothing.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     for warning in warnings:
         logger.warning("%s", warning)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Shorten what detectron2's loop logs of an error that a user can mend to its message."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, _FOR_USERS):
-        record.exc_info = record.exc_text = None
-        record.msg, record.args = "%s %s", (record.getMessage(), one_line(error))
-    return True
 
 
 def register_data(

@@ -162,8 +162,9 @@ def publish(location: Location, manifest: Manifest, index: Index, old_sha256: st
         put_and_sync(location, {DIGEST_KEY: digest_lines(lines)})
     put_and_sync(location, objects)
     put_and_sync(location, {DIGEST_KEY: digest_lines(lines)})
-    put_and_sync(location, {ROOT_KEY: root})
+    # Before the root, behind which nobody looks for what a killed writer has left.
     _sweep(location, objects.keys())
+    put_and_sync(location, {ROOT_KEY: root})
     put_and_sync(location, {DIGEST_KEY: digest_lines([new_sha256])})
     return Root(manifest=sealed, sha256=new_sha256, growing=False)
 

@@ -110,7 +110,9 @@ def test_a_plan_names_the_line_of_the_teacher_s_config(
     annotations = tmp_path / "annotations" / "instances_train.json"
     annotations.parent.mkdir()
     image = '{"id": 1, "file_name": "a.png", "height": 64, "width": 64}'
-    annotations.write_text(f'{{"images": [{image}], "annotations": [], "categories": []}}')
+    annotations.write_text(
+        f'{{"images": [{image}], "annotations": [], "categories": [{{"id": 1, "name": "a"}}]}}'
+    )
     content = {
         "VERSION": 2,
         "DATASET": {"FOLDER": str(tmp_path)},

@@ -164,7 +164,7 @@ def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(
     log = (tmp_path / "output" / "log.txt").read_text()
     assert "Traceback" not in log
     # Evaluation follows the training, whose weights are saved by then.
-    assert bool(re.search(f"Exception during training: {message}", log)) == (split == "train")
+    assert bool(re.search(f"Training stopped: {message}", log)) == (split == "train")
     assert (tmp_path / "output" / "model_final.pth").exists() == (split == "val")
 
 
