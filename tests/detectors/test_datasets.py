@@ -21,7 +21,7 @@ from detectors import training_images
 from detectors.__main__ import main
 from detectors.command import register_data, set_up
 from detectors.datasets import require_fit
-from detectors.evaluate import box_evaluator
+from detectors.evaluate import box_evaluator, coco_evaluator
 from stage1_dump.__main__ import main as dump_main
 from stage2_distill.__main__ import main as distill_main
 from tests.tiny import DETECTOR
@@ -62,6 +62,8 @@ def data(clean: Path, tmp_path: Path) -> Data:
             "DATASET": {"FOLDER": str(folder)},
             "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
             "DATALOADER": {"NUM_WORKERS": 0},
+            "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
+            "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 1},  # if nothing is refused
             "TEACHER": {"CONFIG": str(tmp_path / "teacher.yaml"), "WEIGHTS": "teacher.pth"},
             "CACHE": {"LOCATION": str(tmp_path / "cache")},
             "OUTPUT_DIR": str(tmp_path / "output"),
@@ -89,6 +91,12 @@ def text_ids(document: dict[str, Any]) -> None:
 def all_crowds(document: dict[str, Any]) -> None:
     for one in document["annotations"]:
         one["iscrowd"] = 1
+
+
+def without_areas(document: dict[str, Any]) -> None:
+    for one in document["annotations"]:
+        for key in ("area", "iscrowd", "segmentation"):
+            one.pop(key, None)
 
 
 def swapped_names(document: dict[str, Any]) -> None:
@@ -213,6 +221,14 @@ def test_another_number_of_classes_is_refused_by_name(
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("edit", [list, without_areas])
+def test_evaluation_of_a_dataset_goes_through_the_reader(edit: Edit, data: Data) -> None:
+    cfg = load_config(str(data(val=edit)))
+    register_data(cfg)
+    (image, *_) = coco_evaluator(cfg, "folder_val")._coco_api.imgToAnns.values()
+    assert image[0]["id"] == 1 and image[0]["iscrowd"] == 0 and image[0]["area"] > 0
+
+
 def test_a_category_without_objects_is_a_class_and_is_named(data: Data) -> None:
     def root_class(document: dict[str, Any]) -> None:
         document["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
@@ -311,12 +327,6 @@ def average_precision(evaluator: COCOEvaluator, document: dict[str, Any]) -> flo
         found.pred_classes = torch.tensor([classes[x["category_id"]] for x in own])
         evaluator.process([{"image_id": image["id"]}], [{"instances": found}])
     return float(evaluator.evaluate()["bbox"]["AP"])
-
-
-def without_areas(document: dict[str, Any]) -> None:
-    for one in document["annotations"]:
-        for key in ("area", "iscrowd", "segmentation"):
-            one.pop(key, None)
 
 
 def ids_from_0(document: dict[str, Any]) -> None:
