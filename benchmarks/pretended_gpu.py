@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,44 +31,16 @@ _ROOT = str(Path(__file__).parent.parent)
 
 # Nothing is launched for these.
 _FREE = {
-    "view",
-    "_unsafe_view",
-    "slice",
-    "select",
-    "expand",
-    "t",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-    "detach",
-    "alias",
-    "split",
-    "split_with_sizes",
-    "unbind",
-    "as_strided",
-    "_reshape_alias",
-    "lift_fresh",
-    "diagonal",
-    "unfold",
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "_local_scalar_dense",
-}
+    "view", "_unsafe_view", "slice", "select", "expand", "t", "transpose", "permute", "unsqueeze",
+    "squeeze", "detach", "alias", "split", "split_with_sizes", "unbind", "as_strided",
+    "_reshape_alias", "lift_fresh", "diagonal", "unfold", "empty", "empty_like", "empty_strided",
+    "new_empty", "new_empty_strided", "_local_scalar_dense",
+}  # fmt: skip
 # The size of these results, or the result itself, is known to the GPU alone.
 _WAITING = {
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "bincount",
-    "_unique2",
-    "unique_dim",
-    "equal",
-    "nms",
-}
+    "_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim",
+    "equal", "nms",
+}  # fmt: skip
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # These take tensors of both sides.
 _CROSSING = _INDEXING | {"copy_", "_to_copy", "set_"}
@@ -81,7 +53,7 @@ class _Pretended(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> _Pretended:
-        made: _Pretended = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: _Pretended = Tensor._make_wrapper_subclass(
             cls,
             held.size(),
             strides=held.stride(),
@@ -98,7 +70,8 @@ class _Pretended(Tensor):
     def tolist(self) -> Any:
         """As every list of a GPU's values: after waiting for them."""
         _active().wait("tolist")
-        return self.detach().held.tolist()
+        alone: Any = self.detach()
+        return alone.held.tolist()
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -118,6 +91,12 @@ class _Event:
     def synchronize(self) -> None:
         """Count the wait."""
         _active().wait("event")
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Run TorchScript as written: it would compile for the GPU that it has seen once."""
+    found: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    return found
 
 
 class PretendedGpu(TorchDispatchMode):
@@ -141,7 +120,7 @@ class PretendedGpu(TorchDispatchMode):
         self._around.enter_context(mock.patch("torch.cuda._lazy_init", lambda: None))
         self._around.enter_context(mock.patch("torch.cuda.Event", _Event))
         self._around.enter_context(torch.backends.cudnn.flags(enabled=False))
-        self._around.enter_context(torch.jit.optimized_execution(False))
+        self._around.enter_context(uncompiled())
         _stack.append(self)
         super().__enter__()
         return self
