@@ -26,7 +26,6 @@ from detectors import DetectorFamily, family_of
 from stage2_distill.adaptation import Adaptation
 from stage2_distill.distiller import Distiller
 from stage2_distill.pooling import GiPooler
-from stage2_distill.prefetch import to_device
 from stage2_distill.teacher import CachedTeacher
 from storage import Preset, RawOutputs, get_preset
 
@@ -109,7 +108,7 @@ class Subject:
                 total.backward()
         with PretendedGpu() as gpu, EventStorage():
             moved = distiller.to(GPU)
-            on_gpu = [{k: to_device(v, GPU) for k, v in item.items()} for item in batch]
+            on_gpu = [{key: _moved(value) for key, value in item.items()} for item in batch]
             gpu.waits.clear()
             gpu.launches.clear()
             moved(on_gpu)
@@ -135,6 +134,13 @@ class Subject:
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         return {"image": image, "instances": truth, "height": height, "width": width,
                 "image_id": 1, "codes": codes}  # fmt: skip
+
+
+def _moved(value: Any) -> Any:
+    """What the loader has put on the GPU before the step."""
+    if isinstance(value, dict):
+        return {key: one.to(GPU) for key, one in value.items()}
+    return value.to(GPU) if isinstance(value, torch.Tensor | Instances) else value
 
 
 def measure(

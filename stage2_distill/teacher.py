@@ -23,7 +23,6 @@ from detectors.arithmetic import arithmetic
 from storage import CacheReader, DecodedOutputs, Geometry
 
 from .cache_check import check_pairing, open_cache
-from .prefetch import to_device
 from .teacher_batch import (
     LevelSizes,
     TeacherBatch,
@@ -94,7 +93,10 @@ class CachedTeacher:
             return None
         largest = max(h for h, _ in sizes), max(w for _, w in sizes)
         decoded = self._preset.decode_onto(
-            [{name: to_device(one, device) for name, one in x["codes"].items()} for x in batch],
+            [
+                {name: one.to(device, non_blocking=True) for name, one in item["codes"].items()}
+                for item in batch
+            ],
             [geometries[size] for size in sizes],
             self._family.geometry(self._cfg, *largest),
         )
