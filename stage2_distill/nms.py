@@ -56,4 +56,4 @@ def keep_first(boxes: Tensor, usable: Tensor, iou: float, count: int) -> tuple[T
 def _float32_below(value: float) -> float:
     """The largest float32 that is not above a value: float32 numbers exceed both or none."""
     nearest = np.float32(value)
-    return float(nearest if nearest <= value else np.nextafter(nearest, np.float32(-np.inf)))
+    return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf)))

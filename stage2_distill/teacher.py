@@ -66,6 +66,10 @@ class CachedTeacher:
     ) -> TeacherBatch:
         """See `TeacherSource`."""
 
+        together = self._together(batch, level_sizes, device)
+        if together is not None:
+            return together
+
         def decode(positions: list[int], geometry: Geometry) -> DecodedOutputs:
             fields = batch[positions[0]]["codes"]
             codes = {
@@ -77,6 +81,34 @@ class CachedTeacher:
             return self._preset.decode(codes, geometry)
 
         return _by_padded_size(batch, level_sizes, self._family, self._cfg, decode)
+
+    def _together(
+        self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
+    ) -> TeacherBatch | None:
+        """Decode views of several padded sizes at once, where the preset can; else None."""
+        divisibility = self._family.size_divisibility(self._cfg)
+        sizes = [padded_size(item["image"], divisibility) for item in batch]
+        geometries = {size: self._family.geometry(self._cfg, *size) for size in set(sizes)}
+        if len(geometries) == 1:
+            return None
+        largest = max(h for h, _ in sizes), max(w for _, w in sizes)
+        decoded = self._preset.decode_onto(
+            [
+                {name: one.to(device, non_blocking=True) for name, one in item["codes"].items()}
+                for item in batch
+            ],
+            [geometries[size] for size in sizes],
+            self._family.geometry(self._cfg, *largest),
+        )
+        if decoded is None:
+            return None
+        assert decoded.valid is not None
+        return TeacherBatch(
+            features=split_levels(decoded.features, level_sizes),
+            probabilities=decoded.probabilities,
+            deltas=decoded.deltas,
+            valid=decoded.valid,
+        )
 
 
 class LiveTeacher:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from storage.presets.base import Preset
 
-_SHARED = ("base", "codes", "scores")
+_SHARED = ("base", "codes", "placing", "scores")
 
 
 def preset_names() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ and a model of the others, 12 bits an anchor; see `scores`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from storage.presets import codes as coding
 from storage.presets import scores
 from storage.presets.base import DecodedOutputs, RawOutputs, to_half
+from storage.presets.placing import Placing
 from storage.schema import Field, Geometry
 
 SCORE_LIMIT = 32_767
@@ -84,7 +85,33 @@ class Balanced(scores.SparsePreset):
             "deltas": to_half(raw.deltas.detach(), "deltas", remedy),
         }
 
-    def _decode(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
+    def _unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
+        power = scores.unpack_power(codes["score_power"], geometry.num_boxes)
+        return {**codes, "score_power": power}
+
+    def _placed(
+        self,
+        records: Sequence[Mapping[str, Tensor]],
+        placing: Placing,
+        geometries: Sequence[Geometry],
+        grid: Geometry,
+    ) -> dict[str, Tensor]:
+        def of_all(name: str) -> list[Tensor]:
+            return [record[name] for record in records]
+
+        index = placing.padded(of_all("score_index"), self.num_kept(grid))
+        return {
+            "features": placing.positions(of_all("features")),
+            "feature_scale": torch.stack(of_all("feature_scale")),
+            "score_index": placing.scores(
+                index.to(torch.int64), [len(x) for x in of_all("score_index")]
+            ),
+            "score_value": placing.padded(of_all("score_value"), self.num_kept(grid)),
+            **scores.place_rest(records, placing, geometries),
+            "deltas": placing.anchors(of_all("deltas")),
+        }
+
+    def _decode_unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
         return DecodedOutputs(
             features=coding.dequantise(codes["features"], codes["feature_scale"], geometry),
             probabilities=scores.decode_scores(

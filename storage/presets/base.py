@@ -9,7 +9,7 @@ functions on the tensors' own device; a record's codes depend on that record alo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,11 +42,13 @@ class DecodedOutputs:
         features: (n, C, S).
         probabilities: (n, R, K) sigmoid of the logits, or what stands for it, in [0, 1].
         deltas: (n, R, 4).
+        valid: (n, R) bool, the anchors that lie on the record's own grid; None: all.
     """
 
     features: Tensor
     probabilities: Tensor
     deltas: Tensor
+    valid: Tensor | None = None
 
 
 class Preset(ABC):
@@ -117,6 +119,30 @@ class Preset(ABC):
         self._check_codes(codes, geometry)
         with torch.no_grad():
             return self._decode(codes, geometry)
+
+    def decode_onto(
+        self,
+        records: Sequence[Mapping[str, Tensor]],
+        geometries: Sequence[Geometry],
+        grid: Geometry,
+    ) -> DecodedOutputs | None:
+        """Decode n records of several padded sizes together, onto one grid.
+
+        A record lies at the top left of each level. Beyond it, features are those of its last row
+        and column; probabilities and deltas are zero, and its anchors not valid.
+
+        Args:
+            records: field name to (*field.shape) of each, all on one device.
+            geometries: of each record, no level larger than the grid's.
+            grid: of what is returned.
+
+        Returns:
+            The same as one record at a time would give; None where the preset has no faster way.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        return None
 
     def _check_codes(self, codes: Mapping[str, Tensor], geometry: Geometry) -> None:
         for field in self.fields(geometry):

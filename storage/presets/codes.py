@@ -44,7 +44,7 @@ def quantise(features: Tensor, scale: Tensor, geometry: Geometry) -> Tensor:
 
 def dequantise(codes: Tensor, scale: Tensor, geometry: Geometry) -> Tensor:
     """Undo `quantise`: (n, C, S) integers and (n, L, C) float32 to (n, C, S) float32."""
-    features = torch.empty_like(codes, dtype=torch.float32)
+    features = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
     for level, (start, stop) in enumerate(levels_of(geometry)):
         torch.mul(codes[:, :, start:stop], scale[:, level, :, None], out=features[:, :, start:stop])
     return features

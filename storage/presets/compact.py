@@ -21,7 +21,7 @@ docs/COMPACT.md tells what else was tried, and what each choice costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +31,7 @@ from torch import Tensor
 from storage.presets import codes as coding
 from storage.presets import scores
 from storage.presets.base import DecodedOutputs, RawOutputs
+from storage.presets.placing import Placing
 from storage.schema import Field, Geometry
 
 FEATURE_STEP = 1 / 4
@@ -147,11 +148,49 @@ class Compact(scores.SparsePreset):
             **_encode_deltas(raw.deltas.detach(), geometry),
         }
 
-    def _decode(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
+    def _unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
+        low = coding.unpack_pairs(codes["features_low"], geometry.num_positions)
+        power = scores.unpack_power(codes["score_power"], geometry.num_boxes)
+        index = _decode_gaps(codes["score_gap"])
+        return {**codes, "features_low": low, "score_power": power, "score_index": index}
+
+    def _placed(
+        self,
+        records: Sequence[Mapping[str, Tensor]],
+        placing: Placing,
+        geometries: Sequence[Geometry],
+        grid: Geometry,
+    ) -> dict[str, Tensor]:
+        def of_all(name: str) -> list[Tensor]:
+            return [record[name] for record in records]
+
+        packed, num_kept = of_all("features_low"), self.num_kept(grid)
+        sizes = [2 * one.shape[1] for one in packed]
+        joined = coding.unpack_pairs(torch.cat(packed, dim=1)[None], sum(sizes))[0]
+        parts = torch.split(joined, sizes, dim=1)
+        low = [
+            x[:, : geometry.num_positions] for x, geometry in zip(parts, geometries, strict=True)
+        ]
+        counts = [one.shape[1] for one in of_all("score_gap")]
+        index = _decode_gaps(placing.padded(of_all("score_gap"), num_kept))
+        return {
+            # With nothing left beyond the record, predictions repeat its last row and column.
+            "features_low": placing.positions(low, outside=0),
+            "features_high": placing.positions(of_all("features_high"), outside=0),
+            "feature_scale": torch.stack(of_all("feature_scale")),
+            "score_index": placing.scores(index, counts),
+            "score_value": placing.padded(of_all("score_value"), num_kept),
+            **scores.place_rest(records, placing, geometries),
+            "deltas_low": placing.positions(of_all("deltas_low"), outside=0),
+            "deltas_high": placing.positions(of_all("deltas_high"), outside=0),
+            "delta_scale": torch.stack(of_all("delta_scale")),
+        }
+
+    def _decode_unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
         return DecodedOutputs(
             features=_decode_features(codes, geometry),
             probabilities=scores.decode_scores(
-                _decode_gaps(codes["score_gap"]),
+                codes["score_index"],
                 codes["score_value"].to(torch.float32).div_(VALUE_LIMIT).square_(),
                 codes,
                 geometry,
@@ -179,9 +218,8 @@ def _encode_features(features: Tensor, geometry: Geometry) -> dict[str, Tensor]:
 
 
 def _decode_features(codes: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
-    """Undo `_encode_features`: the three fields to (n, C, S) float32."""
-    left = coding.unpack_pairs(codes["features_low"], geometry.num_positions)
-    left += FEATURE_BASE * codes["features_high"].to(torch.int16)
+    """Undo `_encode_features`: the three fields, the first unpacked, to (n, C, S) float32."""
+    left = codes["features_low"] + FEATURE_BASE * codes["features_high"].to(torch.int16)
     return coding.dequantise(coding.unpredict(left, geometry), codes["feature_scale"], geometry)
 
 
@@ -224,7 +262,7 @@ def _typical_gaps(num_kept: int, geometry: Geometry) -> int:
 
 def _decode_gaps(planes: Tensor) -> Tensor:
     """Undo `_encode_gaps`: (n, 4, M) uint8 to (n, M) int64."""
-    shifts = torch.tensor([0, 8, 16, 24], device=planes.device)
+    shifts = torch.arange(0, 32, 8, device=planes.device)
     return (planes.to(torch.int64) << shifts[:, None]).sum(dim=1).cumsum(dim=1)
 
 

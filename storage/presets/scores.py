@@ -15,16 +15,18 @@ anchors an image, M kept scores of a record, G = L * A groups of anchors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from storage.presets.base import Preset
+from storage.presets.base import DecodedOutputs, Preset
 from storage.presets.codes import TINY, pack_pairs, unpack_pairs
+from storage.presets.placing import Placing
 from storage.schema import Field, Geometry
 
 LAST_CODE = 255
@@ -68,6 +70,44 @@ class SparsePreset(Preset):
         """Return M for a geometry."""
         by_rule = max(self.least_scores, -(-geometry.num_boxes // self.anchors_per_score))
         return min(self.scores_kept or by_rule, geometry.num_boxes * geometry.num_classes)
+
+    @abstractmethod
+    def _unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
+        """Codes of n records, those unpacked that two of a byte make up."""
+
+    @abstractmethod
+    def _placed(
+        self,
+        records: Sequence[Mapping[str, Tensor]],
+        placing: Placing,
+        geometries: Sequence[Geometry],
+        grid: Geometry,
+    ) -> dict[str, Tensor]:
+        """Codes of records as `_unpacked` gives them, on a grid."""
+
+    @abstractmethod
+    def _decode_unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
+        """Decode what `_unpacked` or `_placed` gave."""
+
+    def _decode(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
+        return self._decode_unpacked(self._unpacked(codes, geometry), geometry)
+
+    def decode_onto(
+        self,
+        records: Sequence[Mapping[str, Tensor]],
+        geometries: Sequence[Geometry],
+        grid: Geometry,
+    ) -> DecodedOutputs:
+        """See `Preset`."""
+        for record, geometry in zip(records, geometries, strict=True):
+            self._check_codes({name: field[None] for name, field in record.items()}, geometry)
+        with torch.no_grad():
+            placing = Placing(geometries, grid, next(iter(records[0].values())).device)
+            decoded = self._decode_unpacked(self._placed(records, placing, geometries, grid), grid)
+            valid = placing.valid
+            return replace(
+                decoded, deltas=decoded.deltas.masked_fill_(~valid[..., None], 0.0), valid=valid
+            )
 
 
 def rest_fields(geometry: Geometry, steps_per_octave: int, compression: str | None) -> list[Field]:
@@ -177,31 +217,67 @@ def decode_scores(
     """Put kept scores and the model of the others together.
 
     Args:
-        index: (n, M) int64, ascending. value: (n, M) float32.
-        codes: what `encode_rest` gave.
+        index: (n, M) int64, in any order. value: (n, M) float32.
+        codes: what `encode_rest` gave, `score_power` unpacked.
         geometry, steps_per_octave: as there.
 
     Returns:
         (n, R, K) float32 probabilities.
     """
-    bound = codes["score_bound"]
+    bound, classes = codes["score_bound"], geometry.num_classes
     profile = _decode_logarithms(codes["score_profile"], bound, PROFILE_STEPS)
-    table = _shapes(profile).flatten(1, 2)  # [n, G * powers, K]
-    power = unpack_pairs(codes["score_power"][:, None], geometry.num_boxes)[:, 0]
-    row = _groups(geometry, power.device) * NUM_POWERS + power + NUM_POWERS // 2  # [n, R]
-    anchor = torch.div(index, geometry.num_classes, rounding_mode="floor")
-    shape = table.flatten(1).gather(
-        1, row.gather(1, anchor) * geometry.num_classes + index % geometry.num_classes
-    )  # [n, M]: what the model would say of the kept ones
-    empty = torch.zeros(row.shape, device=row.device)
-    num_dropped = geometry.num_classes - empty.scatter_add(1, anchor, torch.ones_like(shape))
-    share = geometry.num_classes - empty.scatter_add(1, anchor, shape)
+    table = _shapes(profile).flatten(0, 2)  # [n * G * powers, K]
+    rows = geometry.num_levels * geometry.num_anchors * NUM_POWERS
+    row = codes["score_power"] + _first_rows(geometry, table.device)  # [n, R]
+    row += torch.arange(0, len(table), rows, device=table.device)[:, None]
+    anchor = torch.div(index, classes, rounding_mode="floor")
+    place = row.gather(1, anchor).mul_(classes).add_(index - anchor * classes)
+    shape = table.take(place)  # [n, M]: what the model would say of the kept ones
+    kept = torch.stack([torch.ones_like(shape), shape])
+    sums = torch.zeros((2, *row.shape), device=row.device)
+    num_dropped, share = (classes - sums.scatter_add_(2, anchor.expand_as(kept), kept)).unbind()
     mean = _decode_logarithms(codes["score_rest"], bound, steps_per_octave)
-    level = mean * num_dropped / share.clamp(min=TINY)  # [n, R]
-    dense = torch.stack([one.index_select(0, rows) for one, rows in zip(table, row, strict=True)])
+    level = mean.mul_(num_dropped).div_(share.clamp_(min=TINY))  # [n, R]
+    dense = table.index_select(0, row.flatten()).view(*row.shape, classes)
     dense.mul_(level[:, :, None]).clamp_(max=bound[:, None, None])
     dense.view(len(dense), -1).scatter_(1, index, value)
     return dense
+
+
+def unpack_power(packed: Tensor, num_boxes: int) -> Tensor:
+    """The powers of `rest_fields`, (n, ceil(R / 2)) uint8 to (n, R) int16 in [-8, 8)."""
+    return unpack_pairs(packed[:, None], num_boxes)[:, 0]
+
+
+def place_rest(
+    records: Sequence[Mapping[str, Tensor]], placing: Placing, geometries: Sequence[Geometry]
+) -> dict[str, Tensor]:
+    """Bring the fields of `rest_fields` onto a grid, `score_power` unpacked.
+
+    Beyond a record's own anchors the mean is zero, and so is all that the model says.
+    """
+    packed = [record["score_power"] for record in records]
+    power = unpack_power(torch.cat(packed)[None], 2 * sum(map(len, packed)))[0]
+    powers = torch.split(power, [2 * len(one) for one in packed])
+    return {
+        "score_rest": placing.anchors([record["score_rest"] for record in records]),
+        "score_power": placing.anchors(
+            [one[: geometry.num_boxes] for one, geometry in zip(powers, geometries, strict=True)]
+        ),
+        "score_profile": torch.stack([record["score_profile"] for record in records]),
+        "score_bound": torch.stack([record["score_bound"] for record in records]),
+    }
+
+
+def _first_rows(geometry: Geometry, device: torch.device) -> Tensor:
+    """Row of the table of shapes of each of the R anchors, with a power of 0: (R,) int64."""
+    areas = [height * width for height, width in geometry.level_sizes]
+    levels = torch.tensor([areas, list(range(geometry.num_levels))])
+    counts, level = levels.to(device, non_blocking=True).unbind()
+    level = torch.repeat_interleave(level, counts, output_size=geometry.num_positions)
+    anchors = torch.arange(geometry.num_anchors, device=device)
+    group = level[:, None] * geometry.num_anchors + anchors
+    return group.mul_(NUM_POWERS).add_(NUM_POWERS // 2).flatten()
 
 
 def _groups(geometry: Geometry, device: torch.device) -> Tensor:
@@ -257,10 +333,16 @@ def _fit_powers(dropped: Tensor, profile: Tensor, geometry: Geometry) -> Tensor:
 
 def _shapes(profile: Tensor) -> Tensor:
     """Profiles to every power, each of mean 1: (n, L, A, K) to (n, G, powers, K)."""
-    powers = torch.arange(NUM_POWERS, device=profile.device) - POWER_OFFSET
-    exponent = 1 + POWER_STEP * powers.to(torch.float32)
+    exponent = _exponents(profile.device)
     logs = _logarithms(profile).flatten(1, 2)  # [n, G, K]
     return torch.softmax(exponent[:, None] * logs[:, :, None], dim=3) * profile.shape[3]
+
+
+@lru_cache
+def _exponents(device: torch.device) -> Tensor:
+    """What each code of a power raises a profile to: (powers,) float32, made once a device."""
+    powers = torch.arange(NUM_POWERS) - POWER_OFFSET
+    return (1 + POWER_STEP * powers.to(torch.float32)).to(device, non_blocking=True)
 
 
 def _logarithms(profile: Tensor) -> Tensor:

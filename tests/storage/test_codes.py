@@ -24,6 +24,7 @@ class TestScoreModel:
     def model(self, logits: Tensor, num_kept: int) -> Tensor:
         index, value, dropped = scores.keep_largest(logits, num_kept)
         fields = scores.encode_rest(dropped, index, self.KINDS, 16)
+        fields["score_power"] = scores.unpack_power(fields["score_power"], self.KINDS.num_boxes)
         return scores.decode_scores(index, value, fields, self.KINDS, 16)
 
     def logits(self, sharpness: float) -> Tensor:

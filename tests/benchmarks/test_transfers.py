@@ -1,0 +1,66 @@
+"""What a distilling step waits for and launches, counted on a pretended GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+# Tensors that the pretended GPU must handle as a real one does; its hooks stay in their process.
+COUNTING = """
+import torch
+from benchmarks.pretended_gpu import GPU, PretendedGpu
+with PretendedGpu() as gpu:
+    x = torch.arange(6.0).to(GPU)            # a wait: blocking copy
+    y = torch.arange(6).to(GPU, non_blocking=True)
+    assert x.device.type == "cuda" and not gpu.waits.keys() - {("copy to the GPU", "elsewhere")}
+    (x + 1).view(2, 3)                       # a launch, and a view
+    before = gpu.launches.total()
+    x.view(2, 3)[0], torch.empty(3, device=GPU)
+    assert gpu.launches.total() == before
+    x[x > 2], x.nonzero(), x[0].item(), x.tolist(), x.cpu(), x[torch.tensor([0])]
+    x[y], x[:2].fill_(1.0), x.masked_fill_(x > 1, 0.0), x.repeat_interleave(y, output_size=15)
+    event = torch.cuda.Event()
+    event.record()
+    event.synchronize()
+    try:
+        x + torch.ones(6)
+    except RuntimeError as error:
+        assert "a tensor of the host beside one of the GPU" in str(error)
+    else:
+        raise AssertionError
+    print(sorted((kind, count) for (kind, _), count in gpu.waits.items()))
+"""
+
+
+def test_waits_are_told_from_what_the_gpu_does_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(
+        [
+            ("_local_scalar_dense", 1),
+            ("copy to the GPU", 1),
+            ("copy to the host", 1),
+            ("event", 1),
+            ("index from the host", 1),
+            ("mask as an index", 1),
+            ("nonzero", 1),
+            ("tolist", 1),
+        ]
+    )
+
+
+def test_a_step_of_mixed_sizes_keeps_the_limits(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    command = [sys.executable, "-m", "benchmarks.transfers", "--images", "2", "--mixed-only"]
+    command += ["--presets", "balanced", "--json", str(rows)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    waits, launches = json.loads(rows.read_text())
+    # Something is waited for: the general instances, once.
+    assert 0 < waits["value"] <= waits["limit"] == 8
+    assert 100 < launches["value"] <= launches["limit"]

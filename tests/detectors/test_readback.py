@@ -1,0 +1,29 @@
+"""Values that are copied to the host while more is launched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detectors.readback import Readback
+
+
+def test_values_come_without_their_graph() -> None:
+    values = torch.arange(3.0, requires_grad=True) * 2
+    (read,) = Readback(values).wait()
+    assert read.tolist() == [0.0, 2.0, 4.0] and not read.requires_grad
+
+
+@pytest.mark.gpu
+def test_values_are_those_of_the_moment_and_are_waited_for_alone() -> None:
+    busy = torch.randn(4000, 4000, device="cuda")
+    values = torch.ones(3, device="cuda")
+    reading = Readback(values, busy[:1, :1])
+    for _ in range(200):
+        busy = busy @ busy
+    after = torch.cuda.Event()
+    after.record()
+    read, _ = reading.wait()
+    assert not after.query()
+    values += 1
+    assert read.tolist() == [1.0] * 3 and read.is_pinned()
