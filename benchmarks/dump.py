@@ -49,7 +49,7 @@ OVERHEAD_LIMIT = {"cpu": 1.15, "cuda": 1.10}
 HALF_OVERHEAD_LIMIT = 1.25
 EFFICIENCY_LIMIT = 0.9
 # On one core, a worker process would only take turns with the teacher.
-NUM_WORKERS = {"cpu": 0, "cuda": 4}
+NUM_WORKERS = {"cpu": 0, "cuda": 12}
 
 TEACHER = Path(__file__).parent.parent / "configs/teacher/retinanet_r101_1x.yaml"
 # Of the logits. With the detector's prior of 0.01, about a thousand scores in two million then

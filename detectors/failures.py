@@ -52,8 +52,7 @@ def failing_in_one_line(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        is_archive = any(part in str(error) for part in _ARCHIVE)
-        if folder in str(error) or not (of_disk(error) or is_archive):
+        if folder in str(error) or not (of_disk(error) or _is_of_archive(error)):
             raise
         what = "cannot be written: " + (
             exhausted(error) or "is the disk full? Free some, and resume"
@@ -64,9 +63,15 @@ def failing_in_one_line(folder: str) -> Iterator[None]:
         loop.removeFilter(_without_traceback)
 
 
+def _is_of_archive(error: BaseException) -> bool:
+    return any(part in str(error) for part in _ARCHIVE)
+
+
 def _without_traceback(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, _FOR_USERS) or (error is not None and exhausted(error)):
+    if error is not None and (
+        isinstance(error, _FOR_USERS) or exhausted(error) or _is_of_archive(error)
+    ):
         record.exc_info = record.exc_text = None
         text = one_line(error) if isinstance(error, Exception) else ""
         record.msg, record.args = "Training stopped: %s", (with_remedy(error, text),)

@@ -63,6 +63,7 @@ def data(clean: Path, tmp_path: Path) -> Data:
             "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
             "DATALOADER": {"NUM_WORKERS": 0},
             "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
+            "VIEWS": {"SCALES": [64]},
             "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 1},  # if nothing is refused
             "TEACHER": {"CONFIG": str(tmp_path / "teacher.yaml"), "WEIGHTS": "teacher.pth"},
             "CACHE": {"LOCATION": str(tmp_path / "cache")},

@@ -81,6 +81,6 @@ def test_pytorch_takes_what_is_announced(size: int) -> None:
 
 
 def _pinned_bytes() -> int:
-    """Bytes of page-locked blocks in use; PyTorch 2.11 has another name for it."""
-    found = torch.cuda.host_memory_stats()
-    return int(found.get("active_bytes.current", found["allocated_bytes.current"]))
+    """Bytes of page-locked blocks in use."""
+    torch.cuda.init()  # before it, there are no statistics
+    return int(torch.cuda.host_memory_stats()["active_bytes.current"])

@@ -113,7 +113,7 @@ def test_without_the_weights_at_hand_the_teacher_is_checked_by_its_config(
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "build_model", None)
+    monkeypatch.setattr(checkpoint, "build_detector", None)
 
 
 @pytest.mark.usefixtures("no_model")
