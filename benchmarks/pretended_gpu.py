@@ -119,6 +119,7 @@ class PretendedGpu(TorchDispatchMode):
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         self._around.enter_context(mock.patch("torch.cuda._lazy_init", lambda: None))
         self._around.enter_context(mock.patch("torch.cuda.Event", _Event))
+        self._around.enter_context(mock.patch.object(Tensor, "pin_memory", lambda held: held))
         self._around.enter_context(torch.backends.cudnn.flags(enabled=False))
         self._around.enter_context(uncompiled())
         _stack.append(self)

@@ -110,11 +110,10 @@ def _at_cells(
 ) -> list[Tensor]:
     """Apply the convolution at some cells of each level (N, c, H_l, W_l)."""
     halos = [_dilated(mask, conv.kernel_size[0] // 2) for mask in masks]
-    # One copy to the device for all indices.
     taps = _taps(masks, halos, conv.kernel_size[0])
     places = [_places(mask) for mask in (*halos, *masks)]
-    parts = torch.from_numpy(np.concatenate([taps, *(p.ravel() for p in places)]))
-    parts = parts.to(levels[0].device, non_blocking=True)
+    # One copy to the device for all indices.
+    parts = _sent(np.concatenate([taps, *(p.ravel() for p in places)]), levels[0].device)
     index, *rest = parts.split([len(taps), *(place.size for place in places)])
     around = [place.view(2, -1) for place in rest[: len(levels)]]
     inside = [place.view(2, -1) for place in rest[len(levels) :]]
@@ -140,6 +139,12 @@ def _at_cells(
             result = part.new_zeros(()).expand(shape)
         results.append(result)
     return results
+
+
+def _sent(indices: np.ndarray, device: torch.device) -> Tensor:
+    """Indices on the device. From pageable memory so many would wait for what the GPU does."""
+    found = torch.from_numpy(indices)
+    return (found.pin_memory() if device.type == "cuda" else found).to(device, non_blocking=True)
 
 
 def _dilated(mask: np.ndarray, reach: int) -> np.ndarray:
