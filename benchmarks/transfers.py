@@ -8,179 +8,12 @@ alone, whose own waits and launches are stock detectron2's. `--lines` shows wher
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
+from storage.example import add_example
 
-from configs.loader import load_config, settings
-from detectors import DetectorFamily, family_of
-from stage2_distill.adaptation import Adaptation
-from stage2_distill.distiller import Distiller
-from stage2_distill.pooling import GiPooler
-from stage2_distill.teacher import CachedTeacher
-from storage import Preset, RawOutputs, get_preset
-
-from .pipeline import CONFIGS
-from .pretended_gpu import GPU, LaunchCounter, PretendedGpu, uncompiled
 from .rows import Row, conclude
-
-# Blocking transfers of a distilling step beyond those on ground truth alone.
-WAITS_LIMIT = 8
-# A third of the 1,572 launches of a step of two images, when distillation went image by image and
-# level by level.
-LAUNCHES_LIMIT = 524
-SAME = ((256, 320),)
-NARROW = [
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
-    "MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.FPN.OUT_CHANNELS", 8,
-]  # fmt: skip
-MIXED = ((256, 320), (256, 288), (224, 320), (192, 256), (256, 224))
-
-Batch = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Of one step.
-
-    Attributes:
-        waits: of the host for the GPU, by kind and line.
-        launches: of the forward pass, by line.
-        backward: launches of the backward pass, counted on the CPU.
-    """
-
-    waits: Counter[tuple[str, str]]
-    launches: Counter[str]
-    backward: int
-
-
-class _OfPreset:
-    """What a `CachedTeacher` uses of a cache."""
-
-    def __init__(self, preset: Preset) -> None:
-        self.codec = preset
-
-
-class Subject:
-    """A student with random weights, and batches with random teachers."""
-
-    def __init__(self) -> None:
-        options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "CACHE.LOCATION", "nowhere", *NARROW]
-        path = CONFIGS / "distill/r50_2x_from_r101_1x.yaml"
-        self.cfg: CfgNode = load_config(str(path), options)
-        self.family: DetectorFamily = family_of(self.cfg)
-        torch.manual_seed(0)
-        self._detector = build_model(self.cfg)
-        for name, tensor in self._detector.state_dict().items():
-            if name.endswith("conv3.norm.weight"):
-                tensor.fill_(0.1)  # else frozen layers overflow
-
-    def step(self, images: int, sizes: tuple[tuple[int, int], ...], preset: str | None) -> Counts:
-        """Count one step; without a preset, on ground truth alone."""
-        torch.manual_seed(0)
-        codec = get_preset(preset or "balanced")
-        batch = [self._item(sizes[i % len(sizes)], codec) for i in range(images)]
-        gid, channels = settings(self.cfg).gid, self.cfg.MODEL.FPN.OUT_CHANNELS
-        reader: Any = _OfPreset(codec)
-        distiller = Distiller(
-            # A module of its own: moving it to the pretended GPU replaces its parameters.
-            copy.deepcopy(self._detector),
-            Adaptation(gid.adaptation, student_channels=channels, teacher_channels=channels),
-            family=self.family,
-            source=CachedTeacher(reader, self.family, self.cfg) if preset else None,
-            pooler=GiPooler(self.family.strides(self.cfg), gid),
-            gid=gid,
-        ).train()
-        backward = LaunchCounter()
-        # Without compiling: what ran on the pretended GPU would be compiled for a real one.
-        with uncompiled(), EventStorage():
-            total = torch.stack(list(distiller(batch).values())).sum()
-            with backward:
-                total.backward()
-        with PretendedGpu() as gpu, EventStorage():
-            moved = distiller.to(GPU)
-            on_gpu = [{key: _moved(value) for key, value in item.items()} for item in batch]
-            gpu.waits.clear()
-            gpu.launches.clear()
-            moved(on_gpu)
-        return Counts(waits=gpu.waits, launches=gpu.launches, backward=backward.count)
-
-    def _item(self, size: tuple[int, int], codec: Preset) -> dict[str, Any]:
-        """A view with seven objects, and a teacher that sees something at its smallest anchors."""
-        height, width = size
-        geometry = self.family.geometry(self.cfg, height, width)
-        corners = torch.rand(7, 2) * torch.tensor([width / 2, height / 2])
-        sides = 8 + torch.rand(7, 2) * torch.tensor([width / 3, height / 3])
-        truth = Instances(size)
-        truth.gt_boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
-        truth.gt_classes = torch.randint(0, geometry.num_classes, (7,))
-        logits = torch.randn(1, geometry.num_boxes, geometry.num_classes) - 5
-        logits[:, : geometry.level_offsets[1] * geometry.num_anchors : 97, 3] += 8
-        raw = RawOutputs(
-            features=torch.randn(1, geometry.channels, geometry.num_positions),
-            logits=logits,
-            deltas=torch.randn(1, geometry.num_boxes, 4) * 0.1,
-        )
-        codes = {name: field[0] for name, field in codec.encode(raw, geometry).items()}
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        return {"image": image, "instances": truth, "height": height, "width": width,
-                "image_id": 1, "codes": codes}  # fmt: skip
-
-
-def _moved(value: Any) -> Any:
-    """What the loader has put on the GPU before the step."""
-    if isinstance(value, dict):
-        return {key: one.to(GPU) for key, one in value.items()}
-    return value.to(GPU) if isinstance(value, torch.Tensor | Instances) else value
-
-
-def measure(
-    subject: Subject, images: int, sizes: tuple[tuple[int, int], ...], presets: list[str],
-    *, lines: bool = False,
-) -> list[Row]:  # fmt: skip
-    """Count steps with each preset, beyond one on ground truth alone."""
-    stock = subject.step(images, sizes, None)
-    waits, launches = stock.waits.total(), stock.launches.total()
-    rows = []
-    for preset in presets:
-        found = subject.step(images, sizes, preset)
-        name = f"{images} images of {'one size' if len(sizes) == 1 else 'mixed sizes'}, {preset}"
-        print(
-            f"{name}: waits {waits} + {found.waits.total() - waits}, launches {launches} + "
-            f"{found.launches.total() - launches} forward, {stock.backward} + "
-            f"{found.backward - stock.backward} backward"
-        )
-        if lines:
-            _print_lines(found, stock)
-        rows += [
-            Row(
-                name=f"waits, {name}",
-                value=found.waits.total() - waits,
-                limit=WAITS_LIMIT,
-            ),
-            Row(
-                name=f"launches forward, {name}",
-                value=found.launches.total() - launches,
-                limit=LAUNCHES_LIMIT,
-            ),
-        ]
-    return rows
-
-
-def _print_lines(found: Counts, stock: Counts) -> None:
-    for (kind, line), count in (found.waits - stock.waits).most_common():
-        print(f"{count:6} waits     {kind} {line}")
-    for line, count in (found.launches - stock.launches).most_common():
-        print(f"{count:6} launches  {line}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,9 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--mixed-only", action="store_true", help="batches of mixed sizes alone")
     parser.add_argument("--lines", action="store_true", help="show where they come from")
+    add_example(parser, "--images 2 --presets balanced --lines")
     args = parser.parse_args(argv)
+    # PyTorch is imported where it is used, so that `--help` need not wait for it.
+    from .step_counts import MIXED, SAME, Subject, measure
+
     subject = Subject()
-    rows = []
+    rows: list[Row] = []
     for images in args.images:
         for sizes in (MIXED,) if args.mixed_only else (SAME, MIXED):
             rows += measure(subject, images, sizes, args.presets, lines=args.lines)
