@@ -45,9 +45,9 @@ def _run(path: str, overrides: list[Any], *, fails: bool) -> dict[str, Any]:
     own: list[dict[str, float]] = []
     checked = trainer._trainer._checked
 
-    def spy(losses: dict[str, torch.Tensor], part: Any) -> Any:
+    def spy(losses: dict[str, torch.Tensor], *rest: Any) -> Any:
         own.append({name: loss.item() for name, loss in losses.items()})
-        return checked(losses, part)
+        return checked(losses, *rest)
 
     trainer._trainer._checked = spy  # type: ignore[method-assign]
     if fails and comm.get_rank() == 1:
