@@ -110,14 +110,15 @@ def _at_cells(
 ) -> list[Tensor]:
     """Apply the convolution at some cells of each level (N, c, H_l, W_l)."""
     halos = [_dilated(mask, conv.kernel_size[0] // 2) for mask in masks]
-    taps = _taps(masks, halos, conv.kernel_size[0])
     places = [_places(mask) for mask in (*halos, *masks)]
+    taps = _taps(masks, halos, places, conv.kernel_size[0])
     # One copy to the device for all indices.
-    parts = _sent(np.concatenate([taps, *(p.ravel() for p in places)]), levels[0].device)
-    index, *rest = parts.split([len(taps), *(place.size for place in places)])
-    around = [place.view(2, -1) for place in rest[: len(levels)]]
-    inside = [place.view(2, -1) for place in rest[len(levels) :]]
-    total = any(mask.any() for mask in masks)
+    parts = _sent(np.concatenate([taps, *(place.ravel() for place in places)]), levels[0].device)
+    index, rest = parts[: len(taps)], parts[len(taps) :].long()
+    parts_of_levels = rest.split([place.size for place in places])
+    around = [place.view(2, -1) for place in parts_of_levels[: len(levels)]]
+    inside = [place.view(2, -1) for place in parts_of_levels[len(levels) :]]
+    total = any(place.numel() for place in inside)
     rows = [
         _Rows.apply(level, place)
         for level, place in zip(levels, around, strict=True)
@@ -159,27 +160,36 @@ def _dilated(mask: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _places(mask: np.ndarray) -> np.ndarray:
-    """Image and place in its map of every cell of a mask (N, H, W): (2, cells) int64."""
-    return np.stack(np.divmod(np.flatnonzero(mask), mask[0].size))
+    """Image and place in its map of every cell of a mask (N, H, W): (2, cells) int32."""
+    return np.stack(np.divmod(np.flatnonzero(mask).astype(np.int32), np.int32(mask[0].size)))
 
 
-def _taps(masks: Sequence[np.ndarray], halos: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """Of every cell of the masks, the k * k cells that it depends on: (P * k * k,) int64.
+def _taps(
+    masks: Sequence[np.ndarray],
+    halos: Sequence[np.ndarray],
+    places: Sequence[np.ndarray],
+    side: int,
+) -> np.ndarray:
+    """Of every cell of the masks, the k * k cells that it depends on: (P * k * k,) int32.
 
     They are numbered as they lie in the halos, level after level; Q is what lies outside of a map.
+    `places` are those of the halos, then those of the masks.
     """
-    total = sum(int(np.count_nonzero(halo)) for halo in halos)
-    found, start, edge = [], 0, side // 2
-    for mask, halo in zip(masks, halos, strict=True):
+    edge, steps = side // 2, np.arange(side)
+    counts = [place.shape[1] for place in places[: len(halos)]]
+    found, start = [], 0
+    for mask, halo, count, (image, place) in zip(
+        masks, halos, counts, places[len(halos) :], strict=True
+    ):
         images, height, width = mask.shape
-        numbers = np.full((images, height + 2 * edge, width + 2 * edge), total)
-        count = int(np.count_nonzero(halo))
-        numbers[:, edge : edge + height, edge : edge + width][halo] = np.arange(
-            start, start + count
-        )
-        image, row, column = mask.nonzero()
-        taps = [numbers[image, row + y, column + x] for y in range(side) for x in range(side)]
-        found.append(np.stack(taps, axis=1).ravel())
+        wide, high = width + 2 * edge, height + 2 * edge
+        numbers = np.full((images, high, wide), sum(counts), np.int32)
+        inner = numbers[:, edge : edge + height, edge : edge + width]
+        inner[halo] = np.arange(start, start + count, dtype=np.int32)
+        row, column = np.divmod(place, np.int32(width))
+        corner = (image * high + row) * wide + column
+        around = (steps[:, None] * wide + steps).ravel()
+        found.append(numbers.ravel()[corner[:, None] + around].ravel())
         start += count
     return np.concatenate(found)
 
