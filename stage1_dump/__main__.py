@@ -33,6 +33,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--measure", type=whole(1), metavar="N",
         help="run N batches of the teacher on this machine, for the time and the sizes",
     )  # fmt: skip
+    planning.add_argument(
+        "--images-per-sec", type=positive, default=100.0, metavar="N",
+        help="images a second that training shows, for what it reads (default: 100)",
+    )  # fmt: skip
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
     planning.set_defaults(function=commands.plan)
     running = choices.add_parser("run", help="start or resume a dump; also under torchrun or srun")

@@ -18,6 +18,7 @@ from storage.progress import format_bytes
 
 from .existing import Existing, look_at
 from .prepare import Prepared
+from .rates import ReadRate, WriteRate
 from .sizes import (
     PresetEstimate,
     Sample,
@@ -52,6 +53,8 @@ class Estimate:
         rate: records a second; None where it is not known.
         rate_source: where the rate comes from.
         seconds: time for the records that are not done, at that rate.
+        read: what training reads under the config's preset, each second.
+        write: what the dump writes under it, at that rate; None where it is not known.
         warnings: what would go wrong.
     """
 
@@ -70,6 +73,8 @@ class Estimate:
     rate: float | None
     rate_source: str
     seconds: float | None
+    read: ReadRate
+    write: WriteRate | None
     warnings: list[str]
 
     def to_json(self) -> str:
@@ -101,6 +106,10 @@ class Estimate:
         if self.rate is not None and self.seconds is not None:
             time = timedelta(seconds=round(self.seconds))
             yield f"time: {time} at {self.rate:.1f} records/s ({self.rate_source})"
+        about = self.presets[self.preset].about
+        if self.write is not None:
+            yield self.write.line(about)
+        yield self.read.line(about)
         yield from (f"warning: {text}" for text in self.warnings)
 
 
@@ -109,6 +118,7 @@ def estimate(
     *,
     rate: Rate | None = None,
     samples: Mapping[str, Sample] | None = None,
+    images_per_sec: float = 100.0,
 ) -> Estimate:
     """Work out what a dump would write; writes nothing, and opens neither images nor weights.
 
@@ -120,6 +130,7 @@ def estimate(
         rate: of all ranks together; without it, that of the cache's own log.
         samples: what some records took under presets, by title; of the config's preset, the
             records that are in the cache already tell it.
+        images_per_sec: that training shows, on all ranks together.
     """
     index = prepared.index
     shards = _shards_of_buckets(index, prepared.shard_records)
@@ -137,6 +148,8 @@ def estimate(
         rate = Rate(records_per_sec=existing.status.rate, source="log of this cache")
     chosen = presets[title]
     location = prepared.settings.cache.location
+    read = ReadRate.of(chosen, images_per_sec, commits=int(shards.sum()))
+    write = WriteRate.of(chosen, rate.records_per_sec, records=len(index)) if rate else None
     free = _free_bytes(location)
     needed = chosen.expected_bytes - (sum(existing.sizes.values()) if existing else 0)
     if free is not None and needed > free:
@@ -160,6 +173,8 @@ def estimate(
         rate=rate.records_per_sec if rate else None,
         rate_source=rate.source if rate else "",
         seconds=(len(index) - done) / rate.records_per_sec if rate else None,
+        read=read,
+        write=write,
         warnings=warnings,
     )
 

@@ -15,7 +15,7 @@ from storage.index import ShardTable
 from storage.layout import CRC_BYTES, object_key, root_json, seal
 from storage.manifest import Manifest
 from storage.progress import format_bytes
-from storage.schema import common_fields
+from storage.schema import NOT_FOR_TRAINING, common_fields
 
 from .prepare import Prepared
 
@@ -62,6 +62,9 @@ class PresetEstimate:
         expected_bytes: everything, with the estimates where there are any.
         objects: files, or objects of an object store, metadata and commits included.
         sample: whose records the estimates follow; empty where they are typical ones.
+        read_bytes: what training reads of a record, on average, with the estimates.
+        read_requests: the ranges of objects that it asks for, one per field, however many records
+            are read at once.
     """
 
     field_bytes: dict[str, int]
@@ -72,18 +75,24 @@ class PresetEstimate:
     expected_bytes: int
     objects: int
     sample: str
+    read_bytes: float
+    read_requests: int
 
     @property
     def is_exact(self) -> bool:
         """Whether nothing is compressed."""
         return not self.compressed_fields
 
+    @property
+    def about(self) -> str:
+        """What is said before a number that the compressed fields decide; empty if none do."""
+        return "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
+
     def lines(self, title: str, records: int) -> Iterator[str]:
         """The size as text: all fields, then each."""
-        about = "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
         basis = f", as {self.sample}" if self.sample else ""
         yield (
-            f"{title}: {about}{format_bytes(self.expected_bytes)}, "
+            f"{title}: {self.about}{format_bytes(self.expected_bytes)}, "
             f"{format_bytes(self.expected_bytes / records)} a record, {self.objects:,} objects"
             f"{basis}"
         )
@@ -166,6 +175,7 @@ def estimate_preset(
     }
     compressed = [field.name for field in fields[0] if field.compression]
     expected = _expected_chunks(prepared, preset, most, compressed, sample)
+    read = [size for name, size in {**most, **expected}.items() if name not in NOT_FOR_TRAINING]
     field_bytes = {name: int((records * size + tables).sum()) for name, size in most.items()}
     typical = {name: int((records * size + tables).sum()) for name, size in expected.items()}
     manifest, metadata = seal(
@@ -187,6 +197,8 @@ def estimate_preset(
         # and its commit.
         objects=2 + len(metadata) + int(shards.sum()) * (len(fields[0]) + 1),
         sample=sample.source if sample else "",
+        read_bytes=float((records * sum(read)).sum() / records.sum()),
+        read_requests=len(read),
     )
 
 
