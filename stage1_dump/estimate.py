@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
-
 from detectors import load_model, teacher_fingerprint
-from storage import CacheError, Index, plan_to_json
+from storage import CacheError, plan_to_json
 from storage.progress import format_bytes
 
+from .budget import Budget, fit_budget
 from .existing import Existing, look_at
 from .prepare import Prepared
 from .rates import ReadRate, WriteRate
@@ -25,6 +24,7 @@ from .sizes import (
     candidates,
     estimate_preset,
     sample_of_cache,
+    shards_of_buckets,
     title_of,
 )
 
@@ -55,6 +55,7 @@ class Estimate:
         seconds: time for the records that are not done, at that rate.
         read: what training reads under the config's preset, each second.
         write: what the dump writes under it, at that rate; None where it is not known.
+        budget: what fits a budget; None where none was given.
         warnings: what would go wrong.
     """
 
@@ -75,6 +76,7 @@ class Estimate:
     seconds: float | None
     read: ReadRate
     write: WriteRate | None
+    budget: Budget | None
     warnings: list[str]
 
     def to_json(self) -> str:
@@ -110,6 +112,8 @@ class Estimate:
         if self.write is not None:
             yield self.write.line(about)
         yield self.read.line(about)
+        if self.budget is not None:
+            yield from self.budget.lines()
         yield from (f"warning: {text}" for text in self.warnings)
 
 
@@ -119,6 +123,7 @@ def estimate(
     rate: Rate | None = None,
     samples: Mapping[str, Sample] | None = None,
     images_per_sec: float = 100.0,
+    budget_bytes: int | None = None,
 ) -> Estimate:
     """Work out what a dump would write; writes nothing, and opens neither images nor weights.
 
@@ -131,9 +136,10 @@ def estimate(
         samples: what some records took under presets, by title; of the config's preset, the
             records that are in the cache already tell it.
         images_per_sec: that training shows, on all ranks together.
+        budget_bytes: what the whole cache may take; without it, no other plan is made.
     """
     index = prepared.index
-    shards = _shards_of_buckets(index, prepared.shard_records)
+    shards = shards_of_buckets(prepared)
     title = title_of(prepared.preset)
     samples = dict(samples or {})
     existing, warnings = _look(prepared)
@@ -175,6 +181,7 @@ def estimate(
         seconds=(len(index) - done) / rate.records_per_sec if rate else None,
         read=read,
         write=write,
+        budget=fit_budget(prepared, budget_bytes, samples) if budget_bytes else None,
         warnings=warnings,
     )
 
@@ -221,13 +228,6 @@ def plan_text(prepared: Prepared) -> str:
     stated = {name: value for name, value in plan["identity"].items() if name not in unknown}
     # The id covers the whole identity, so it is not known either.
     return json.dumps({**plan, "identity": stated, "cache_id": ""}, indent=1) + "\n"
-
-
-def _shards_of_buckets(index: Index, shard_records: int) -> np.ndarray:
-    """The number of shards of every bucket; a bucket's shards have no gaps."""
-    last = np.zeros(len(index.bucket_names), dtype=np.int64)
-    np.maximum.at(last, index.bucket, index.slot // shard_records)
-    return last + 1
 
 
 def _free_bytes(location: str) -> int | None:

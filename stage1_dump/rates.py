@@ -48,8 +48,8 @@ class ReadRate:
         return (
             f"training at {self.images_per_sec:,g} images/s reads {about}"
             f"{format_bytes(self.bytes_per_sec)}/s in {self.requests_per_sec:,.0f} requests/s "
-            f"({self.requests_per_record} per record), and in each data worker, once, up to "
-            f"{self.commit_requests:,} commits"
+            f"({self.requests_per_record} per record); each data worker also reads up to "
+            f"{self.commit_requests:,} commits, once"
         )
 
 
