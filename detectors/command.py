@@ -122,6 +122,16 @@ def positive(text: str) -> float:
     return value
 
 
+def byte_size(text: str) -> int:
+    """The type of an option that takes a number of bytes: 500GB, 2TB, 1.5TiB; never 0."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?(?:([kmgtp])(i?))?b", text.lower(), re.ASCII)
+    base = 1024 if found and found[3] else 1000
+    size = int(float(found[1]) * base ** " kmgtp".index(found[2] or " ")) if found else 0
+    if size == 0:
+        raise argparse.ArgumentTypeError(f"expected a size such as 500GB or 1.5TiB, got {text}")
+    return size
+
+
 def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     """Load the config that a command line names, for one of the commands of `configs.stock_keys`.
 

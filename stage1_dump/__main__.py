@@ -9,6 +9,7 @@ import sys
 from detectors.command import (
     MAX_PROCESSES,
     add_config_arguments,
+    byte_size,
     positive,
     run_command,
     whole,
@@ -32,6 +33,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     speed.add_argument(
         "--measure", type=whole(1), metavar="N",
         help="run N batches of the teacher on this machine, for the time and the sizes",
+    )  # fmt: skip
+    planning.add_argument(
+        "--images-per-sec", type=positive, default=100.0, metavar="N",
+        help="images a second that training shows, for what it reads (default: 100)",
+    )  # fmt: skip
+    planning.add_argument(
+        "--budget", type=byte_size, metavar="SIZE",
+        help="also the most views of each preset that a cache of this size has, such as 2TB",
     )  # fmt: skip
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
     planning.set_defaults(function=commands.plan)
@@ -76,7 +85,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     judging.add_argument("--json", action="store_true", help="print the numbers as JSON")
     judging.set_defaults(function=commands.evaluate)
     add_example(parser, f"run {_CONFIG}")
-    add_example(planning, f"--measure 20 {_CONFIG} CACHE.PRESET compact")
+    add_example(planning, f"--measure 20 --budget 2TB {_CONFIG} CACHE.PRESET compact")
     add_example(running, f"--num-gpus 8 {_CONFIG}")
     add_example(checking, f"--sample 64 {_CONFIG}")
     add_example(asking, _CACHE)

@@ -30,7 +30,13 @@ def plan(args: argparse.Namespace) -> int:
         from .measure import measure
 
         rate, samples = measure(prepared, cfg, args.measure)
-    result = estimate(prepared, rate=rate, samples=samples)
+    result = estimate(
+        prepared,
+        rate=rate,
+        samples=samples,
+        images_per_sec=args.images_per_sec,
+        budget_bytes=args.budget,
+    )
     print(result.to_json() if args.json else result)
     if args.output:
         Path(args.output).write_text(plan_text(prepared))

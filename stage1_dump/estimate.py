@@ -10,20 +10,21 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
-
 from detectors import load_model, teacher_fingerprint
-from storage import CacheError, Index, plan_to_json
+from storage import CacheError, plan_to_json
 from storage.progress import format_bytes
 
+from .budget import Budget, fit_budget
 from .existing import Existing, look_at
 from .prepare import Prepared
+from .rates import ReadRate, WriteRate
 from .sizes import (
     PresetEstimate,
     Sample,
     candidates,
     estimate_preset,
     sample_of_cache,
+    shards_of_buckets,
     title_of,
 )
 
@@ -52,6 +53,9 @@ class Estimate:
         rate: records a second; None where it is not known.
         rate_source: where the rate comes from.
         seconds: time for the records that are not done, at that rate.
+        read: what training reads under the config's preset, each second.
+        write: what the dump writes under it, at that rate; None where it is not known.
+        budget: what fits a budget; None where none was given.
         warnings: what would go wrong.
     """
 
@@ -70,6 +74,9 @@ class Estimate:
     rate: float | None
     rate_source: str
     seconds: float | None
+    read: ReadRate
+    write: WriteRate | None
+    budget: Budget | None
     warnings: list[str]
 
     def to_json(self) -> str:
@@ -101,6 +108,12 @@ class Estimate:
         if self.rate is not None and self.seconds is not None:
             time = timedelta(seconds=round(self.seconds))
             yield f"time: {time} at {self.rate:.1f} records/s ({self.rate_source})"
+        about = self.presets[self.preset].about
+        if self.write is not None:
+            yield self.write.line(about)
+        yield self.read.line(about)
+        if self.budget is not None:
+            yield from self.budget.lines()
         yield from (f"warning: {text}" for text in self.warnings)
 
 
@@ -109,6 +122,8 @@ def estimate(
     *,
     rate: Rate | None = None,
     samples: Mapping[str, Sample] | None = None,
+    images_per_sec: float = 100.0,
+    budget_bytes: int | None = None,
 ) -> Estimate:
     """Work out what a dump would write; writes nothing, and opens neither images nor weights.
 
@@ -120,9 +135,11 @@ def estimate(
         rate: of all ranks together; without it, that of the cache's own log.
         samples: what some records took under presets, by title; of the config's preset, the
             records that are in the cache already tell it.
+        images_per_sec: that training shows, on all ranks together.
+        budget_bytes: what the whole cache may take; without it, no other plan is made.
     """
     index = prepared.index
-    shards = _shards_of_buckets(index, prepared.shard_records)
+    shards = shards_of_buckets(prepared)
     title = title_of(prepared.preset)
     samples = dict(samples or {})
     existing, warnings = _look(prepared)
@@ -137,6 +154,8 @@ def estimate(
         rate = Rate(records_per_sec=existing.status.rate, source="log of this cache")
     chosen = presets[title]
     location = prepared.settings.cache.location
+    read = ReadRate.of(chosen, images_per_sec, commits=int(shards.sum()))
+    write = WriteRate.of(chosen, rate.records_per_sec, records=len(index)) if rate else None
     free = _free_bytes(location)
     needed = chosen.expected_bytes - (sum(existing.sizes.values()) if existing else 0)
     if free is not None and needed > free:
@@ -160,6 +179,9 @@ def estimate(
         rate=rate.records_per_sec if rate else None,
         rate_source=rate.source if rate else "",
         seconds=(len(index) - done) / rate.records_per_sec if rate else None,
+        read=read,
+        write=write,
+        budget=fit_budget(prepared, budget_bytes, samples) if budget_bytes else None,
         warnings=warnings,
     )
 
@@ -206,13 +228,6 @@ def plan_text(prepared: Prepared) -> str:
     stated = {name: value for name, value in plan["identity"].items() if name not in unknown}
     # The id covers the whole identity, so it is not known either.
     return json.dumps({**plan, "identity": stated, "cache_id": ""}, indent=1) + "\n"
-
-
-def _shards_of_buckets(index: Index, shard_records: int) -> np.ndarray:
-    """The number of shards of every bucket; a bucket's shards have no gaps."""
-    last = np.zeros(len(index.bucket_names), dtype=np.int64)
-    np.maximum.at(last, index.bucket, index.slot // shard_records)
-    return last + 1
 
 
 def _free_bytes(location: str) -> int | None:

@@ -108,7 +108,7 @@ class _Measurement:
                         taken[title][name] = taken[title].get(name, 0) + size
         source = f"{records.sum():,} records measured here"
         return {
-            title: Sample(source=source, records=records, field_bytes=sizes)
+            title: Sample(source=source, geometries=geometries, records=records, field_bytes=sizes)
             for title, sizes in taken.items()
         }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -20,7 +20,7 @@ from dataset.reading import load_annotations
 from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
-from detectors import family_of
+from detectors import DetectorFamily, family_of
 from detectors.command import register_data
 from detectors.datasets import other_classes
 from storage import Geometry, Index, Manifest, Preset, get_preset
@@ -104,13 +104,8 @@ def prepare(cfg: CfgNode) -> Prepared:
     annotations, image_root = _locate(cfg, teacher_cfg)
     images = planned_images(annotations, ours.dataset)
     preset = get_preset(ours.cache.preset, **ours.cache.preset_parameters)
-    config = PlanConfig(
-        views=ours.views,
-        size_divisibility=family.size_divisibility(teacher_cfg),
-        shard_records=ours.cache.shard_records or _fitting_records(ours, teacher_cfg, preset),
-    )
-    index = make_plan(images, config)
-    sizes = [bucket_size(name) for name in index.bucket_names]
+    shard_records = ours.cache.shard_records or _fitting_records(ours, teacher_cfg, preset)
+    index, geometries = _plan(ours, family, teacher_cfg, images, shard_records)
     return Prepared(
         settings=ours,
         teacher_cfg=teacher_cfg,
@@ -118,10 +113,43 @@ def prepare(cfg: CfgNode) -> Prepared:
         images=images,
         image_root=image_root,
         index=index,
-        shard_records=config.shard_records,
-        geometries=tuple(family.geometry(teacher_cfg, *size) for size in sizes),
+        shard_records=shard_records,
+        geometries=geometries,
         preset=preset,
     )
+
+
+def with_views(prepared: Prepared, num_views: int) -> Prepared:
+    """The same dump with another number of views, as VIEWS.NUM would make it.
+
+    Raises:
+        ValueError: the number is beyond the limits of VIEWS.NUM or of a cache.
+    """
+    views = replace(prepared.settings.views, num=num_views)
+    ours = replace(prepared.settings, views=views)
+    teacher_cfg = prepared.teacher_cfg
+    index, geometries = _plan(
+        ours, family_of(teacher_cfg), teacher_cfg, prepared.images, prepared.shard_records
+    )
+    return replace(prepared, settings=ours, index=index, geometries=geometries)
+
+
+def _plan(
+    ours: Settings,
+    family: DetectorFamily,
+    teacher_cfg: CfgNode,
+    images: ImageTable,
+    shard_records: int,
+) -> tuple[Index, tuple[Geometry, ...]]:
+    """The records, and the geometry of each of their buckets."""
+    config = PlanConfig(
+        views=ours.views,
+        size_divisibility=family.size_divisibility(teacher_cfg),
+        shard_records=shard_records,
+    )
+    index = make_plan(images, config)
+    sizes = [bucket_size(name) for name in index.bucket_names]
+    return index, tuple(family.geometry(teacher_cfg, *size) for size in sizes)
 
 
 def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> int:

@@ -15,7 +15,7 @@ from storage.index import ShardTable
 from storage.layout import CRC_BYTES, object_key, root_json, seal
 from storage.manifest import Manifest
 from storage.progress import format_bytes
-from storage.schema import common_fields
+from storage.schema import NOT_FOR_TRAINING, common_fields
 
 from .prepare import Prepared
 
@@ -38,11 +38,13 @@ class Sample:
 
     Attributes:
         source: whose records they are.
-        records: how many there are of each bucket, in the order of the index's bucket numbers.
+        geometries: of the buckets that they are from.
+        records: how many there are of each of those buckets.
         field_bytes: compressed field to the bytes of its chunks, their CRC32Cs included.
     """
 
     source: str
+    geometries: tuple[Geometry, ...]
     records: NDArray[np.int64]
     field_bytes: dict[str, int]
 
@@ -62,6 +64,9 @@ class PresetEstimate:
         expected_bytes: everything, with the estimates where there are any.
         objects: files, or objects of an object store, metadata and commits included.
         sample: whose records the estimates follow; empty where they are typical ones.
+        read_bytes: what training reads of a record, on average, with the estimates.
+        read_requests: the ranges of objects that it asks for, one per field, however many records
+            are read at once.
     """
 
     field_bytes: dict[str, int]
@@ -72,18 +77,24 @@ class PresetEstimate:
     expected_bytes: int
     objects: int
     sample: str
+    read_bytes: float
+    read_requests: int
 
     @property
     def is_exact(self) -> bool:
         """Whether nothing is compressed."""
         return not self.compressed_fields
 
+    @property
+    def about(self) -> str:
+        """What is said before a number that the compressed fields decide; empty if none do."""
+        return "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
+
     def lines(self, title: str, records: int) -> Iterator[str]:
         """The size as text: all fields, then each."""
-        about = "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
         basis = f", as {self.sample}" if self.sample else ""
         yield (
-            f"{title}: {about}{format_bytes(self.expected_bytes)}, "
+            f"{title}: {self.about}{format_bytes(self.expected_bytes)}, "
             f"{format_bytes(self.expected_bytes / records)} a record, {self.objects:,} objects"
             f"{basis}"
         )
@@ -137,12 +148,20 @@ def sample_of_cache(prepared: Prepared, sizes: Mapping[str, int]) -> Sample | No
     if not taken:
         return None
     source = f"the {records.sum():,} records that are there already"
-    return Sample(source=source, records=records, field_bytes=taken)
+    return Sample(source=source, geometries=prepared.geometries, records=records, field_bytes=taken)
 
 
 def compressed_fields(preset: Preset, geometry: Geometry) -> list[Field]:
     """The fields of a preset whose size depends on the teacher."""
     return [field for field in preset.fields(geometry) if field.compression]
+
+
+def shards_of_buckets(prepared: Prepared) -> NDArray[np.int64]:
+    """The number of shards of every bucket; a bucket's shards have no gaps."""
+    index = prepared.index
+    last = np.zeros(len(index.bucket_names), dtype=np.int64)
+    np.maximum.at(last, index.bucket, index.slot // prepared.shard_records)
+    return last + 1
 
 
 def estimate_preset(
@@ -165,7 +184,8 @@ def estimate_preset(
         for number, field in enumerate(fields[0])
     }
     compressed = [field.name for field in fields[0] if field.compression]
-    expected = _expected_chunks(prepared, preset, most, compressed, sample)
+    expected = _expected_chunks(preset, prepared.geometries, compressed, sample)
+    read = [size for name, size in {**most, **expected}.items() if name not in NOT_FOR_TRAINING]
     field_bytes = {name: int((records * size + tables).sum()) for name, size in most.items()}
     typical = {name: int((records * size + tables).sum()) for name, size in expected.items()}
     manifest, metadata = seal(
@@ -187,32 +207,42 @@ def estimate_preset(
         # and its commit.
         objects=2 + len(metadata) + int(shards.sum()) * (len(fields[0]) + 1),
         sample=sample.source if sample else "",
+        read_bytes=float((records * sum(read)).sum() / records.sum()),
+        read_requests=len(read),
     )
 
 
 def _expected_chunks(
-    prepared: Prepared,
-    preset: Preset,
-    most: Mapping[str, NDArray[np.int64]],
-    compressed: list[str],
-    sample: Sample | None,
+    preset: Preset, geometries: Sequence[Geometry], compressed: list[str], sample: Sample | None
 ) -> dict[str, NDArray[np.float64]]:
     """Bytes of a chunk of each compressed field, by bucket, where anything is known of them.
 
     What is typical knows how the size of the views matters; a sample knows the teacher.
     """
-    known = [preset.typical_bytes(geometry) for geometry in prepared.geometries]
     found = {}
     for name in compressed:
-        chunks = most[name].astype(np.float64)
-        if all(name in one for one in known):
-            chunks = np.array([one[name] + CRC_BYTES for one in known], dtype=np.float64)
-        elif sample is None:
-            continue
+        chunks, is_typical = _likely_chunks(preset, geometries, name)
         if sample is not None:
-            chunks *= sample.field_bytes[name] / (chunks * sample.records).sum()
+            likely, _ = _likely_chunks(preset, sample.geometries, name)
+            chunks *= sample.field_bytes[name] / (likely * sample.records).sum()
+        elif not is_typical:
+            continue
         found[name] = chunks
     return found
+
+
+def _likely_chunks(
+    preset: Preset, geometries: Sequence[Geometry], name: str
+) -> tuple[NDArray[np.float64], bool]:
+    """Bytes of a chunk of a field, by bucket, and whether they are typical; else the most."""
+    known = [preset.typical_bytes(geometry) for geometry in geometries]
+    is_typical = all(name in one for one in known)
+    if not is_typical:
+        known = [
+            {field.name: field.num_bytes for field in preset.fields(geometry)}
+            for geometry in geometries
+        ]
+    return np.array([one[name] + CRC_BYTES for one in known], dtype=np.float64), is_typical
 
 
 def _commit_bytes(

@@ -21,12 +21,9 @@ from detectors.fingerprint import file_sha256, tensors_sha256
 from detectors.ranks import on_main_rank
 from storage import CacheReader, get_preset, read_logs
 from storage.canonical import differences
-from storage.schema import PIXELS_SAMPLE
+from storage.schema import NOT_FOR_TRAINING
 
 logger = logging.getLogger(__name__)
-
-# Fields that a step has no use for, and so does not read.
-UNUSED_FIELDS = {"detections", PIXELS_SAMPLE}
 
 
 def open_cache(cfg: CfgNode) -> CacheReader:
@@ -39,7 +36,7 @@ def open_cache(cfg: CfgNode) -> CacheReader:
     location = settings(cfg).cache.location
     if not location:
         raise ValueError("CACHE.LOCATION is empty; expected the cache that stage1_dump wrote")
-    fields = [name for name in CacheReader(location).field_names if name not in UNUSED_FIELDS]
+    fields = [name for name in CacheReader(location).field_names if name not in NOT_FOR_TRAINING]
     reader = CacheReader(location, fields)
     differences = list(_differences(cfg, reader))
     if differences:

@@ -114,8 +114,8 @@ class Progress:
 
 def format_bytes(value: float) -> str:
     """Write a number of bytes with a decimal unit: 19336861798 becomes 19.3 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000 or unit == "GB":
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 1000 or unit == "TB":
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")

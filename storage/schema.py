@@ -212,6 +212,8 @@ class Field:
 
 
 PIXELS_CRC, PIXELS_SAMPLE = "pixels_crc32c", "pixels_sample"
+# For checks and evaluation: a training step has no use for them, and so does not read them.
+NOT_FOR_TRAINING = frozenset({"detections", PIXELS_SAMPLE})
 # Points of a view a side, in its sample.
 SAMPLE_SIDE = 16
 PIXEL_FIELDS = (

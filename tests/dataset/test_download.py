@@ -515,7 +515,14 @@ def test_the_official_archives_are_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (19336861798, "19.3 GB")]
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (19336861798, "19.3 GB"),
+        (2 * 10**15, "2000.0 TB"),
+    ],
 )
 def test_bytes_are_written_for_people(value: float, text: str) -> None:
     assert format_bytes(value) == text
