@@ -134,7 +134,7 @@ def _object(given: Any, name: str, ids: list[int]) -> dict[str, Any]:
 
     if not isinstance(given, dict):
         raise ValueError(f"{name}: an annotation is {given!r}; expected a dict with `bbox`")
-    box, mode, class_number = _plain(given.get("bbox")), given.get("bbox_mode"), None
+    box, mode = _plain(given.get("bbox")), given.get("bbox_mode")
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         raise ValueError(
             f"{name}: `bbox_mode` is {mode!r}; expected BoxMode.XYXY_ABS or BoxMode.XYWH_ABS"
@@ -147,6 +147,8 @@ def _object(given: Any, name: str, ids: list[int]) -> dict[str, Any]:
         )
     if mode == BoxMode.XYXY_ABS and isinstance(box, list | tuple) and len(box) == 4:
         left, top, right, bottom = map(_plain, box)
+        if not all(isinstance(side, int | float) for side in (left, top, right, bottom)):
+            raise ValueError(f"{name}: `bbox` is {box!r}; expected left, top, right and bottom")
         box = [left, top, right - left, bottom - top]
     made = {"category_id": ids[class_number], "bbox": box}
     # The reader takes an area for what the box alone would not tell.
