@@ -44,6 +44,7 @@ def write_coco(name: str) -> None:
     the folder that all images have in common, so that file names do not depend on the machine.
 
     Raises:
+        FileNotFoundError: the image root does not exist.
         ValueError: the function fails, or gives something else than detectron2's dicts with boxes;
             names data set, image and key.
     """
@@ -68,8 +69,12 @@ def write_coco(name: str) -> None:
         text = json.dumps(document, default=_plain)
     except (TypeError, ValueError) as error:
         raise ValueError(f"dataset {name!r}: {error}") from error
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"dataset {name!r}: its images lie in {root}, which is no folder")
     path = Path(mkdtemp(dir=_folder().name)) / "annotations.json"
     path.write_text(text, encoding="utf-8")
+    # Nobody will change it: the reader need not read a file of long ago twice.
+    os.utime(path, (0, 0))
     metadata.set(json_file=str(path), image_root=root, evaluator_type="coco")
 
 

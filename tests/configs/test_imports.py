@@ -98,6 +98,7 @@ def test_the_teachers_modules_are_imported_with_the_students(here: Path) -> None
         ("my_set.lacks", r"ModuleNotFoundError: No module named 'other' \(.*/my_set/lacks\.py:2\)"),
         ("my_set.syntax", r"SyntaxError: .* \(.*/my_set/syntax\.py:1\)"),
         ("my_set.deep", r"JSONDecodeError: Expecting .* \(.*/my_set/deep\.py:4\)"),
+        ("my_set.twice", r"AssertionError: .*'Twice'.* already registered .*my_set/twice\.py:3\)"),
         ("my_set.ends", r"SystemExit: 3 \(.*/my_set/ends\.py:2\)"),
     ],
 )
@@ -110,6 +111,8 @@ def test_a_module_that_cannot_be_imported_is_one_line(
         my_set__lacks="\nimport other",
         my_set__syntax="def",
         my_set__deep="import json\n\ndef read():\n    json.loads('')\nread()",
+        my_set__twice="from detectron2.modeling import BACKBONE_REGISTRY\nclass Twice: ...\n"
+        "for _ in range(2): BACKBONE_REGISTRY.register(Twice)",
         my_set__ends="import sys\nsys.exit(3)",
     )
     (here / "config.yaml").write_text(f"VERSION: 2\nIMPORTS: ({name!r},)\nDATASETS: {{TRAIN: [a]}}")

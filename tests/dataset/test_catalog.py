@@ -73,6 +73,22 @@ def test_the_metadata_give_the_root_and_the_ids(register: Register, tmp_path: Pa
     assert annotations.images.file_names[0] == f"{tmp_path.name}/2.png"
 
 
+def test_a_root_that_is_not_there_is_named(register: Register, tmp_path: Path) -> None:
+    register(image_root=str(tmp_path / "gone"))
+    with pytest.raises(
+        FileNotFoundError, match=f"'{NAME}': its images lie in .*/gone, which is no"
+    ):
+        adopt(NAME)
+
+
+def test_an_image_outside_of_the_stated_root_is_refused(register: Register, tmp_path: Path) -> None:
+    register(image_root=str(tmp_path / "a"))
+    with pytest.raises(
+        ValueError, match=rf"^dataset '{NAME}': .*2\.png: image 3: .* leads out of the im"
+    ):
+        adopt(NAME)
+
+
 def test_another_evaluator_s_set_is_left_alone(register: Register) -> None:
     register(evaluator_type="pascal_voc")
     assert not is_coco(NAME)
