@@ -19,6 +19,7 @@ import detectron2
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 
+from configs.imports import import_modules
 from configs.origins import OVERRIDE, Origins, place_of, remember
 from configs.safe_yaml import ConfigMapping, read_yaml
 from configs.schema import NODES, Settings
@@ -26,6 +27,7 @@ from configs.stock_keys import TEACHER, refuse_ignored
 from configs.stock_limits import check_limits, value_of
 
 BASE_KEY = "_BASE_"
+IMPORTS = "IMPORTS"
 # Every key that may hold a path.
 PATH_KEYS = (
     "CACHE.LOCATION",
@@ -55,6 +57,8 @@ def default_config() -> CfgNode:
     # SIGUSR1 or SIGUSR2, if the scheduler sends one before it preempts: it ends a training as
     # SIGTERM does, after a whole step that is saved. Empty: none.
     cfg.SOLVER.PREEMPTION_SIGNAL = ""
+    # Modules of the user's, imported before anything is built; see `configs.imports`.
+    cfg.IMPORTS = ()
     for schema in NODES:
         cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
     return cfg
@@ -130,7 +134,8 @@ def settings(cfg: CfgNode) -> Settings:
 def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
     """Load the config of the teacher that `cfg` names.
 
-    Weights, device and datasets come from `cfg`, everything else from the teacher's own file.
+    Weights, device and datasets come from `cfg`, everything else from the teacher's own file. The
+    modules that either names are imported.
 
     Args:
         cfg: of a dump or of a student.
@@ -157,6 +162,9 @@ def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.DATASETS = cfg.DATASETS.clone()
     teacher.DATASET = cfg.DATASET.clone()
+    import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
+    import_modules(teacher.IMPORTS, f"{place_of(teacher, IMPORTS)}{IMPORTS}")
+    teacher.IMPORTS = tuple(dict.fromkeys((*cfg.IMPORTS, *teacher.IMPORTS)))
     refuse_ignored(teacher, TEACHER)
     return teacher
 
@@ -280,7 +288,8 @@ def _coerce(value: Any, default: Any, place: str) -> Any:
         if type(default) is float and type(value) is int:
             return float(value)
     got = f"{value!r} ({type(value).__name__})"
-    raise ValueError(f"{place}: expected {type(default).__name__}, such as {default!r}, got {got}")
+    example = default if default != () else ("NAME",)
+    raise ValueError(f"{place}: expected {type(default).__name__}, such as {example!r}, got {got}")
 
 
 def _unknown(name: str, key: str) -> str:

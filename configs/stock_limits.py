@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
+from configs.imports import MODULE
 from configs.rules import (
     Choice,
     Either,
@@ -42,6 +43,7 @@ _SIZES = Several(item=_POSITIVE)
 _BOX_LOSSES = Choice(("smooth_l1", "giou", "diou", "ciou"))
 
 LIMITS: dict[str, Rule] = {
+    "IMPORTS": Several(item=MODULE, at_least=0),
     "OUTPUT_DIR": Place(),
     "SEED": Whole(-1, MAX_STOCK_SEED),
     "VIS_PERIOD": Whole(0),

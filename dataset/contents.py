@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Annotations:
         """The warnings as lines that name the file, one for all boxes of a kind."""
         lines = [f"{self.path}: {note.sentence}" for note in self.notes]
         for count, found in self.box_warnings.groups():
-            lines.append(f"{self.path}: {next(found).sentence}{_and_more(count - 1, 'boxes')}")
+            lines.append(f"{self.path}: {next(found).sentence}{self._and_more(count - 1, 'boxes')}")
         return lines
 
     def refuse(self) -> None:
@@ -56,7 +57,7 @@ class Annotations:
             ValueError: there are errors; the message names the file and the first of them.
         """
         if self.errors:
-            more = _and_more(len(self.errors) - 1, "errors")
+            more = self._and_more(len(self.errors) - 1, "errors")
             raise ValueError(f"{self.path}: {self.errors[0].sentence}{more}")
 
     @property
@@ -70,8 +71,9 @@ class Annotations:
         counts = Counter(self.objects.category_ids.tolist())
         return {category_id: counts[category_id] for category_id in self.categories}
 
-
-def _and_more(count: int, what: str) -> str:
-    if count < 1:
-        return ""
-    return f" (and {count} more {what}; `python -m dataset check` lists them)"
+    def _and_more(self, count: int, what: str) -> str:
+        if count < 1:
+            return ""
+        # A function of the user's has no file that a command could be given.
+        hint = "; `python -m dataset check` lists them" if os.path.exists(self.path) else ""
+        return f" (and {count} more {what}{hint})"

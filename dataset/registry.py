@@ -8,15 +8,17 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dataset.catalog import is_function, is_written, write_coco
 from dataset.coco_json import iterate_sections
 from dataset.forms import dataset_dicts
 from dataset.image_files import ImageFolder
 from dataset.layouts import PREFIX, find_splits
-from dataset.reading import Annotations, load_annotations
+from dataset.reading import Annotations, load_annotations, read_annotations
 
 
 def register_folder(
@@ -63,18 +65,24 @@ def register_folder(
 
 
 def adopt(name: str) -> Annotations:
-    """Read a registered COCO dataset, refuse what cannot be used, and let detectron2 have it.
+    """Read a registered dataset, refuse what cannot be used, and let detectron2 have it.
 
-    detectron2's own names, and those that a user's code registered with `register_coco_instances`,
-    are read by us from here on.
+    detectron2's own names, and those that a user's code registered, as a COCO file or as a
+    function, are read by us from here on.
 
     Raises:
-        FileNotFoundError, ValueError: as `locate` and `dataset.reading.load_annotations`.
+        FileNotFoundError, ValueError: as `locate`, `dataset.reading.load_annotations` and
+            `dataset.catalog.write_coco`.
     """
     from detectron2.data import DatasetCatalog
 
+    if is_function(name):
+        write_coco(name)
     json_file, image_root = locate(name)
-    annotations = load_annotations(json_file, image_root)
+    annotations = read_annotations(json_file, image_root)
+    if is_written(json_file):
+        annotations = replace(annotations, path=f"dataset {name!r}")
+    annotations.refuse()
     _name_classes(name, annotations)
     DatasetCatalog.remove(name)
     DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
@@ -82,10 +90,10 @@ def adopt(name: str) -> Annotations:
 
 
 def is_coco(name: str) -> bool:
-    """Whether a registered dataset is in COCO's format, as far as its metadata say."""
+    """Whether a registered dataset is in COCO's format, or is brought into it by `adopt`."""
     from detectron2.data import MetadataCatalog
 
-    return MetadataCatalog.get(name).get("evaluator_type") == "coco"
+    return MetadataCatalog.get(name).get("evaluator_type") == "coco" or is_function(name)
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
@@ -173,7 +181,8 @@ def locate(name: str) -> tuple[str, str]:
     if not json_file or not root or metadata.get("evaluator_type") != "coco":
         raise ValueError(
             f"dataset {name!r} is not a COCO detection dataset: it needs `json_file`, "
-            "`image_root` and evaluator_type `coco` in its metadata"
+            "`image_root` and evaluator_type `coco` in its metadata, or, where a function gives "
+            "its images, neither `json_file` nor another evaluator_type"
         )
     json_file, root = os.fspath(json_file), os.fspath(root)
     for path, is_there in ((json_file, os.path.isfile), (root, os.path.isdir)):

@@ -6,7 +6,9 @@ Names are imported on first use: PyTorch and detectron2 take seconds, which `--h
 from __future__ import annotations
 
 import importlib
+import runpy
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from .fingerprint import config_fingerprint, teacher_fingerprint
     from .images import to_model_image, training_images
     from .outputs import DenseOutputs
+
+# Before any other package of ours is imported by its name, which a folder of the user's may have.
+runpy.run_path(str(Path(__file__).parents[1] / "configs" / "collisions.py"))["refuse_shadows"]()
 
 # detectron2's own, at import and at its first anchors; nothing that a user could act on.
 warnings.filterwarnings("ignore", message=".*(torch.jit.script|torch.meshgrid)")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from configs.imports import MODULE, import_modules
 from configs.rules import MAX_WHOLE, Whole
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
@@ -65,8 +66,17 @@ def add_job_arguments(parser: argparse.ArgumentParser, *, resumes: bool = True) 
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--config-file` and the overrides behind it."""
+    """`--config-file`, `--import`, and the overrides behind them."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        type=_module,
+        metavar="MODULE",
+        help="module of yours to import first, beside those of IMPORTS; may be given several times",
+    )
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
@@ -94,6 +104,13 @@ class _Overrides(argparse.Action):
             if "=" in text and number % 2 == 0:
                 parser.error(f"overrides are KEY VALUE, two words each, not {text}")
         setattr(namespace, self.dest, values)
+
+
+def _module(text: str) -> str:
+    """The type of `--import`."""
+    if not MODULE.accepts(text):
+        raise argparse.ArgumentTypeError(f"expected {MODULE.expected}, got {text}")
+    return text
 
 
 def whole(at_least: int, at_most: int = MAX_WHOLE) -> Callable[[str], int]:
@@ -133,17 +150,22 @@ def byte_size(text: str) -> int:
 
 
 def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
-    """Load the config that a command line names, for one of the commands of `configs.stock_keys`.
+    """Load the config that a command line names, for one of the commands of `configs.stock_keys`,
+    and import the modules that either names.
 
     Raises:
-        FileNotFoundError, ValueError: as `configs.loader.load_config`, and of a key that the
-            command would ignore.
+        FileNotFoundError, ValueError: as `configs.loader.load_config`, of a key that the command
+            would ignore, and as `configs.imports.import_modules`.
     """
-    from configs.loader import load_config
+    from configs.loader import IMPORTS, load_config
+    from configs.origins import place_of
     from configs.stock_keys import refuse_ignored
 
     cfg = load_config(args.config_file, args.opts)
     refuse_ignored(cfg, reader)
+    import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
+    import_modules(args.imports, "--import")
+    cfg.IMPORTS = tuple(dict.fromkeys((*cfg.IMPORTS, *args.imports)))
     return cfg
 
 

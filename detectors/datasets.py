@@ -67,7 +67,7 @@ def _used(cfg: CfgNode, use: Collection[str]) -> list[_Set]:
 
 def _adopted(key: str, names: Iterable[str]) -> Iterator[_Set]:
     for name in names:
-        # A dataset that a user's own code registered need not be a COCO file.
+        # Formats of other evaluators, such as that of LVIS, are left to detectron2.
         if name not in DatasetCatalog or is_coco(name):
             yield _Set(key=f"DATASETS.{key}", name=name, annotations=adopt(name))
 

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from configs.imports import import_modules
+
 from .stopping import Interrupted, stop_signals
 
 if TYPE_CHECKING:
@@ -250,6 +252,7 @@ def _run_rank(local: int, job: Job, cfg: CfgNode, args: argparse.Namespace, url:
     rank = args.machine_rank * args.num_gpus + local
     world = {"init_method": url, "rank": rank, "world_size": args.num_machines * args.num_gpus}
     try:
+        import_modules(cfg.IMPORTS)
         _join(cfg, local, args.num_gpus, "--num-gpus", **world)
         job(cfg, args)
     except KeyboardInterrupt as error:

@@ -14,7 +14,7 @@ import math
 import multiprocessing.queues
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
+from configs.imports import import_modules
 from storage.resources import exhausted
 
 Batch = TypeVar("Batch")
@@ -49,12 +50,14 @@ class Watched(Generic[Batch]):
     """
 
     def __init__(
-        self, loader: Iterable[Batch], *, batch_bytes: int, in_use: int = 2, ranks: int = 1
-    ) -> None:
+        self, loader: Iterable[Batch], *, batch_bytes: int, imports: Sequence[str] = (),
+        in_use: int = 2, ranks: int = 1,
+    ) -> None:  # fmt: skip
         """Args:
 
         loader: PyTorch's, or one of detectron2's around it.
         batch_bytes: of the largest batch that a worker sends, in tensors.
+        imports: the config's IMPORTS, for workers that are not forked.
         in_use: batches that were received and are still held: that of the step, and one before.
         ranks: processes on this machine that load as much.
         """
@@ -66,7 +69,7 @@ class Watched(Generic[Batch]):
         if inner is not None and inner.num_workers:
             batches = inner.num_workers * (inner.prefetch_factor or 1) + in_use
             self._held_bytes = ranks * batches * batch_bytes
-            inner.worker_init_fn = _Guarded(inner.worker_init_fn)
+            inner.worker_init_fn = _Guarded(inner.worker_init_fn, tuple(imports))
 
     def __len__(self) -> int:
         """Batches, where the loader knows."""
@@ -120,7 +123,13 @@ def watch_stock_loader(loader: Iterable[Any], cfg: CfgNode, *, is_train: bool) -
         # Batches are gathered of wide and of tall images, beside that of the step.
         in_use = 3 * cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     image_bytes = 3 * min(shortest or longest, longest) * longest
-    return Watched(loader, batch_bytes=image_bytes, in_use=in_use, ranks=comm.get_local_size())
+    return Watched(
+        loader,
+        batch_bytes=image_bytes,
+        imports=cfg.IMPORTS,
+        in_use=in_use,
+        ranks=comm.get_local_size(),
+    )
 
 
 class _WatchedBatches(Iterator[Batch]):
@@ -228,13 +237,15 @@ def _innermost(loader: Any) -> DataLoader[Any] | None:
 class _Guarded:
     """What a worker does first: see that nothing that fails in its threads fails in silence."""
 
-    def __init__(self, then: Callable[[int], Any] | None) -> None:
+    def __init__(self, then: Callable[[int], Any] | None, imports: tuple[str, ...] = ()) -> None:
         self._then = then
+        self._imports = imports
 
     def __call__(self, number: int) -> None:
         queue: Any = multiprocessing.queues.Queue
         queue._on_queue_feeder_error = _send_in_its_place
         sys.excepthook = _end_if_lacking
+        import_modules(self._imports)
         if self._then is not None:
             self._then(number)
 

@@ -11,3 +11,9 @@ stage1_dump.status    how far a dump is
 stage1_dump.check     the teacher run again on a sample, compared with what is stored
 stage1_dump.evaluate  the teacher's COCO AP, computed from its stored boxes
 """
+
+import runpy
+from pathlib import Path
+
+# Before any other package of ours is imported by its name, which a folder of the user's may have.
+runpy.run_path(str(Path(__file__).parents[1] / "configs" / "collisions.py"))["refuse_shadows"]()

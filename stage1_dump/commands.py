@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.num_gpus > 1:
             profile = ["--profile"] if args.profile else []
-            options = [*profile, "--config-file", args.config_file, *args.opts]
+            imports = [f"--import={name}" for name in args.imports]
+            options = [*profile, *imports, "--config-file", args.config_file, *args.opts]
             return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
         report = run_dump(cfg, profiled=args.profile)
     finally:

@@ -94,6 +94,11 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
         """Bytes of the largest view's pixels."""
         return 3 * int((self._index.height.astype(np.int64) * self._index.width).max())
 
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """What a worker process imports first."""
+        return tuple(self._cfg.IMPORTS)
+
     def __getitem__(self, record: int) -> RenderedRecord | Failure:
         row = int(self._rows[record])
         view = view_of(self._index, record)
@@ -146,7 +151,7 @@ def make_loader(
         multiprocessing_context="forkserver" if num_workers and not forked else None,
         persistent_workers=num_workers > 0,
     )
-    return Watched(loader, batch_bytes=batch * dataset.largest_bytes)
+    return Watched(loader, batch_bytes=batch * dataset.largest_bytes, imports=dataset.imports)
 
 
 def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:

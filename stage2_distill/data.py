@@ -161,7 +161,9 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         if lead.workers and reader and not reader.location.is_local
         else None,
     )
-    watched = Watched(loader, batch_bytes=batch_bytes, ranks=comm.get_local_size())
+    watched = Watched(
+        loader, batch_bytes=batch_bytes, imports=cfg.IMPORTS, ranks=comm.get_local_size()
+    )
     return DataParts(loader=DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
 
 

@@ -182,8 +182,8 @@ def build_distiller(cfg: CfgNode, detector: nn.Module, teacher: Teacher | None) 
     family, gid = family_of(cfg), settings(cfg).gid
     adaptation = Adaptation(
         gid.adaptation if teacher else "none",
-        student_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        teacher_channels=(teacher.cfg if teacher else cfg).MODEL.FPN.OUT_CHANNELS,
+        student_channels=_channels(cfg),
+        teacher_channels=_channels(teacher.cfg if teacher else cfg),
     ).to(cfg.MODEL.DEVICE)
     return Distiller(
         detector,
@@ -193,3 +193,10 @@ def build_distiller(cfg: CfgNode, detector: nn.Module, teacher: Teacher | None) 
         pooler=GiPooler(family.strides(cfg), gid),
         gid=gid,
     )
+
+
+def _channels(cfg: CfgNode) -> int:
+    """Channels of the pyramid, asked of the backbone, which need not be an FPN."""
+    family = family_of(cfg)
+    side = family.size_divisibility(cfg)
+    return family.geometry(cfg, side, side).channels

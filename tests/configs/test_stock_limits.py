@@ -15,6 +15,7 @@ NAN, INF, LARGE = float("nan"), float("inf"), 10**12
 
 # Key to values below its limits, above them, and of a wrong type.
 REFUSED: dict[str, list[Any]] = {
+    "IMPORTS": ["my_data", ("a/b",), ("a.py",), ("",), (3,)],
     "OUTPUT_DIR": ["s3://bucket/output", 3],
     "SEED": [-2, LARGE, 1.5],
     "VIS_PERIOD": [-1, LARGE, "often"],

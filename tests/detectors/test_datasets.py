@@ -302,10 +302,11 @@ def test_a_set_without_objects_can_be_trained_on_if_asked_for(data: Data) -> Non
         training_images(load_config(config))
 
 
-def test_a_dataset_of_a_users_own_code_is_left_alone(data: Data) -> None:
+def test_a_dataset_of_another_evaluator_is_left_alone(data: Data) -> None:
     from detectron2.data import DatasetCatalog
 
     DatasetCatalog.register("test_own", lambda: [{"file_name": "x", "image_id": "any"}])
+    MetadataCatalog.get("test_own").evaluator_type = "of_its_own"
     try:
         cfg = load_config(str(data()), ["DATASETS.TRAIN", "('test_own',)"])
         register_data(cfg)

@@ -20,8 +20,10 @@ TORCHRUN = (
 )  # fmt: skip
 
 
-def config(device: str = "cpu") -> CfgNode:
-    return CfgNode({"MODEL": {"DEVICE": device}, "SOLVER": {"PREEMPTION_SIGNAL": ""}})
+def config(device: str = "cpu", imports: tuple[str, ...] = ()) -> CfgNode:
+    return CfgNode(
+        {"IMPORTS": imports, "MODEL": {"DEVICE": device}, "SOLVER": {"PREEMPTION_SIGNAL": ""}}
+    )
 
 
 def arguments(**changes: Any) -> argparse.Namespace:
@@ -131,6 +133,11 @@ def test_ranks_meet_over_what_the_device_needs_not_over_what_is_there(
     launching._run_rank(1, lambda *_: met.append("ran"), config(device), args, "tcp://x:1")
     assert met == [((backend,), 3), 2, "ran"]
     assert devices == chosen
+
+
+def test_a_rank_imports_the_user_s_modules_before_anything_else() -> None:
+    with pytest.raises(ValueError, match=r"IMPORTS: my_gone: .* No module named 'my_gone'"):
+        launching._run_rank(0, lambda *_: None, config("cpu", ("my_gone",)), arguments(), "tcp://x")
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

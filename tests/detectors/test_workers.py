@@ -115,6 +115,29 @@ def test_a_worker_without_free_descriptors_is_one_line() -> None:
         list(batches_of(many_tensors, num_workers=1))
 
 
+@pytest.mark.parametrize("context", ["spawn", pytest.param("forkserver", marks=in_full)])
+def test_a_worker_that_is_no_fork_imports_the_user_s_modules(
+    context: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_registrations.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    loader: Any = DataLoader(
+        Items(IsImported("my_registrations"), at=0), num_workers=1, collate_fn=list,
+        multiprocessing_context=context,
+    )  # fmt: skip
+    assert next(iter(Watched(loader, batch_bytes=1, imports=("my_registrations",)))) == [True]
+
+
+class IsImported:
+    """Whether a module is, in this process."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self) -> bool:
+        return self._name in sys.modules
+
+
 class Killed:
     """Ends its process."""
 

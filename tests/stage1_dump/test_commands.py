@@ -133,6 +133,19 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(
     assert not config.with_suffix("").exists()
 
 
+def test_the_ranks_of_a_dump_are_told_what_to_import(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(
+        "stage1_dump.launch.run_ranks", lambda count, options, **_: started.append(options) or 0
+    )
+    monkeypatch.setitem(sys.modules, "my_data", sys)
+    config = ["--config-file", str(configure())]
+    assert main(["run", "--num-gpus", "2", "--import", "my_data", *config]) == 0
+    assert started == [["--import=my_data", *config]]
+
+
 @pytest.mark.parametrize("command", ["plan", "check"])
 def test_the_other_commands_refuse_the_same(
     configure: Configure, capsys: Capture, command: str

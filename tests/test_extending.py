@@ -1,0 +1,90 @@
+"""The example of docs/EXTENDING.md, run as it stands there, from a folder outside the project."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from storage import CacheReader
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "EXTENDING.md").read_text()
+COMMANDS = re.findall(r"^python -m (.*)$", PAGE, flags=re.MULTILINE)
+# Of a machine without a GPU and without spare cores.
+SMALL = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's folder: the page's files, and birds."""
+    folder = tmp_path_factory.mktemp("user")
+    for name, text in re.findall(r"^```\w+\n# (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    generator = np.random.default_rng(3)
+    (folder / "birds").mkdir()
+    for split, count in (("train", 4), ("val", 2)):
+        lines = []
+        for number in range(count):
+            name = f"{split}{number}.png"
+            pixels = generator.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "birds" / name)
+            kinds = ("crow", "wren")[: number % 2 + 1]
+            lines += [f"{name},4,4,40,{40 + place},{kind}" for place, kind in enumerate(kinds)]
+        (folder / "birds" / f"{split}.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dumped(project: Path) -> Path:
+    """The same folder after the page's first two commands."""
+    # Every rank is a process of its own that builds the user's backbone.
+    run(project, COMMANDS[0], "--num-gpus", "2")
+    run(project, COMMANDS[1])
+    return project
+
+
+def run(project: Path, command: str, *options: str) -> None:
+    """Run a command of the page with more options."""
+    module, name, *rest = command.split()
+    found = subprocess.run(
+        [sys.executable, "-m", module, name, *options, *rest, *SMALL],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> None:
+    run(dumped, COMMANDS[2])
+    for name in ("teacher", "student"):
+        assert "birds_val/AP50" in (dumped / "output" / name / "metrics.json").read_text()
+        saved = yaml.safe_load((dumped / "output" / name / "config.yaml").read_text())
+        assert tuple(saved["IMPORTS"]) == ("my_project.models", "my_project.data")
+    assert (dumped / "output/student/student_final.pth").is_file()
+
+
+def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:
+    for name in ("teacher.yaml", "student.yaml"):
+        text = re.sub(r"^IMPORTS.*\n", "", (dumped / name).read_text(), flags=re.MULTILINE)
+        (dumped / f"bare_{name}").write_text(text.replace(" teacher.yaml", " bare_teacher.yaml"))
+    imports = ("--import", "my_project.data", "--import", "my_project.models")
+    command = COMMANDS[1].replace("student.yaml", "bare_student.yaml CACHE.LOCATION output/other")
+    run(dumped, command, *imports)
+    caches = [dumped / "output" / name for name in ("cache", "other")]
+    ours, theirs = (CacheReader(str(cache)).manifest for cache in caches)
+    assert ours == theirs
+    for path in (path for cache in caches for path in cache.rglob("*") if path.is_file()):
+        # The log keeps the config as it was, for people: no command reads it.
+        is_noted = path.parent.name == "log" and path.name == "config.json"
+        assert (b"my_project" in path.read_bytes()) == is_noted
