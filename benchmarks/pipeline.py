@@ -91,7 +91,8 @@ class Pipeline:
             {
                 **common,
                 "TEACHER": {
-                    "CONFIG": str(self.config("teacher")),
+                    # Beside this one: a config names another from where it lies itself.
+                    "CONFIG": self.config("teacher").name,
                     "WEIGHTS": str(self.teacher_weights),
                 },
                 "CACHE": {"LOCATION": str(self.cache)},

@@ -1,6 +1,7 @@
 """The demo in small: every real command, on a few images, for a few iterations."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,15 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
+    """Of a run into a folder of the working directory, as `make demo` does it."""
     folder = tmp_path_factory.mktemp("demo")
     # A name that would break a page that does not escape it.
     data = folder / "<b>data"
     write_synthetic(data, SyntheticConfig(train=6, val=2, size=64), workers=1)
-    return run(folder / "run", data, seed=1, overrides=QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield run(Path("run"), data, seed=1, overrides=QUICK)
 
 
 def test_the_whole_pipeline_runs(report: Report) -> None:
