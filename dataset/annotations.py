@@ -45,14 +45,7 @@ def dataset_fingerprint(table: ImageTable) -> dict[str, Any]:
 
 
 def _fingerprint_lines(table: ImageTable) -> Iterator[bytes]:
-    rows = zip(
-        table.ids.tolist(),
-        table.heights.tolist(),
-        table.widths.tolist(),
-        table.file_names,
-        strict=True,
-    )
-    for image_id, height, width, file_name in rows:
+    for image_id, file_name, height, width in table:
         line = f"{image_id}\t{height}\t{width}\t{file_name}\0"
         # JSON may hold lone surrogates, which plain UTF-8 refuses.
         yield line.encode("utf-8", "surrogatepass")

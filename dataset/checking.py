@@ -99,12 +99,10 @@ def _image_problems(
     annotations: Annotations, images_root: str | os.PathLike[str], workers: int | None
 ) -> Iterator[Problem]:
     """Decode every image whose entry is not refused."""
-    images, folder = annotations.images, ImageFolder(images_root)
+    folder = ImageFolder(images_root)
     refused = {problem.image for problem in annotations.errors if problem.kind == "image"}
     names, files = [], []
-    for name, height, width in zip(
-        images.file_names, images.heights.tolist(), images.widths.tolist(), strict=True
-    ):
+    for _, name, height, width in annotations.images:
         if name not in refused:
             names.append(name)
             files.append((folder.find(name) or image_path(images_root, name), height, width))

@@ -60,14 +60,8 @@ def dataset_dicts(annotations: Annotations, root: str | os.PathLike[str]) -> lis
 def _image_dicts(
     annotations: Annotations, root: str | os.PathLike[str]
 ) -> Iterator[dict[str, Any]]:
-    images, folder = annotations.images, ImageFolder(root)
-    for image_id, name, height, width in zip(
-        images.ids.tolist(),
-        images.file_names,
-        images.heights.tolist(),
-        images.widths.tolist(),
-        strict=True,
-    ):
+    folder = ImageFolder(root)
+    for image_id, name, height, width in annotations.images:
         path = folder.find(name) or image_path(root, name)
         yield {"file_name": path, "height": height, "width": width, "image_id": image_id}
 
@@ -81,18 +75,12 @@ def coco_ground_truth(annotations: Annotations) -> dict[str, Any]:
     Args:
         annotations: a file that is not refused.
     """
-    images, objects = annotations.images, annotations.objects
+    objects = annotations.objects
     return {
         "info": {},
         "images": [
             {"id": image_id, "file_name": name, "height": height, "width": width}
-            for image_id, name, height, width in zip(
-                images.ids.tolist(),
-                images.file_names,
-                images.heights.tolist(),
-                images.widths.tolist(),
-                strict=True,
-            )
+            for image_id, name, height, width in annotations.images
         ],
         "annotations": [
             {

@@ -5,6 +5,7 @@ Shape letters: N images, M objects.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,11 @@ class ImageTable:
 
     def __len__(self) -> int:
         return len(self.file_names)
+
+    def __iter__(self) -> Iterator[tuple[int, str, int, int]]:
+        """The images one by one: id, file name, height and width."""
+        ids, heights, widths = self.ids.tolist(), self.heights.tolist(), self.widths.tolist()
+        return zip(ids, self.file_names, heights, widths, strict=True)
 
     def first(self, count: int) -> ImageTable:
         """Return the table of the `count` images with the lowest ids; 0 keeps all."""
