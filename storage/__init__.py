@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from storage.codecs.base import Codec
+    from storage.codecs.presets import Preset, get_preset, register_codec, register_preset
+    from storage.codecs.record import RecordCodec
     from storage.commands import read_logs
     from storage.comparison import Comparison, compare
     from storage.errors import (
@@ -27,17 +30,19 @@ if TYPE_CHECKING:
     from storage.index import Index, assign_slots, build_index
     from storage.manifest import Manifest
     from storage.plan import plan_to_json
-    from storage.presets import get_preset, preset_names
-    from storage.presets.base import DecodedOutputs, Preset, RawOutputs
     from storage.reader import CacheReader
     from storage.repairs import Repair, repair
     from storage.report import Problem, Report
-    from storage.schema import Field, Geometry, ShardId
+    from storage.schema import Array, Field, Geometry, ShardId
     from storage.shrinking import drop_views
+    from storage.signals import Signal
     from storage.verification import verify
     from storage.writer import CacheWriter
 
 _MODULES = {
+    "storage.codecs.base": ("Codec",),
+    "storage.codecs.presets": ("Preset", "get_preset", "register_codec", "register_preset"),
+    "storage.codecs.record": ("RecordCodec",),
     "storage.commands": ("read_logs",),
     "storage.comparison": ("Comparison", "compare"),
     "storage.errors": (
@@ -47,25 +52,24 @@ _MODULES = {
     "storage.index": ("Index", "assign_slots", "build_index"),
     "storage.manifest": ("Manifest",),
     "storage.plan": ("plan_to_json",),
-    "storage.presets": ("get_preset", "preset_names"),
-    "storage.presets.base": ("DecodedOutputs", "Preset", "RawOutputs"),
     "storage.reader": ("CacheReader",),
     "storage.repairs": ("Repair", "repair"),
     "storage.report": ("Problem", "Report"),
-    "storage.schema": ("Field", "Geometry", "ShardId"),
+    "storage.schema": ("Array", "Field", "Geometry", "ShardId"),
     "storage.shrinking": ("drop_views",),
+    "storage.signals": ("Signal",),
     "storage.verification": ("verify",),
     "storage.writer": ("CacheWriter",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "CacheError", "CacheReader", "CacheWriter", "ClaimLostError", "Comparison",
-    "CorruptChunkError", "DecodedOutputs", "Field", "ForkedProcessError", "FormatError",
-    "Geometry", "IdentityError", "Index", "Manifest", "MissingShardError", "Preset", "Problem",
-    "RawOutputs", "Repair", "Report", "ShardId", "StoreAccessError", "StoreFullError",
-    "VersionError", "assign_slots", "build_index", "compare", "drop_views", "get_preset",
-    "plan_to_json", "preset_names", "read_logs", "repair", "verify",
+    "Array", "CacheError", "CacheReader", "CacheWriter", "ClaimLostError", "Codec", "Comparison",
+    "CorruptChunkError", "Field", "ForkedProcessError", "FormatError", "Geometry",
+    "IdentityError", "Index", "Manifest", "MissingShardError", "Preset", "Problem", "RecordCodec",
+    "Repair", "Report", "ShardId", "Signal", "StoreAccessError", "StoreFullError", "VersionError",
+    "assign_slots", "build_index", "compare", "drop_views", "get_preset", "plan_to_json",
+    "read_logs", "register_codec", "register_preset", "repair", "verify",
 ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,9 @@ from storage.layout import CRC_BYTES, MAX_METADATA_BYTES, commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.report import Problem, shard_problem, unreadable_problem
-from storage.schema import Field, ShardId
-from storage.shards import chunk_table, decode_chunk
+from storage.schema import Array, ShardId
+from storage.shards import chunk_table, chunks_at, decode_chunk, table_bytes
 from storage.values import wrong_values
-
-_INDEX_ENTRY = 16
 
 # Reading and parsing a commit takes as long as reading and hashing about this many bytes.
 _COMMIT_WORK = 1 << 21
@@ -41,7 +38,7 @@ class ShardResult:
         committed: XXH3-128 by key, as the commit says; empty at level "quick".
         mismatched: XXH3-128 by key that was found instead; its problem is not in `problems` yet,
             since only the commits of all shards tell a damaged object from a swapped one.
-        fields: name of the field by key, of those in `mismatched`.
+        arrays: name of the array by key, of those in `mismatched`.
         num_bytes: bytes compared.
     """
 
@@ -49,7 +46,7 @@ class ShardResult:
     problems: list[Problem] = field(default_factory=list)
     committed: dict[str, str] = field(default_factory=dict)
     mismatched: dict[str, str] = field(default_factory=dict)
-    fields: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
 
     @property
@@ -80,14 +77,14 @@ class ShardChecker:
         self._level = level
 
     def keys_of(self, shard: ShardId) -> list[str]:
-        """Return the keys of a shard's objects, in the order of the fields."""
-        return [object_key(shard, one) for one in self._manifest.fields[shard.bucket]]
+        """Return the keys of a shard's objects, in the order of the arrays."""
+        return [object_key(shard, one) for one in self._manifest.arrays[shard.bucket]]
 
     def work_of(self, shard: ShardId) -> int:
         """Say how much work a shard is, measured in bytes read."""
         if self._level == "quick":
             return _COMMIT_WORK
-        record = sum(one.num_bytes for one in self._manifest.fields[shard.bucket])
+        record = sum(one.num_bytes for one in self._manifest.arrays[shard.bucket])
         return _COMMIT_WORK + record * len(self.table.records_of(shard))
 
     def bytes_read(self, shard: ShardId, sizes: Mapping[str, int]) -> int:
@@ -99,7 +96,7 @@ class ShardChecker:
         """Check committed shards, whose commits are read at once.
 
         Args:
-            tasks: each a shard and the sizes of its objects in bytes, in the order of the fields,
+            tasks: each a shard and the sizes of its objects in bytes, in the order of the arrays,
                 None for absent ones; the store is asked for them if None is given in their place.
         """
         raws = self._read_commits([shard for shard, _ in tasks])
@@ -146,9 +143,9 @@ class ShardChecker:
         result.num_bytes += len(raw)
         try:
             commit = commits.parse(raw, shard, self._manifest, self._store)
-            records = self.table.records_of(shard)
-            fields = self._manifest.fields[shard.bucket]
-            commits.check_exact(raw, commit, self.table.index, records, fields, self._store)
+            records = self._records_in(shard, commit)
+            arrays = self._manifest.arrays[shard.bucket]
+            commits.check_exact(raw, commit, self.table.index, records, arrays, self._store)
             return commit
         except VersionError as error:
             problem = Problem(kind="version", where=key, message=str(error), shard=str(shard))
@@ -173,8 +170,8 @@ class ShardChecker:
     def _check_objects(
         self, result: ShardResult, commit: Commit, sizes: Sequence[int | None] | None
     ) -> None:
-        fields = self._manifest.fields[result.shard.bucket]
-        for position, one in enumerate(fields):
+        arrays = self._manifest.arrays[result.shard.bucket]
+        for position, one in enumerate(arrays):
             key, stored = object_key(result.shard, one), commit.objects[one.name]
             if self._level != "quick":
                 result.committed[key] = stored.xxh3_128
@@ -185,7 +182,7 @@ class ShardChecker:
                 self._unreadable(result, key, error, one.name)
 
     def _check_object(
-        self, result: ShardResult, one: Field, key: str, stored: StoredObject, size: int | None
+        self, result: ShardResult, one: Array, key: str, stored: StoredObject, size: int | None
     ) -> None:
         if size is None:
             self._spoilt(result, "missing", one, key, "is absent although its shard is committed")
@@ -197,7 +194,7 @@ class ShardChecker:
             kind = "truncated" if size < stored.size else "damaged"
             self._spoilt(result, kind, one, key, f"has {size} bytes instead of {stored.size}")
 
-    def _check_bytes(self, result: ShardResult, one: Field, key: str, stored: StoredObject) -> None:
+    def _check_bytes(self, result: ShardResult, one: Array, key: str, stored: StoredObject) -> None:
         """Hash an object, and compare the CRC32C at the end of each chunk with the commit's.
 
         The writer has computed the CRCs of the very bytes that it hashed and read back, so bytes
@@ -209,60 +206,66 @@ class ShardChecker:
         found, tails = checksums.xxh3_128_and_tails(blocks, ends, CRC_BYTES)
         if found != stored.xxh3_128:
             result.mismatched[key] = found
-            result.fields[key] = one.name
+            result.arrays[key] = one.name
         elif [int.from_bytes(tail, "little") for tail in tails] != chunks[:, 2].tolist():
             what = "the CRC32C of a chunk is not the one in the commit"
             self._spoilt(result, "damaged", one, key, what)
 
-    def _spoilt(self, result: ShardResult, kind: str, one: Field, key: str, what: str) -> None:
+    def _spoilt(self, result: ShardResult, kind: str, one: Array, key: str, what: str) -> None:
         result.problems.append(
-            shard_problem(kind, self._store, result.shard, what, where=key, field=one.name)
+            shard_problem(kind, self._store, result.shard, what, where=key, array=one.name)
         )
 
     def _unreadable(
         self, result: ShardResult, key: str, error: UnreadableError, name: str = ""
     ) -> None:
-        problem = unreadable_problem(self._store, result.shard, error, where=key, field=name)
+        problem = unreadable_problem(self._store, result.shard, error, where=key, array=name)
         result.problems.append(problem)
 
+    def _records_in(self, shard: ShardId, commit: Commit) -> NDArray[np.int64]:
+        records = self.table.records_of(shard)
+        return commits.records_in(commit, self.table.index, records, self._manifest.excluded)
+
     def _check_values(self, shard: ShardId, commit: Commit) -> Iterator[Problem]:
-        for one in self._manifest.fields[shard.bucket]:
+        for one in self._manifest.arrays[shard.bucket]:
             key, stored = object_key(shard, one), commit.objects[one.name]
-            for what in self._wrong_in_object(shard, one, key, stored):
-                yield shard_problem("invalid", self._store, shard, what, where=key, field=one.name)
+            for what in self._wrong_in_object(self._records_in(shard, commit), one, key, stored):
+                yield shard_problem("invalid", self._store, shard, what, where=key, array=one.name)
 
     def _wrong_in_object(
-        self, shard: ShardId, one: Field, key: str, stored: StoredObject
+        self, records: NDArray[np.int64], one: Array, key: str, stored: StoredObject
     ) -> Iterator[str]:
-        index, records = self.table.index, self.table.records_of(shard)
+        index, num_classes = self.table.index, self._manifest.detections["classes"]
         try:
-            values = self._decode_object(key, one, stored)
-            for record, value in zip(records.tolist(), values, strict=True):
+            decoded = self._decode_object(records, one, key, stored)
+            for record, data in zip(records.tolist(), decoded, strict=True):
                 view = int(index.height[record]), int(index.width[record])
-                geometry = self._manifest.geometries[shard.bucket]
-                wrong = wrong_values(self._manifest.preset, one, value, geometry, *view)
-                if wrong:
-                    yield f"image {index.image_id[record]}, view {index.view[record]}: {wrong}"
+                for field, value in one.split(data):
+                    wrong = wrong_values(field, value, *view, num_classes)
+                    if wrong:
+                        yield f"image {index.image_id[record]}, view {index.view[record]}: {wrong}"
         except FormatError as error:
             yield str(error)
         except UnreadableError as error:
             yield error.reason
 
-    def _decode_object(self, key: str, one: Field, stored: StoredObject) -> Iterator[NDArray[Any]]:
+    def _decode_object(
+        self, records: NDArray[np.int64], one: Array, key: str, stored: StoredObject
+    ) -> Iterator[NDArray[np.uint8]]:
         """Decode an object chunk by chunk, as its own table and its commit both say."""
-        size = self._manifest.shard_records * _INDEX_ENTRY + CRC_BYTES
-        raw = self._location.get_ranges([(key, stored.size - size, stored.size)])[0]
-        table = chunk_table(bytes(raw or b""), self._manifest.shard_records)
-        count = len(stored.chunks)
-        empty = np.iinfo(np.uint64).max
-        if (table[:count] != stored.chunks[:, :2]).any() or (table[count:] != empty).any():
+        shard_records = self._manifest.shard_records
+        start = stored.size - table_bytes(shard_records)
+        raw = self._location.get_ranges([(key, start, stored.size)])[0]
+        table = chunk_table(bytes(raw or b""), shard_records)
+        positions = self.table.index.slot[records] % shard_records
+        if (chunks_at(table, positions) != stored.chunks[:, :2]).any():
             raise FormatError("the commit's chunks are not those of the object's own table")
         for chunk in stored.chunks.tolist():
             yield self._decode_chunk(key, one, *chunk)
 
     def _decode_chunk(
-        self, key: str, one: Field, start: int, length: int, crc: int
-    ) -> NDArray[Any]:
+        self, key: str, one: Array, start: int, length: int, crc: int
+    ) -> NDArray[np.uint8]:
         raw = self._location.get_ranges([(key, start, start + length)])[0]
         if raw is None or len(raw) != length or checksums.crc32c(raw[:-CRC_BYTES]) != crc:
             raise FormatError(f"the chunk at {start} does not match the CRC32C of its commit")

@@ -38,14 +38,15 @@ def run_info(cache: str, *, as_json: bool) -> int:
     buckets = {
         name: {
             "slots": manifest.slots[name],
-            "bytes_per_record": {field.name: field.num_bytes for field in fields},
+            "bytes_per_record": {array.name: array.num_bytes for array in arrays},
         }
-        for name, fields in manifest.fields.items()
+        for name, arrays in manifest.arrays.items()
     }
     info = {
         "store": str(location),
         "cache_id": manifest.cache_id,
         **manifest.identity,
+        "excluded": list(manifest.excluded),
         "views": manifest.views,
         "records": manifest.records,
         "shards": len(table),

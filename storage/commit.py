@@ -20,7 +20,7 @@ from storage.index import Index
 from storage.layout import CRC_BYTES, commit_key, object_key
 from storage.manifest import Manifest, check_version
 from storage.report import remedy
-from storage.schema import FORMAT_NAME, FORMAT_VERSION, Field, ShardId, check_count
+from storage.schema import FORMAT_NAME, FORMAT_VERSION, Array, ShardId, check_count
 
 _HEAD, _MIDDLE, _TAIL = b'{"commit":', b',"sha256":"', b'"}\n'
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -51,7 +51,7 @@ class StoredObject:
 
 @dataclass(frozen=True, eq=False)
 class Commit:
-    """What a commit file says. `objects` maps field names to their objects."""
+    """What a commit file says. `objects` maps array names to their objects."""
 
     cache_id: str
     shard: ShardId
@@ -70,15 +70,15 @@ def record_entries(index: Index, records: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def dump(commit: Commit, fields: Sequence[Field]) -> bytes:
+def dump(commit: Commit, arrays: Sequence[Array]) -> bytes:
     """Encode a commit file."""
     objects = {
-        object_key(commit.shard, field): {
-            "size": commit.objects[field.name].size,
-            "xxh3_128": commit.objects[field.name].xxh3_128,
-            "chunks": commit.objects[field.name].chunks.tolist(),
+        object_key(commit.shard, array): {
+            "size": commit.objects[array.name].size,
+            "xxh3_128": commit.objects[array.name].xxh3_128,
+            "chunks": commit.objects[array.name].chunks.tolist(),
         }
-        for field in fields
+        for array in arrays
     }
     body = canonical.dump(
         {
@@ -115,8 +115,37 @@ def parse(raw: bytes, shard: ShardId, manifest: Manifest, store: str) -> Commit:
         raise FormatError(f"{what}: {reason}; {remedy(store)}") from error
 
 
+def without_excluded(
+    index: Index, records: NDArray[np.int64], excluded: Sequence[int]
+) -> NDArray[np.int64]:
+    """Return the records of a shard that are not of an excluded image."""
+    return records[~np.isin(index.image_id[records], excluded)] if excluded else records
+
+
+def records_in(
+    commit: Commit, index: Index, records: NDArray[np.int64], excluded: Sequence[int]
+) -> NDArray[np.int64]:
+    """Return the records that a commit must have: all of its shard, or those not excluded.
+
+    A shard may have been committed before an image of it was excluded.
+
+    Args:
+        commit: what `parse` gave.
+        index, records: the plan, and which records of it the shard holds.
+        excluded: ids of the images that the store may lack.
+    """
+    if len(commit.records["slot"]) == len(records):
+        return records
+    return without_excluded(index, records, excluded)
+
+
 def check_records(commit: Commit, index: Index, records: NDArray[np.int64], store: str) -> None:
     """Refuse a commit whose records are not those of the plan.
+
+    Args:
+        commit: what `parse` gave.
+        index, records: the plan, and the records of it that the commit must have.
+        store: its name.
 
     Raises:
         FormatError: names the first list that differs.
@@ -135,22 +164,22 @@ def check_exact(
     commit: Commit,
     index: Index,
     records: NDArray[np.int64],
-    fields: Sequence[Field],
+    arrays: Sequence[Array],
     store: str,
 ) -> None:
     """Refuse a commit file that is not, byte for byte, the one of its records and objects.
 
     Args:
         raw: the file. commit: what `parse` made of it.
-        index, records: the plan, and which records of it the shard holds.
-        fields: of the bucket.
+        index, records: the plan, and the records of it that the commit must have.
+        arrays: of the bucket.
         store: its name.
 
     Raises:
         FormatError: names the first member that the format does not have, or not so.
     """
     wanted = record_entries(index, records)
-    expected = dump(Commit(commit.cache_id, commit.shard, wanted, commit.objects), fields)
+    expected = dump(Commit(commit.cache_id, commit.shard, wanted, commit.objects), arrays)
     if raw == expected:
         return
     check_records(commit, index, records, store)
@@ -185,58 +214,59 @@ def _check_place(body: dict[str, Any], shard: ShardId, manifest: Manifest) -> No
 
 
 def _parse_body(body: dict[str, Any], shard: ShardId, manifest: Manifest) -> Commit:
-    fields = manifest.fields[shard.bucket]
+    arrays = manifest.arrays[shard.bucket]
     count = len(body["records"]["slot"])
-    if not 0 < count <= manifest.shard_records:
+    if not 0 <= count <= manifest.shard_records:
         raise ValueError(f"{count} records in a shard of {manifest.shard_records}")
-    keys = [object_key(shard, field) for field in fields]
+    keys = [object_key(shard, array) for array in arrays]
     if body["objects"].keys() != set(keys):
-        raise ValueError("its objects are not those of the shard's fields")
+        raise ValueError("its objects are not those of the shard's arrays")
     stored = [body["objects"][key] for key in keys]
-    tables = _chunk_tables(stored, fields, count)
+    tables = _chunk_tables(stored, arrays, count)
     objects = {
-        field.name: StoredObject(_size(value, field), _digest(value, field), table)
-        for field, value, table in zip(fields, stored, tables, strict=True)
+        array.name: StoredObject(_size(value, array), _digest(value, array), table)
+        for array, value, table in zip(arrays, stored, tables, strict=True)
     }
     return Commit(body["cache_id"], shard, body["records"], objects)
 
 
-def _size(value: dict[str, Any], field: Field) -> int:
-    return check_count(f"{field.name}: size", value["size"], 1, MAX_OBJECT_BYTES)
+def _size(value: dict[str, Any], array: Array) -> int:
+    return check_count(f"{array.name}: size", value["size"], 1, MAX_OBJECT_BYTES)
 
 
-def _digest(value: dict[str, Any], field: Field) -> str:
+def _digest(value: dict[str, Any], array: Array) -> str:
     digest = value["xxh3_128"]
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{field.name}: no XXH3-128 digest")
+        raise ValueError(f"{array.name}: no XXH3-128 digest")
     return digest
 
 
 def _chunk_tables(
-    stored: Sequence[dict[str, Any]], fields: Sequence[Field], count: int
+    stored: Sequence[dict[str, Any]], arrays: Sequence[Array], count: int
 ) -> NDArray[np.int64]:
-    """Return (fields, count, 3) offsets, lengths and CRC32Cs, each of which can be true.
+    """Return (arrays, count, 3) offsets, lengths and CRC32Cs, each of which can be true.
 
-    All fields at once: a store of many small shards is opened and checked in half the time.
+    All arrays at once: a store of many small shards is opened and checked in half the time.
     """
-    chunks = np.array([value["chunks"] for value in stored])
-    if chunks.dtype != np.int64 or chunks.shape != (len(fields), count, 3):
+    chunks = np.array([value["chunks"] for value in stored], dtype=None if count else np.int64)
+    chunks = chunks if count else chunks.reshape(len(arrays), 0, 3)
+    if chunks.dtype != np.int64 or chunks.shape != (len(arrays), count, 3):
         raise ValueError(f"a chunk table is not {count} times three integers")
     offset, length, crc = np.moveaxis(chunks, 2, 0)
-    size = np.array([[_size(*one)] for one in zip(stored, fields, strict=True)])
-    low, high = (np.array(limit)[:, None] for limit in zip(*map(_lengths, fields), strict=True))
+    size = np.array([[_size(*one)] for one in zip(stored, arrays, strict=True)])
+    low, high = (np.array(limit)[:, None] for limit in zip(*map(_lengths, arrays), strict=True))
     wrong = (length < low) | (length > high) | (offset < 0) | (offset > size - length)
     wrong |= (crc < 0) | (crc > 0xFFFFFFFF)
     if wrong.any():
-        name = fields[int(wrong.any(axis=1).argmax())].name
+        name = arrays[int(wrong.any(axis=1).argmax())].name
         raise ValueError(f"{name}: a chunk's length, place or CRC32C cannot be true")
     return chunks
 
 
-def _lengths(field: Field) -> tuple[int, int]:
-    """Return the least and the most bytes that a chunk of a field can have."""
-    if field.compression:
-        least = 1 + (field.num_bytes >> _ZSTD_MOST_SAVED)
-        most = field.num_bytes + field.num_bytes // 128 + _ZSTD_SLACK
+def _lengths(array: Array) -> tuple[int, int]:
+    """Return the least and the most bytes that a chunk of an array can have."""
+    if array.compression:
+        least = 1 + (array.num_bytes >> _ZSTD_MOST_SAVED)
+        most = array.num_bytes + array.num_bytes // 128 + _ZSTD_SLACK
         return CRC_BYTES + least, CRC_BYTES + most
-    return CRC_BYTES + field.num_bytes, CRC_BYTES + field.num_bytes
+    return CRC_BYTES + array.num_bytes, CRC_BYTES + array.num_bytes

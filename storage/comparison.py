@@ -147,18 +147,20 @@ def _common_fields(first: Manifest, second: Manifest) -> tuple[dict[str, Field],
 
     Shapes may depend on the bucket; two stores that agree on one bucket agree on all.
     """
-    buckets = [name for name in first.fields if name in second.fields]
+    buckets = [name for name in first.arrays if name in second.arrays]
     if not buckets:
-        return {}, sorted({field.name for field in next(iter(first.fields.values()))})
-    own, other = (
-        {field.name: field for field in manifest.fields[buckets[0]]} for manifest in (first, second)
-    )
+        return {}, sorted(_fields(first, next(iter(first.arrays))))
+    own, other = (_fields(manifest, buckets[0]) for manifest in (first, second))
     common = {
         name: field
         for name, field in own.items()
         if name in other and (field.shape, field.dtype) == (other[name].shape, other[name].dtype)
     }
     return common, sorted((own.keys() | other.keys()) - common.keys())
+
+
+def _fields(manifest: Manifest, bucket: str) -> dict[str, Field]:
+    return {field.name: field for one in manifest.arrays[bucket] for field in one.fields}
 
 
 def _differences(
@@ -170,7 +172,8 @@ def _differences(
 ) -> Iterator[FieldDifference]:
     if not fields:
         return
-    readers = [CacheReader(one.location, tuple(fields)) for one in (first, second)]
+    signals = {name.partition(".")[0] for name in fields if "." in name}
+    readers = [CacheReader(one.location, signals) for one in (first, second)]
     pairs = list(_common_records(*readers))
     counts = dict.fromkeys(fields, 0)
     largest = dict.fromkeys(fields, 0.0)
@@ -178,8 +181,8 @@ def _differences(
     with Progress("compare records", total=len(pairs), unit="records", shown=shown) as progress:
         for record, other in progress.over(pairs):
             shard, _ = readers[0].place_of(record)
-            stored = readers[0].manifest.fields[shard.bucket]
-            touched = any(object_key(shard, field) in differing for field in stored)
+            stored = readers[0].manifest.arrays[shard.bucket]
+            touched = any(object_key(shard, one) in differing for one in stored)
             if record == other and same_index and not touched:
                 continue
             values, others = readers[0].read(record), readers[1].read(other)

@@ -33,14 +33,14 @@ class CorruptChunkError(CacheError):
     Attributes:
         store: location of the store, or "" after the error has crossed a process.
         shard: "bucket/number" of the damaged shard, or "".
-        field: name of the damaged field, or "".
+        array: name of the damaged array, or "".
     """
 
-    def __init__(self, message: str, *, store: str = "", shard: str = "", field: str = "") -> None:
+    def __init__(self, message: str, *, store: str = "", shard: str = "", array: str = "") -> None:
         super().__init__(message)
         self.store = store
         self.shard = shard
-        self.field = field
+        self.array = array
 
 
 class UnreadableError(CacheError):

@@ -18,7 +18,6 @@ COLUMNS: Mapping[str, str] = {
     "seed": "uint64",
     "height": "int32",
     "width": "int32",
-    "flip": "bool",
     "bucket": "int32",
     "slot": "int64",
 }
@@ -30,7 +29,7 @@ class Index:
 
     Attributes:
         image_id: (n,) int64. view: (n,) int32, not decreasing. seed: (n,) uint64 of the view.
-        height, width: (n,) int32, pixels of the view. flip: (n,) bool.
+        height, width: (n,) int32, pixels of the view.
         bucket: (n,) int32, number of the bucket. slot: (n,) int64, position in the bucket.
         bucket_names: name of every bucket, numbered by first appearance.
 
@@ -43,7 +42,6 @@ class Index:
     seed: NDArray[np.uint64]
     height: NDArray[np.int32]
     width: NDArray[np.int32]
-    flip: NDArray[np.bool_]
     bucket: NDArray[np.int32]
     slot: NDArray[np.int64]
     bucket_names: tuple[str, ...]
@@ -154,14 +152,13 @@ def build_index(
     seed: ArrayLike,
     height: ArrayLike,
     width: ArrayLike,
-    flip: ArrayLike,
     bucket: Sequence[str] | NDArray[np.str_],
     shard_records: int,
 ) -> Index:
     """Number the buckets and assign the slots of a plan.
 
     Args:
-        image_id, view, seed, height, width, flip: (n,) columns of the index, view-major.
+        image_id, view, seed, height, width: (n,) columns of the index, view-major.
         bucket: (n,) name of every record's bucket, such as "0800x1344".
         shard_records: records of a full shard.
 
@@ -179,7 +176,6 @@ def build_index(
         seed=np.asarray(seed, dtype=np.uint64),
         height=np.asarray(height, dtype=np.int32),
         width=np.asarray(width, dtype=np.int32),
-        flip=np.asarray(flip, dtype=np.bool_),
         bucket=number_of_record,
         slot=assign_slots(number_of_record, np.asarray(view), shard_records),
         bucket_names=tuple(str(names[position]) for position in order),

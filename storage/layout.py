@@ -19,7 +19,7 @@ from storage.errors import FormatError
 from storage.index import COLUMNS, Index
 from storage.local import PARTIAL_SUFFIX
 from storage.manifest import Manifest
-from storage.schema import Field, Geometry, ShardId
+from storage.schema import Array, ShardId
 
 ROOT_KEY = "zarr.json"
 DIGEST_KEY = "manifest.sha256"
@@ -57,10 +57,9 @@ def claim_folder(shard: ShardId) -> str:
     return f"{CLAIMS}/{shard.bucket}/{shard.number:05d}"
 
 
-def object_key(shard: ShardId, field: Field) -> str:
-    """Key of the zarr shard that holds one field of one of our shards."""
-    zeros = "/0" * len(field.shape)
-    return f"{BUCKETS}/{shard.bucket}/{field.name}/c/{shard.number}{zeros}"
+def object_key(shard: ShardId, array: Array) -> str:
+    """Key of the zarr shard that holds one array of one of our shards."""
+    return f"{BUCKETS}/{shard.bucket}/{array.name}/c/{shard.number}/0"
 
 
 def index_chunk_keys(column: str, records: int) -> list[str]:
@@ -115,7 +114,7 @@ def zarr_json_objects(
     """Yield (key, bytes) of every zarr.json but the root's.
 
     Args:
-        manifest: buckets and fields.
+        manifest: buckets and arrays.
         slots: bucket name to the length of its arrays.
         records: length of the index.
     """
@@ -124,10 +123,11 @@ def zarr_json_objects(
         yield f"{INDEX}/{column}/{ROOT_KEY}", _index_array_json(dtype, records)
     yield f"{BUCKETS}/{ROOT_KEY}", _group({"meaning": "one group per padded size"})
     for name, geometry in manifest.geometries.items():
-        yield f"{BUCKETS}/{name}/{ROOT_KEY}", _group({"geometry": geometry.to_json()})
-        for field in manifest.fields[name]:
-            text = array_json(field, geometry, slots[name], manifest.shard_records)
-            yield f"{BUCKETS}/{name}/{field.name}/{ROOT_KEY}", text
+        attributes = {"geometry": geometry.to_json(), "level_offsets": geometry.level_offsets}
+        yield f"{BUCKETS}/{name}/{ROOT_KEY}", _group(attributes)
+        for array in manifest.arrays[name]:
+            text = array_json(array, slots[name], manifest.shard_records)
+            yield f"{BUCKETS}/{name}/{array.name}/{ROOT_KEY}", text
 
 
 def seal(manifest: Manifest, index: Index) -> tuple[Manifest, dict[str, bytes]]:
@@ -143,23 +143,22 @@ def seal(manifest: Manifest, index: Index) -> tuple[Manifest, dict[str, bytes]]:
     return sealed, objects
 
 
-def array_json(field: Field, geometry: Geometry, slots: int, shard_records: int) -> bytes:
-    """zarr.json of one field of a bucket: chunk = 1 record, zarr shard = 1 of our shards."""
-    inner = [_bytes_codec(field.dtype)]
-    if field.compression == "zstd":
+def array_json(array: Array, slots: int, shard_records: int) -> bytes:
+    """zarr.json of one array of a bucket: chunk = 1 record, zarr shard = 1 of our shards."""
+    inner: list[dict[str, Any]] = [_bytes_codec("uint8")]
+    if array.compression == "zstd":
         inner.append({"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}})
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
-            "chunk_shape": [1, *field.shape],
+            "chunk_shape": [1, array.num_bytes],
             "codecs": [*inner, _CRC32C],
             "index_codecs": [_LITTLE, _CRC32C],
             "index_location": "end",
         },
     }
-    attributes = {**field.attributes, "level_offsets": list(geometry.level_offsets)}
-    shape, chunk = [slots, *field.shape], [shard_records, *field.shape]
-    return _array(field.dtype, shape, chunk, [sharding], attributes)
+    shape, chunk = [slots, array.num_bytes], [shard_records, array.num_bytes]
+    return _array("uint8", shape, chunk, [sharding], {"fields": array.to_json()["fields"]})
 
 
 def index_chunks(column: NDArray[Any], dtype: str) -> Iterator[bytes]:

@@ -16,17 +16,17 @@ from storage.schema import (
     MAX_COUNT,
     MAX_RECORDS,
     MAX_SHARD_RECORDS,
+    MAX_SIDE,
     MAX_SLOTS,
-    Field,
+    Array,
     Geometry,
     check_bucket_name,
     check_count,
     check_key,
-    common_fields,
 )
 
 if TYPE_CHECKING:
-    from storage.presets.base import Preset
+    from storage.codecs.record import RecordCodec
 
 SECTIONS = ("teacher", "dataset", "augmentation", "numerics")
 
@@ -39,12 +39,15 @@ class Manifest:
     """What a store holds. `identity` is the part that stays when views are added.
 
     Attributes:
-        preset, parameters, preset_version: the codec, see `Preset`.
+        preset: name of the table that chose the codecs.
+        signals: signal name to its kind, sizes and codec, see `RecordCodec.identity`.
+        levels: name of each pyramid level to its stride, pixels per position.
+        detections: `rows` kept of an image, and `classes` of the teacher.
         shard_records: records of a full shard.
-        num_detections: D, the rows of `detections`.
         geometries: bucket name to geometry, in the order of the index's bucket numbers.
-        fields: bucket name to the fields of its records.
+        arrays: bucket name to the arrays of its records.
         teacher, dataset, augmentation, numerics: fingerprints, free JSON objects.
+        excluded: ids of images that records may lack, ascending; the plan has them all the same.
         views, records: how many the store holds; 0 before it is written.
         index_sha256: digest of the index (see `Index.digest`); "" before it is written.
         slots: bucket name to the length of its arrays; empty before it is written.
@@ -53,34 +56,44 @@ class Manifest:
     """
 
     preset: str
-    parameters: Mapping[str, Any]
+    signals: Mapping[str, Any]
+    levels: Mapping[str, int]
+    detections: Mapping[str, int]
     shard_records: int
-    num_detections: int
     geometries: Mapping[str, Geometry]
-    fields: Mapping[str, tuple[Field, ...]]
+    arrays: Mapping[str, tuple[Array, ...]]
     teacher: Mapping[str, Any]
     dataset: Mapping[str, Any]
     augmentation: Mapping[str, Any]
     numerics: Mapping[str, Any]
+    excluded: tuple[int, ...] = ()
     views: int = 0
     records: int = 0
     index_sha256: str = ""
     slots: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
-    preset_version: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("parameters", *SECTIONS):
+        for name in ("signals", "levels", "detections", *SECTIONS):
             value = getattr(self, name)
             if not isinstance(value, Mapping):
                 raise ValueError(f"manifest.{name}: got {value!r}, expected an object")
             object.__setattr__(self, name, canonical.normalise(dict(value)))
         if not isinstance(self.preset, str) or not self.preset:
             raise ValueError(f"manifest.preset: got {self.preset!r}, expected a name")
-        check_count("manifest.preset_version", self.preset_version, 1, MAX_COUNT)
         check_count("manifest.shard_records", self.shard_records, 1, MAX_SHARD_RECORDS)
-        check_count("manifest.num_detections", self.num_detections, 1, MAX_COUNT)
+        if self.detections.keys() != {"rows", "classes"}:
+            raise ValueError(f"manifest.detections: {self.detections!r}, expected rows and classes")
+        for name, count in self.detections.items():
+            check_count(f"manifest.detections.{name}", count, 1, MAX_COUNT)
+        for name, stride in self.levels.items():
+            check_count(f"manifest.levels.{name}", stride, 1, MAX_SIDE)
+        object.__setattr__(self, "excluded", tuple(self.excluded))
+        if any(type(one) is not int for one in self.excluded) or (
+            list(self.excluded) != sorted(set(self.excluded))
+        ):
+            raise ValueError("manifest.excluded: expected image ids, ascending")
         check_count("manifest.views", self.views, 0, MAX_COUNT)
         check_count("manifest.records", self.records, 0, MAX_RECORDS)
         self._check_buckets()
@@ -92,18 +105,21 @@ class Manifest:
     def _check_buckets(self) -> None:
         if not self.geometries:
             raise ValueError("manifest: no bucket, so there is nothing to store")
-        if list(self.fields) != list(self.geometries):
-            raise ValueError("manifest: geometries and fields name different buckets")
+        if list(self.arrays) != list(self.geometries):
+            raise ValueError("manifest: geometries and arrays name different buckets")
         for name, geometry in self.geometries.items():
             if check_bucket_name(name) != geometry.name:
                 raise ValueError(f"manifest: bucket {name} has the geometry of {geometry.name}")
-            names = [one.name for one in self.fields[name]]
+            names = _names(self.arrays[name])
             if not names or len(set(names)) != len(names):
-                raise ValueError(f"manifest: bucket {name}: no fields, or two of one name: {names}")
-            if names != [one.name for one in self.fields[next(iter(self.fields))]]:
+                raise ValueError(f"manifest: bucket {name}: no arrays, or two of one name: {names}")
+            if names != _names(self.arrays[next(iter(self.arrays))]):
                 raise ValueError(f"manifest: bucket {name} has other fields than the first bucket")
-        if len({_model(geometry) for geometry in self.geometries.values()}) != 1:
-            raise ValueError("manifest: buckets disagree on channels, classes, anchors or levels")
+            if geometry.num_levels != len(self.levels):
+                raise ValueError(
+                    f"manifest: bucket {name} has {geometry.num_levels} levels, expected"
+                    f" {len(self.levels)}: {', '.join(self.levels)}"
+                )
         if self.slots and self.slots.keys() != self.geometries.keys():
             raise ValueError("manifest.slots: its buckets are not those of the geometries")
         for name, slots in self.slots.items():
@@ -113,48 +129,45 @@ class Manifest:
     def create(
         cls,
         *,
-        preset: Preset,
+        preset: str,
+        codec: RecordCodec,
+        levels: Mapping[str, int],
+        num_classes: int,
         geometries: Iterable[Geometry],
         shard_records: int,
-        num_detections: int,
         teacher: Mapping[str, Any],
         dataset: Mapping[str, Any],
         augmentation: Mapping[str, Any],
         numerics: Mapping[str, Any],
+        excluded: Iterable[int] = (),
     ) -> Manifest:
         """Describe a cache that is to be written.
 
         Args:
-            preset: the codec; its fields and the common ones make up a record.
+            preset: name of the table that chose the codecs.
+            codec: of a record.
+            levels: name of each level to its stride, pixels per position.
+            num_classes: K of the detections.
             geometries: one of each bucket, in the order of the index's `bucket_names`.
             shard_records: records of a full shard.
-            num_detections: D, the most detections kept of one image.
             teacher, dataset, augmentation, numerics: fingerprints.
+            excluded: ids of images that records may lack.
         """
         by_name = {geometry.name: geometry for geometry in geometries}
-        common = common_fields(num_detections)
         return cls(
-            preset=preset.name,
-            parameters=preset.parameters,
-            preset_version=preset.version,
+            preset=preset,
+            signals=codec.identity,
+            levels=levels,
+            detections={"rows": codec.num_detections, "classes": num_classes},
             shard_records=shard_records,
-            num_detections=num_detections,
             geometries=by_name,
-            fields={name: (*preset.fields(one), *common) for name, one in by_name.items()},
+            arrays={name: codec.arrays(one) for name, one in by_name.items()},
             teacher=teacher,
             dataset=dataset,
             augmentation=augmentation,
             numerics=numerics,
+            excluded=tuple(sorted(set(excluded))),
         )
-
-    @property
-    def codec(self) -> dict[str, Any]:
-        """Preset name, version and parameters, as JSON; see `Preset.codec`."""
-        return {
-            "preset": self.preset,
-            "version": self.preset_version,
-            "parameters": dict(self.parameters),
-        }
 
     @property
     def bucket_names(self) -> tuple[str, ...]:
@@ -164,20 +177,13 @@ class Manifest:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that stays the same when views are added, as JSON."""
-        channels, num_classes, num_anchors, num_levels = _model(
-            next(iter(self.geometries.values()))
-        )
         return {
             "format_version": self.format_version,
-            "codec": self.codec,
+            "preset": self.preset,
+            "signals": dict(self.signals),
+            "levels": dict(self.levels),
+            "detections": dict(self.detections),
             "shard_records": self.shard_records,
-            "num_detections": self.num_detections,
-            "model": {
-                "channels": channels,
-                "num_classes": num_classes,
-                "num_anchors": num_anchors,
-                "num_levels": num_levels,
-            },
             **{name: getattr(self, name) for name in SECTIONS},
         }
 
@@ -223,6 +229,7 @@ class Manifest:
             "identity": self.identity,
             "buckets": [_bucket_json(self, name) for name in self.geometries],
             "index": {"views": self.views, "records": self.records, "sha256": self.index_sha256},
+            "excluded": list(self.excluded),
             "slots": dict(self.slots),
             "digests": dict(self.digests),
         }
@@ -232,7 +239,7 @@ class Manifest:
         """Read what `to_json` wrote.
 
         Raises:
-            VersionError: a newer format; names both versions.
+            VersionError: another version of the format; names both.
             FormatError: not the manifest of a teacher cache.
         """
         check_version(value, store)
@@ -258,7 +265,7 @@ def check_version(value: Any, store: str) -> None:
     """Refuse a manifest, commit or plan of an unknown format.
 
     Raises:
-        VersionError: the version is newer than `FORMAT_VERSION`; names both.
+        VersionError: another version than `FORMAT_VERSION`; names both.
         FormatError: it states no version at all.
     """
     stated = value.get("format") if isinstance(value, dict) else None
@@ -267,45 +274,45 @@ def check_version(value: Any, store: str) -> None:
     version = stated.get("version")
     if type(version) is not int or version < 1:
         raise FormatError(f"{store}: format version {version!r} is not a positive integer")
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        way_out = "update it" if version > FORMAT_VERSION else "dump it again, to another location"
         raise VersionError(
-            f"{store}: written in format version {version}, this software reads up to"
-            f" version {FORMAT_VERSION}; update it"
+            f"{store}: written in format version {version}, this software reads version"
+            f" {FORMAT_VERSION}; {way_out}"
         )
 
 
-def _model(geometry: Geometry) -> tuple[int, int, int, int]:
-    return (
-        geometry.channels, geometry.num_classes, geometry.num_anchors, geometry.num_levels,
-    )  # fmt: skip
+def _names(arrays: Iterable[Array]) -> list[str]:
+    return [f"{one.name}/{field.name}" for one in arrays for field in one.fields]
 
 
 def _bucket_json(manifest: Manifest, name: str) -> dict[str, Any]:
     return {
         "geometry": manifest.geometries[name].to_json(),
-        "fields": [one.to_json() for one in manifest.fields[name]],
+        "arrays": [one.to_json() for one in manifest.arrays[name]],
     }
 
 
 def _manifest_arguments(value: dict[str, Any]) -> dict[str, Any]:
     identity, index = value["identity"], value["index"]
-    geometries, fields = {}, {}
+    geometries, arrays = {}, {}
     for bucket in value["buckets"]:
         geometry = Geometry.from_json(bucket["geometry"])
         geometries[geometry.name] = geometry
-        fields[geometry.name] = tuple(Field.from_json(one) for one in bucket["fields"])
+        arrays[geometry.name] = tuple(Array.from_json(one) for one in bucket["arrays"])
     return {
-        "preset": identity["codec"]["preset"],
-        "parameters": identity["codec"]["parameters"],
-        "preset_version": identity["codec"]["version"],
+        "preset": identity["preset"],
+        "signals": identity["signals"],
+        "levels": identity["levels"],
+        "detections": identity["detections"],
         "shard_records": identity["shard_records"],
-        "num_detections": identity["num_detections"],
         "geometries": geometries,
-        "fields": fields,
+        "arrays": arrays,
         **{name: identity[name] for name in SECTIONS},
         "views": index["views"],
         "records": index["records"],
         "index_sha256": index["sha256"],
+        "excluded": tuple(value["excluded"]),
         "slots": value["slots"],
         "digests": value["digests"],
         "format_version": value["format"]["version"],

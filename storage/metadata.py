@@ -149,7 +149,7 @@ def publish(location: Location, manifest: Manifest, index: Index, old_sha256: st
 
     Args:
         location: of the store.
-        manifest: identity, buckets and fields; the rest is filled in here.
+        manifest: identity, buckets and arrays; the rest is filled in here.
         index: the whole plan; it begins with the one that the store had.
         old_sha256: digest of the root that is there and valid; None if there is none.
     """

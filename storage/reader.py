@@ -19,7 +19,6 @@ from storage.errors import (
     IdentityError,
     MissingShardError,
     UnreadableError,
-    VersionError,
 )
 from storage.index import Index, ShardTable
 from storage.layout import COMMITS, CRC_BYTES, commit_key, object_key
@@ -27,18 +26,18 @@ from storage.location import Location
 from storage.manifest import Manifest
 from storage.metadata import read_index, read_root
 from storage.report import remedy
-from storage.schema import Field, Geometry, ShardId
+from storage.schema import RECORD, Array, Geometry, ShardId
 from storage.shards import decode_chunk
 
 if TYPE_CHECKING:
-    from storage.presets.base import Preset
+    from storage.codecs.record import RecordCodec
 
 
 class _Chunk(NamedTuple):
     """One record's part of one object."""
 
     shard: ShardId
-    field: Field
+    array: Array
     start: int
     stop: int
     crc32c: int
@@ -53,28 +52,28 @@ class CacheReader:
 
     Args:
         location: local path, `s3://`, `gs://` or `az://` URL.
-        fields: names of the fields to read; all if None.
+        signals: names of the signals to read; all if None. What is small comes with every read.
 
     Raises:
         FileNotFoundError: no store there.
         FormatError, VersionError: damaged metadata, a newer format.
-        ValueError: an unknown field.
+        ValueError: an unknown signal.
     """
 
     def __init__(
         self,
         location: str | os.PathLike[str] | Location,
-        fields: Iterable[str] | None = None,
+        signals: Iterable[str] | None = None,
     ) -> None:
         self.location = Location(location)
-        self._field_names = None if fields is None else tuple(fields)
+        self._signal_names = None if signals is None else frozenset(signals)
         self._cache_id: str | None = None
-        self._chunks: dict[ShardId, NDArray[np.int64]] = {}
+        self._chunks: dict[ShardId, dict[int, NDArray[np.int64]]] = {}
         self._cache_id = self.manifest.cache_id
-        _ = self.index, self._fields
+        _ = self.index, self.arrays
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("location", "_field_names", "_cache_id")
+        kept = ("location", "_signal_names", "_cache_id")
         return {**{name: self.__dict__[name] for name in kept}, "_chunks": {}}
 
     @cached_property
@@ -91,27 +90,24 @@ class CacheReader:
         return read_index(self.location, self.manifest)
 
     @cached_property
-    def codec(self) -> Preset:
-        """The preset that decodes the records (imports PyTorch).
+    def codec(self) -> RecordCodec:
+        """What decodes the records (imports PyTorch).
 
         Raises:
-            VersionError: the records are in another version of the preset.
+            FormatError: a kind or a codec that is not known, or other fields than it has.
+            VersionError: the records are in another version of a codec.
         """
-        from storage.presets import get_preset
+        from storage.codecs.record import RecordCodec
 
-        preset = get_preset(self.manifest.preset, **self.manifest.parameters)
-        if preset.version != self.manifest.preset_version:
-            raise VersionError(
-                f"{self.location}: records in version {self.manifest.preset_version} of preset"
-                f" {preset.name}, this software knows version {preset.version}; read it with the"
-                " software that wrote it, or dump it again"
-            )
-        return preset
-
-    @property
-    def field_names(self) -> tuple[str, ...]:
-        """Names of the fields that are read."""
-        return tuple(field.name for field in next(iter(self._fields.values())))
+        manifest, store = self.manifest, str(self.location)
+        codec = RecordCodec.of_manifest(manifest.signals, manifest.detections["rows"], store)
+        for name, geometry in manifest.geometries.items():
+            if codec.arrays(geometry) != manifest.arrays[name]:
+                raise FormatError(
+                    f"{store}: bucket {name} has other fields than its codecs write; read it with"
+                    " the software that wrote it, or dump it again"
+                )
+        return codec
 
     def __len__(self) -> int:
         return len(self.index)
@@ -139,7 +135,7 @@ class CacheReader:
         return [shard for shard in self._table.shards if commit_key(shard) not in committed]
 
     def read(self, record: int) -> dict[str, NDArray[Any]]:
-        """Read one record: field name to array of the field's shape; see `read_many`."""
+        """Read one record: field name to its values; see `read_many`."""
         return self.read_many([record])[0]
 
     def read_many(self, records: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
@@ -147,37 +143,45 @@ class CacheReader:
 
         Returns:
             For each record, field name to array of the field's shape and dtype, in memory that
-            nobody else has; from an object store it is read-only.
+            nobody else has; from an object store it is read-only. Fields of signals that are not
+            read are left out.
 
         Raises:
             IndexError: no such record.
-            MissingShardError: a record's shard is not committed, or an object is absent.
+            MissingShardError: a record's shard is not committed, it is left out, or an object is
+                absent.
             CorruptChunkError: bytes do not match the commit.
             FormatError: a commit is damaged or belongs elsewhere.
         """
         chunks = self._fetch(records)
         return [
-            {chunk.field.name: self._decode(chunk, raw) for chunk, raw in one} for one in chunks
+            {
+                field.name: value
+                for chunk, raw in one
+                for field, value in chunk.array.split(self._decode(chunk, raw))
+                if self._is_read(field.name)
+            }
+            for one in chunks
         ]
 
     def read_encoded(self, records: Sequence[int]) -> list[dict[str, memoryview]]:
-        """Read records as they are stored: each field's chunk, checked but not decoded.
+        """Read records as they are stored: each array's chunk, checked but not decoded.
 
         Returns:
-            For each record, field name to chunk, its CRC32C (the last four bytes) included.
+            For each record, array name to chunk, its CRC32C (the last four bytes) included.
 
         Raises:
             As `read_many`.
         """
-        return [{chunk.field.name: raw for chunk, raw in one} for one in self._fetch(records)]
+        return [{chunk.array.name: raw for chunk, raw in one} for one in self._fetch(records)]
 
     def _fetch(self, records: Sequence[int]) -> list[list[tuple[_Chunk, memoryview]]]:
-        """Return the chunks of each record, in the order of the fields, checked."""
+        """Return the chunks of each record, in the order of the arrays, checked."""
         places = [self.place_of(record) for record in records]
         self._load_commits({shard for shard, _ in places} - self._chunks.keys())
         wanted = [list(self._chunks_of(*place)) for place in places]
         ranges = [
-            (object_key(one.shard, one.field), one.start, one.stop)
+            (object_key(one.shard, one.array), one.start, one.stop)
             for chunks in wanted
             for one in chunks
         ]
@@ -195,18 +199,22 @@ class CacheReader:
             raise FormatError(f"{self.location}: {error}") from error
 
     @cached_property
-    def _fields(self) -> dict[str, tuple[Field, ...]]:
-        """Bucket name to the fields that are read."""
-        stored = self.manifest.fields
-        known = [field.name for field in next(iter(stored.values()))]
-        names = known if self._field_names is None else self._field_names
-        for name in names:
-            if name not in known:
-                raise ValueError(f"{self.location}: no field {name!r}, only {', '.join(known)}")
+    def arrays(self) -> dict[str, tuple[Array, ...]]:
+        """Bucket name to the arrays that are read."""
+        known = self.manifest.signals
+        for name in sorted((self._signal_names or frozenset()) - known.keys()):
+            raise ValueError(f"{self.location}: no signal {name!r}, only {', '.join(known)}")
         return {
-            bucket: tuple(field for field in fields if field.name in names)
-            for bucket, fields in stored.items()
+            bucket: tuple(one for one in arrays if one.name == RECORD or self._is_read(one.name))
+            for bucket, arrays in self.manifest.arrays.items()
         }
+
+    def _is_read(self, name: str) -> bool:
+        """Whether an array or a field is wanted, by its name."""
+        signal = name.partition(".")[0]
+        if self._signal_names is None or signal not in self.manifest.signals:
+            return True
+        return signal in self._signal_names
 
     @cached_property
     def _lookup(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
@@ -239,19 +247,29 @@ class CacheReader:
                 )
             commit = commits.parse(raw, shard, self.manifest, str(self.location))
             records = self._table.records_of(shard)
+            records = commits.records_in(commit, self.index, records, self.manifest.excluded)
             commits.check_records(commit, self.index, records, str(self.location))
-            fields = self._fields[shard.bucket]
-            self._chunks[shard] = np.stack([commit.objects[one.name].chunks for one in fields])
+            arrays = self.arrays[shard.bucket]
+            tables = np.stack([commit.objects[one.name].chunks for one in arrays], axis=1)
+            positions = self.index.slot[records] % self.manifest.shard_records
+            self._chunks[shard] = dict(zip(positions.tolist(), tables, strict=True))
 
     def _chunks_of(self, shard: ShardId, position: int) -> Iterable[_Chunk]:
-        table = self._chunks[shard][:, position].tolist()
-        for field, (start, length, crc) in zip(self._fields[shard.bucket], table, strict=True):
-            yield _Chunk(shard, field, start, start + length, crc)
+        table = self._chunks[shard].get(position)
+        if table is None:
+            raise MissingShardError(
+                f"{self.location}: record {position} of shard {shard} is of an image that the dump"
+                " left out (DATASET.EXCLUDE)"
+            )
+        for array, (start, length, crc) in zip(
+            self.arrays[shard.bucket], table.tolist(), strict=True
+        ):
+            yield _Chunk(shard, array, start, start + length, crc)
 
     def _checked(self, chunk: _Chunk, raw: memoryview | None) -> memoryview:
         if raw is None:
             raise MissingShardError(
-                f"{self.location}: shard {chunk.shard}, field {chunk.field.name}: is absent"
+                f"{self.location}: shard {chunk.shard}, array {chunk.array.name}: is absent"
                 f" although its shard is committed; {self._remedy}"
             )
         if len(raw) != chunk.stop - chunk.start:
@@ -263,28 +281,28 @@ class CacheReader:
         return raw
 
     def _unreadable(self, error: UnreadableError, wanted: list[list[_Chunk]]) -> CacheError:
-        """Name the shard and the field of an object that cannot be read."""
+        """Name the shard and the array of an object that cannot be read."""
         chunk = next(
             one for chunks in wanted for one in chunks
-            if object_key(one.shard, one.field) == error.key
+            if object_key(one.shard, one.array) == error.key
         )  # fmt: skip
         way_out = self._remedy if error.lost else "make it readable, and run again"
         return MissingShardError(
-            f"{self.location}: shard {chunk.shard}, field {chunk.field.name}: {error.reason}"
+            f"{self.location}: shard {chunk.shard}, array {chunk.array.name}: {error.reason}"
             f" ({error.key}); {way_out}"
         )
 
-    def _decode(self, chunk: _Chunk, raw: memoryview) -> NDArray[Any]:
+    def _decode(self, chunk: _Chunk, raw: memoryview) -> NDArray[np.uint8]:
         try:
-            return decode_chunk(raw, chunk.field)
+            return decode_chunk(raw, chunk.array)
         except FormatError as error:
             raise self._corrupt(chunk, f"does not hold a record ({error})") from error
 
     def _corrupt(self, chunk: _Chunk, what: str) -> CorruptChunkError:
         return CorruptChunkError(
-            f"{self.location}: shard {chunk.shard}, field {chunk.field.name}, bytes"
+            f"{self.location}: shard {chunk.shard}, array {chunk.array.name}, bytes"
             f" {chunk.start} to {chunk.stop}: the chunk {what}; {self._remedy}",
-            store=str(self.location), shard=str(chunk.shard), field=chunk.field.name,
+            store=str(self.location), shard=str(chunk.shard), array=chunk.array.name,
         )  # fmt: skip
 
     @property

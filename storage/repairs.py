@@ -87,7 +87,7 @@ def drop_shards(location: Location, manifest: Manifest, shards: Sequence[ShardId
         # shard for done.
         os.sync()
     location.delete_many(
-        [object_key(shard, field) for shard in shards for field in manifest.fields[shard.bucket]]
+        [object_key(shard, one) for shard in shards for one in manifest.arrays[shard.bucket]]
     )
 
 

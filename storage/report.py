@@ -17,7 +17,7 @@ KINDS: Mapping[str, str] = {
     "missing": "a shard is not committed, or an object is absent",
     "uncommitted": "objects without a commit: a dump is at work, or was interrupted",
     "foreign": "an object or a commit that is no part of this store",
-    "version": "written in a newer format",
+    "version": "written in another version of the format",
     "unfinished": "the store was growing when its writer stopped",
     "unreadable": "what lies there may not be read: permissions",
     "invalid": "a record holds values that make no sense",
@@ -34,7 +34,7 @@ class Problem:
         where: key, shard or field of an identity that it is about.
         message: names the store and the place, says what is wrong and what to do about it.
         shard: "bucket/number" of the shard, or "".
-        field: name of the record's field, or "".
+        array: name of the array, or "".
         spoils: whether the shard is committed but cannot be used: `repair` drops it.
         in_the_way: whether what lies at `where` keeps a part of the store from being written, and
             is no part of it: `repair` removes it.
@@ -44,7 +44,7 @@ class Problem:
     where: str
     message: str
     shard: str = ""
-    field: str = ""
+    array: str = ""
     spoils: bool = False
     in_the_way: bool = False
 
@@ -61,6 +61,7 @@ class Report:
         problems: everything that is wrong; empty if all is well.
         records, shards: how many the store's plan has; 0 if its metadata cannot be read.
         committed: how many shards are committed.
+        excluded: images that records may lack.
         num_bytes: bytes that were read and compared.
     """
 
@@ -70,6 +71,7 @@ class Report:
     records: int = 0
     shards: int = 0
     committed: int = 0
+    excluded: int = 0
     num_bytes: int = 0
 
     @property
@@ -87,30 +89,32 @@ class Report:
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
         read = f"{self.num_bytes / 1e6:,.1f} MB compared"
         size = f"{self.committed} of {self.shards} shards, {self.records} records, {read}"
+        if self.excluded:
+            size += f", {self.excluded} images left out"
         verdict = f"{len(kinds)} problems ({counts})" if kinds else "no problem"
         return [*map(str, self.problems), f"{self.store}: {self.level}: {verdict}; {size}"]
 
 
 def shard_problem(
-    kind: str, store: str, shard: object, what: str, *, where: str, field: str = ""
+    kind: str, store: str, shard: object, what: str, *, where: str, array: str = ""
 ) -> Problem:
     """Describe what is wrong with a committed shard that only `repair` and a dump can replace."""
-    place = f"{store}: shard {shard}" + (f", field {field}" if field else "")
+    place = f"{store}: shard {shard}" + (f", array {array}" if array else "")
     message = f"{place}: {what}; {remedy(store, deep=kind == 'invalid')}"
     return Problem(
-        kind=kind, where=where, message=message, shard=str(shard), field=field, spoils=True
+        kind=kind, where=where, message=message, shard=str(shard), array=array, spoils=True
     )
 
 
 def unreadable_problem(
-    store: str, shard: object, error: UnreadableError, *, where: str, field: str = ""
+    store: str, shard: object, error: UnreadableError, *, where: str, array: str = ""
 ) -> Problem:
     """Describe that an object of a committed shard cannot be read: lost, or just not readable."""
     if error.lost:
-        what = error.reason if field else f"its commit: {error.reason}"
-        return shard_problem("damaged", store, shard, what, where=where, field=field)
+        what = error.reason if array else f"its commit: {error.reason}"
+        return shard_problem("damaged", store, shard, what, where=where, array=array)
     message = f"{store}: shard {shard}: {where}: {error.reason}; make it readable, and check again"
-    return Problem(kind="unreadable", where=where, message=message, shard=str(shard), field=field)
+    return Problem(kind="unreadable", where=where, message=message, shard=str(shard), array=array)
 
 
 def remedy(store: str, *, deep: bool = False) -> str:

@@ -15,7 +15,7 @@ from storage import checksums
 from storage.commit import StoredObject
 from storage.errors import FormatError
 from storage.layout import CRC_BYTES, ROOT_KEY, array_json
-from storage.schema import Field, Geometry
+from storage.schema import Array
 
 _INDEX_ENTRY = 16
 _ZSTD = Zstd()
@@ -24,46 +24,53 @@ _ZSTD_HEADER = 18  # bytes at most
 
 
 def encode_shard(
-    field: Field, geometry: Geometry, shard_records: int, values: NDArray[Any]
+    array: Array, shard_records: int, data: NDArray[np.uint8], positions: NDArray[np.int64]
 ) -> bytes:
-    """Encode one field of a shard as a zarr v3 shard.
+    """Encode one array of a shard as a zarr v3 shard.
 
     zarr reads the old shard before it replaces one, and chokes on a damaged one: so it writes into
     memory here, and the bytes are put in place in one step.
 
     Args:
-        field: what is encoded.
-        geometry: of the bucket.
+        array: what is encoded.
         shard_records: records of a full shard.
-        values: (n, *field.shape), n <= shard_records. The slots from n on stay absent.
+        data: (n, B) bytes of n records.
+        positions: (n,) ascending, where they lie in the shard; the others stay absent.
     """
-    metadata = array_json(field, geometry, shard_records, shard_records)
+    if not len(positions):  # zarr would store nothing
+        table = b"\xff" * (shard_records * _INDEX_ENTRY)
+        return table + checksums.crc32c(table).to_bytes(CRC_BYTES, "little")
+    metadata = array_json(array, shard_records, shard_records)
     buffer = default_buffer_prototype().buffer.from_bytes(metadata)
     memory = MemoryStore({ROOT_KEY: buffer})
     # Without write_empty_chunks, a record of zeros would not be stored. (open_array takes the
     # setting too, but ignores it for an array that exists.)
-    array = zarr.open_array(memory, mode="r+").with_config({"write_empty_chunks": True})
-    array[: len(values)] = values
-    zeros = "/0" * len(field.shape)
-    return memory._store_dict[f"c/0{zeros}"].to_bytes()
+    target = zarr.open_array(memory, mode="r+").with_config({"write_empty_chunks": True})
+    if len(positions) == positions[-1] + 1:
+        target[: len(data)] = data
+    else:
+        target.oindex[positions] = data
+    return memory._store_dict["c/0/0"].to_bytes()
 
 
-def describe(raw: bytes, count: int, shard_records: int) -> StoredObject:
+def describe(raw: bytes, positions: NDArray[np.int64], shard_records: int) -> StoredObject:
     """Digest an encoded shard and find its chunks.
 
     Raises:
-        FormatError: it does not hold exactly the first `count` records.
+        FormatError: it does not hold exactly the records at `positions`.
     """
-    entries = chunk_table(raw, shard_records)
-    empty = np.iinfo(np.uint64).max
-    if (entries[:count] == empty).any() or not (entries[count:] == empty).all():
-        raise FormatError(f"a shard does not hold exactly its first {count} records")
-    chunks = np.empty((count, 3), dtype=np.int64)
-    chunks[:, :2] = entries[:count].astype(np.int64)
+    entries = chunks_at(chunk_table(raw, shard_records), positions)
+    chunks = np.empty((len(positions), 3), dtype=np.int64)
+    chunks[:, :2] = entries
     for chunk in chunks:
         start, length = int(chunk[0]), int(chunk[1])
         chunk[2] = checksums.crc32c(memoryview(raw)[start : start + length - CRC_BYTES])
     return StoredObject(len(raw), checksums.xxh3_128([raw]), chunks)
+
+
+def table_bytes(shard_records: int) -> int:
+    """Bytes of the table of chunks that ends an object; a shard that is not full has it whole."""
+    return shard_records * _INDEX_ENTRY + CRC_BYTES
 
 
 def chunk_table(raw: bytes, shard_records: int) -> NDArray[np.uint64]:
@@ -80,29 +87,43 @@ def chunk_table(raw: bytes, shard_records: int) -> NDArray[np.uint64]:
     return np.frombuffer(table, dtype="<u8").reshape(shard_records, 2)
 
 
-def decode_chunk(raw: memoryview, field: Field) -> NDArray[Any]:
-    """Decode one record's chunk, whose CRC32C has been checked.
+def chunks_at(table: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the (n, 2) entries of a chunk table for the only records that it has.
+
+    Raises:
+        FormatError: the table has others, or lacks some.
+    """
+    present = np.flatnonzero((table != np.iinfo(np.uint64).max).any(axis=1))
+    if not np.array_equal(present, positions):
+        raise FormatError(
+            f"the object's own table has {len(present)} records, not the {len(positions)} of its"
+            " shard"
+        )
+    return table[positions].astype(np.int64)
+
+
+def decode_chunk(raw: memoryview, array: Array) -> NDArray[np.uint8]:
+    """Decode one record's chunk, whose CRC32C has been checked, to its (B,) bytes.
 
     What is not compressed stays where it is; decompressing holds no lock, so threads can share it.
 
     Raises:
-        FormatError: it does not decode to one record of the field.
+        FormatError: it does not decode to one record of the array.
     """
     data: Any = raw[:-CRC_BYTES]
-    if field.compression == "zstd":
+    if array.compression == "zstd":
         # What a frame holds is what its header says, or it does not decompress: so nothing larger
         # is ever allocated, and nothing smaller leaves a part of the record unwritten.
-        if _content_bytes(bytes(data[:_ZSTD_HEADER])) != field.num_bytes:
-            raise FormatError(f"{field.name}: a chunk is not {field.num_bytes} bytes")
-        out = np.empty(field.num_bytes, dtype=np.uint8)
+        if _content_bytes(bytes(data[:_ZSTD_HEADER])) != array.num_bytes:
+            raise FormatError(f"{array.name}: a chunk is not {array.num_bytes} bytes")
+        out = np.empty(array.num_bytes, dtype=np.uint8)
         try:
             data = _ZSTD.decode(data, out)
         except (RuntimeError, ValueError) as error:
-            raise FormatError(f"{field.name}: a chunk does not decompress ({error})") from error
-    if memoryview(data).nbytes != field.num_bytes:
-        raise FormatError(f"{field.name}: a chunk is not {field.num_bytes} bytes")
-    stored = np.dtype(field.dtype).newbyteorder("<")
-    return np.frombuffer(data, dtype=stored).reshape(field.shape)
+            raise FormatError(f"{array.name}: a chunk does not decompress ({error})") from error
+    if memoryview(data).nbytes != array.num_bytes:
+        raise FormatError(f"{array.name}: a chunk is not {array.num_bytes} bytes")
+    return np.frombuffer(data, dtype=np.uint8)
 
 
 def _content_bytes(header: bytes) -> int | None:

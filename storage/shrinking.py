@@ -165,7 +165,7 @@ def _kept(manifest: Manifest, index: Index, keep: int) -> tuple[Manifest, Index]
     shorter = replace(
         manifest,
         geometries={name: manifest.geometries[name] for name in kept.bucket_names},
-        fields={name: manifest.fields[name] for name in kept.bucket_names},
+        arrays={name: manifest.arrays[name] for name in kept.bucket_names},
         slots={},
         digests={},
     )
@@ -179,7 +179,7 @@ def _leftover(
     known = set(objects)
     for shard in ShardTable(index, manifest.shard_records).shards:
         known.add(commit_key(shard))
-        known.update(object_key(shard, field) for field in manifest.fields[shard.bucket])
+        known.update(object_key(shard, one) for one in manifest.arrays[shard.bucket])
     return {key: sizes[key] for key in sizes.keys() - known if OURS.fullmatch(key)}
 
 

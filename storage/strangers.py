@@ -56,7 +56,7 @@ def check_strangers(
     read = {ROOT_KEY, DIGEST_KEY, *root.manifest.digests}
     known = set(read)
     for shard in table.shards:
-        keys = [object_key(shard, field) for field in root.manifest.fields[shard.bucket]]
+        keys = [object_key(shard, one) for one in root.manifest.arrays[shard.bucket]]
         keys.append(commit_key(shard))
         known.update(keys)
         if shard in committed:

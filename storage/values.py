@@ -1,63 +1,45 @@
 """Which values of a record make sense: what level "deep" looks at, without PyTorch.
 
-Shape letters: D detections kept an image, K classes, R anchors an image.
+A field says it of itself, in its attribute `limits`: `least` and `most` of its elements, and an
+`order`: `ascending`, or `gaps`, whose elements are byte planes, lowest first, of the steps from
+each value to the next.
+
+Shape letters: D detections kept of an image, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.schema import Field, Geometry
-
-# Preset and field to the least and the largest value. No other number is ever encoded.
-_LIMITS: Mapping[tuple[str, str], tuple[float, float]] = {
-    ("balanced", "features"): (-127, 127),
-    ("balanced", "feature_scale"): (0, np.inf),
-    ("balanced", "score_value"): (0, 32767),
-    ("balanced", "score_bound"): (0, 1),
-    ("compact", "feature_scale"): (0, np.inf),
-    ("compact", "score_bound"): (0, 1),
-    ("compact", "delta_scale"): (0, np.inf),
-}
+from storage.schema import DETECTIONS, Field
 
 
 def wrong_values(
-    preset: str, field: Field, value: NDArray[Any], geometry: Geometry, height: int, width: int
+    field: Field, value: NDArray[Any], height: int, width: int, num_classes: int
 ) -> str:
     """Say what is wrong with one field of a record, or return "".
 
     Args:
-        preset: name of the codec.
         field: which field.
-        value: decoded, of the field's shape and dtype.
-        geometry: of the record's bucket.
+        value: of the field's shape and dtype.
         height, width: of the view in pixels.
+        num_classes: K of the detections.
     """
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         return f"{field.name} holds NaN or infinity"
-    limits = _LIMITS.get((preset, field.name))
-    if limits and ((value < limits[0]).any() or (value > limits[1]).any()):
-        return f"{field.name} holds a value outside [{limits[0]:g}, {limits[1]:g}]"
-    num_scores = geometry.num_boxes * geometry.num_classes
-    if (preset, field.name) == ("balanced", "score_index"):
-        return _wrong_indices(value.astype(np.int64), num_scores)
-    if (preset, field.name) == ("compact", "score_gap"):
-        gaps = sum(plane.astype(np.int64) << (8 * place) for place, plane in enumerate(value))
-        return _wrong_indices(np.cumsum(gaps), num_scores)
-    if field.name == "detections":
-        return wrong_detections(value, height, width, geometry.num_classes)
-    return ""
-
-
-def _wrong_indices(index: NDArray[np.int64], num_scores: int) -> str:
-    if (np.diff(index) <= 0).any():
-        return "the indices of the kept scores do not ascend"
-    if index[0] < 0 or index[-1] >= num_scores:
-        return f"the index of a kept score is outside [0, {num_scores})"
+    if field.name == DETECTIONS:
+        return wrong_detections(value, height, width, num_classes)
+    limits = field.attributes.get("limits", {})
+    if limits.get("order") == "gaps":
+        value = np.cumsum(sum(one.astype(np.int64) << 8 * place for place, one in enumerate(value)))
+    if "order" in limits and (np.diff(value.astype(np.int64)) <= 0).any():
+        return f"{field.name}: its values do not ascend"
+    least, most = limits.get("least", -np.inf), limits.get("most", np.inf)
+    if (value < least).any() or (value > most).any():
+        return f"{field.name} holds a value outside [{least:g}, {most:g}]"
     return ""
 
 

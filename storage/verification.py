@@ -124,7 +124,8 @@ def _check(
     problems += _judge(store, found)
     return Report(
         store=store, level=level, problems=tuple(problems), records=len(index),
-        shards=len(table), committed=len(shards), num_bytes=sum(one.num_bytes for one in found),
+        shards=len(table), committed=len(shards), excluded=len(root.manifest.excluded),
+        num_bytes=sum(one.num_bytes for one in found),
     ), root.sha256  # fmt: skip
 
 
@@ -198,8 +199,8 @@ def _check_uncommitted(
     for shard in table.shards:
         if shard in known:
             continue
-        fields = manifest.fields[shard.bucket]
-        present = sum(object_key(shard, field) in sizes for field in fields)
+        arrays = manifest.arrays[shard.bucket]
+        present = sum(object_key(shard, one) in sizes for one in arrays)
         kind, what = ("uncommitted", f"{present} objects, ") if present else ("missing", "")
         message = f"{store}: shard {shard}: {what}no commit; run the dump again to write it"
         yield Problem(kind=kind, where=str(shard), message=message, shard=str(shard))
@@ -276,5 +277,5 @@ def _judge(store: str, results: list[ShardResult]) -> Iterator[Problem]:
             if digest in origins:
                 kind, what = "swapped", f"holds the bytes of {origins[digest]}"
             yield shard_problem(
-                kind, store, result.shard, what, where=key, field=result.fields[key]
+                kind, store, result.shard, what, where=key, array=result.arrays[key]
             )

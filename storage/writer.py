@@ -41,14 +41,14 @@ from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest, check_version
 from storage.metadata import Root, publish, read_index, read_root
 from storage.restart import begin_again, has_commits
-from storage.schema import Field, ShardId
+from storage.schema import Array, ShardId
 from storage.shards import describe, encode_shard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Objects of a shard under way to an object store.
-FIELDS_AT_ONCE = 8
+ARRAYS_AT_ONCE = 8
 _OURS = {ROOT_KEY, DIGEST_KEY, INDEX, BUCKETS, COMMITS, CLAIMS, LOG}
 
 
@@ -95,14 +95,15 @@ class CacheWriter:
         return [shard for shard in self._table.shards if commit_key(shard) not in committed]
 
     def records_of(self, shard: ShardId) -> NDArray[np.int64]:
-        """Return the record numbers of a shard, in slot order.
+        """Return the record numbers that are written of a shard: all but those of excluded images.
 
         Raises:
             ValueError: the plan has no such shard.
         """
         if shard not in self._table:
             raise ValueError(f"{self.location}: the plan has no shard {shard}")
-        return self._table.records_of(shard)
+        records = self._table.records_of(shard)
+        return commits.without_excluded(self.index, records, self.manifest.excluded)
 
     def claim(self, shard: ShardId, owner: str, seconds: float) -> bool:
         """Take a shard for a time, or prolong the claim on it; False if somebody else has it.
@@ -127,27 +128,28 @@ class CacheWriter:
 
         Args:
             shard: which one.
-            arrays: field name to (n, *field.shape) array, in the order of `records_of(shard)`.
+            arrays: array name to (n, B) uint8, as `Array.join` gives it, in the order of
+                `records_of(shard)`.
 
         Raises:
-            ValueError: a field is absent, unknown, or of another shape or dtype.
+            ValueError: an array is absent, unknown, or of another shape or dtype.
             ClaimLostError: somebody else holds the shard now; nothing was committed.
             StoreFullError: no space left; nothing was committed.
             IdentityError: another job has begun the store again as another cache; likewise.
             StoreAccessError: the store does not give back what was put.
         """
         records = self.records_of(shard)
-        fields = self.manifest.fields[shard.bucket]
-        _check_arrays(arrays, fields, len(records))
+        stored = self.manifest.arrays[shard.bucket]
+        _check_arrays(arrays, stored, len(records))
         if self.location.get(commit_key(shard)) is not None:
             return
-        keys = [object_key(shard, field) for field in fields]
+        keys = [object_key(shard, one) for one in stored]
         self._sweep([*keys, commit_key(shard)])
         try:
-            put = self._each(lambda field: self._put(shard, field, arrays[field.name]), fields)
+            put = self._each(lambda one: self._put(shard, one, arrays[one.name]), stored)
             self.location.sync(keys)
             self._each(lambda pair: self._read_back(*pair), list(zip(keys, put, strict=True)))
-            objects = {field.name: one for field, one in zip(fields, put, strict=True)}
+            objects = {array.name: one for array, one in zip(stored, put, strict=True)}
             self._require_claim(shard)
             self._require_own_store()
             self._commit(shard, objects, records)
@@ -162,19 +164,20 @@ class CacheWriter:
         self.location.put(f"{LOG}/{name}.json", canonical.dump(dict(entry)) + b"\n")
 
     def _each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Do work for each field: at once where every request is a round trip, else in turn."""
+        """Do work for each array: at once where every request is a round trip, else in turn."""
         if self.location.is_local:
             return [work(item) for item in items]
-        with ThreadPoolExecutor(FIELDS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(ARRAYS_AT_ONCE) as pool:
             return list(pool.map(work, items))
 
-    def _put(self, shard: ShardId, field: Field, values: NDArray[Any]) -> StoredObject:
-        geometry = self.manifest.geometries[shard.bucket]
-        raw = encode_shard(field, geometry, self.manifest.shard_records, values)
-        described = describe(raw, len(values), self.manifest.shard_records)
+    def _put(self, shard: ShardId, array: Array, data: NDArray[np.uint8]) -> StoredObject:
+        shard_records = self.manifest.shard_records
+        positions = self.index.slot[self.records_of(shard)] % shard_records
+        raw = encode_shard(array, shard_records, data, positions)
+        described = describe(raw, positions, shard_records)
         # Encoding takes a while: whoever has taken the shard over may have put his object by now.
         self._require_claim(shard, look=False)
-        self.location.put(object_key(shard, field), raw)
+        self.location.put(object_key(shard, array), raw)
         return described
 
     def _read_back(self, key: str, expected: StoredObject) -> None:
@@ -194,7 +197,7 @@ class CacheWriter:
     ) -> None:
         entries = commits.record_entries(self.index, records)
         commit = Commit(self.manifest.cache_id, shard, entries, objects)
-        raw = commits.dump(commit, self.manifest.fields[shard.bucket])
+        raw = commits.dump(commit, self.manifest.arrays[shard.bucket])
         key = commit_key(shard)
         self.location.put(key, raw)
         self.location.sync([key])
@@ -262,12 +265,23 @@ class CacheWriter:
             self._check_adoptable(manifest, error)
             return None, False
         root.manifest.check_identity(manifest, str(self.location))
+        self._check_excluded(root.manifest, manifest)
         grows = self._check_index(root.manifest)
         whole = not (grows or root.growing) and self._index_is_intact(root.manifest)
         # A root that says anything else of index and arrays is written again as well.
         return root, whole and root.sha256 == checksums.sha256(
             root_json(seal(manifest, self.index)[0])
         )
+
+    def _check_excluded(self, stored: Manifest, wanted: Manifest) -> None:
+        """Refuse to count images in again: shards without them are committed, and stay so."""
+        back = sorted(set(stored.excluded) - set(wanted.excluded))
+        if back:
+            raise IdentityError(
+                f"{self.location} leaves out {len(back)} images that the config does not, the first"
+                f" has the id {back[0]}; name them in DATASET.EXCLUDE too, or dump to another"
+                " location"
+            )
 
     def _check_index(self, stored: Manifest) -> bool:
         """Return whether the given index goes beyond the stored one, which must begin it."""
@@ -330,16 +344,16 @@ class CacheWriter:
 
 
 def _check_arrays(
-    arrays: Mapping[str, NDArray[Any]], fields: tuple[Field, ...], count: int
+    arrays: Mapping[str, NDArray[Any]], stored: tuple[Array, ...], count: int
 ) -> None:
-    names = {field.name for field in fields}
+    names = {one.name for one in stored}
     if arrays.keys() != names:
         absent, unknown = sorted(names - arrays.keys()), sorted(arrays.keys() - names)
         raise ValueError(f"shard arrays: absent {absent}, unknown {unknown}")
-    for field in fields:
-        array = arrays[field.name]
-        if array.shape != (count, *field.shape) or array.dtype != np.dtype(field.dtype):
+    for one in stored:
+        data = arrays[one.name]
+        if data.shape != (count, one.num_bytes) or data.dtype != np.uint8:
             raise ValueError(
-                f"shard arrays: {field.name} is {array.dtype}{array.shape},"
-                f" expected {field.dtype}{(count, *field.shape)}"
+                f"shard arrays: {one.name} is {data.dtype}{data.shape},"
+                f" expected uint8{(count, one.num_bytes)}"
             )

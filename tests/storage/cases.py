@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import (
+    Array,
     CacheReader,
     CacheWriter,
     Field,
@@ -24,26 +25,41 @@ from storage import (
 )
 from storage.layout import CLAIMS, LOG, object_key
 from storage.location import Location
-from storage.schema import common_fields
+from storage.schema import RECORD, common_fields
 
 NUM_CLASSES = 4
 NUM_DETECTIONS = 3
 SHARD_RECORDS = 3
-WIDE = Geometry(32, 48, ((4, 6), (2, 3)), 5, NUM_CLASSES, 2)
-TALL = Geometry(48, 32, ((6, 4), (3, 2)), 5, NUM_CLASSES, 2)
+WIDE = Geometry(32, 48, ((4, 6), (2, 3)))
+TALL = Geometry(48, 32, ((6, 4), (3, 2)))
 FIRST = ShardId(WIDE.name, 0)
 # What the fixture `new_location` gives: one more empty location of its backend.
 NewLocation = Callable[[], Location]
 GEOMETRIES = {geometry.name: geometry for geometry in (WIDE, TALL)}
 
 
-def fields_of(geometry: Geometry) -> tuple[Field, ...]:
-    """Fields of every kind that a preset may use: integer, float, a number, compressed."""
+# Signals that no detector of ours has, of codecs that nobody knows: the store asks for neither.
+SIGNALS = {
+    "echo": {"kind": "maps", "sizes": {"channels": 5}, "codec": {"name": "none"}},
+    "votes": {"kind": "scores", "sizes": {"anchors": 2}, "codec": {"name": "none"}},
+}
+LEVELS = {"p3": 8, "p4": 16}
+
+
+def arrays_of(geometry: Geometry) -> tuple[Array, ...]:
+    """Arrays of every kind that codecs may ask for: one field, several, compressed, small."""
+    positions = geometry.num_positions
     return (
-        Field("features", (geometry.channels, geometry.num_positions), "int8"),
-        Field("scores", (geometry.num_boxes, NUM_CLASSES), "float16", compression="zstd"),
-        Field("bound", (), "float32"),
-        *common_fields(NUM_DETECTIONS),
+        Array("echo", (Field("echo.codes", (5, positions), "int8"),)),
+        Array(
+            "votes",
+            (
+                Field("votes.high", (3,), "uint8"),
+                Field("votes.values", (2 * positions, NUM_CLASSES), "float16"),
+            ),
+            "zstd",
+        ),
+        Array(RECORD, (*common_fields(NUM_DETECTIONS), Field("echo.bound", (), "float32"))),
     )
 
 
@@ -58,22 +74,22 @@ def make_index(num_images: int = 8, num_views: int = 1) -> Index:
         seed=(image.astype(np.uint64) << np.uint64(40)) + view.astype(np.uint64) + np.uint64(2**63),
         height=np.where(tall, 45, 30),
         width=np.where(tall, 30, 45),
-        flip=image % 2 == 0,
         bucket=np.where(tall, TALL.name, WIDE.name),
         shard_records=SHARD_RECORDS,
     )
 
 
 def make_manifest(index: Index, **changes: Any) -> Manifest:
-    """Describe the cache of `make_index`, without a preset (so without PyTorch)."""
+    """Describe the cache of `make_index`, without codecs (so without PyTorch)."""
     geometries = {name: GEOMETRIES[name] for name in index.bucket_names}
     arguments = {
         "preset": "exact",
-        "parameters": {"dtype": "float32"},
+        "signals": SIGNALS,
+        "levels": LEVELS,
+        "detections": {"rows": NUM_DETECTIONS, "classes": NUM_CLASSES},
         "shard_records": SHARD_RECORDS,
-        "num_detections": NUM_DETECTIONS,
         "geometries": geometries,
-        "fields": {name: fields_of(one) for name, one in geometries.items()},
+        "arrays": {name: arrays_of(one) for name, one in geometries.items()},
         "teacher": {"tensors": "ab" * 32, "config": {"INPUT": {"FORMAT": "BGR"}}},
         "dataset": {"sha256": "cd" * 32, "images": 8},
         "augmentation": {"seed": 1, "scales": [30]},
@@ -97,8 +113,8 @@ def make_record(field: Field, seed: int, height: int, width: int) -> NDArray[Any
     return rng.integers(info.min, info.max, size=field.shape, dtype=field.dtype, endpoint=True)
 
 
-def make_arrays(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a shard, as a dump would compute them."""
+def make_fields(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
+    """Return the fields of a shard's records, (n, *shape) each, as a dump would compute them."""
     index = writer.index
     return {
         field.name: np.stack(
@@ -109,8 +125,15 @@ def make_arrays(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
                 for one in writer.records_of(shard)
             ]
         )
-        for field in writer.manifest.fields[shard.bucket]
+        for array in writer.manifest.arrays[shard.bucket]
+        for field in array.fields
     }
+
+
+def make_arrays(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a shard."""
+    fields = make_fields(writer, shard)
+    return {one.name: one.join(fields) for one in writer.manifest.arrays[shard.bucket]}
 
 
 def open_writer(location: Any, num_views: int = 1, **changes: Any) -> CacheWriter:
@@ -155,9 +178,9 @@ def reframe(body: Any) -> bytes:
     return b'{"commit":%b,"sha256":"%b"}\n' % (text, checksums.sha256(text).encode())
 
 
-def features_path(cache: Path, shard: ShardId = FIRST) -> Path:
-    """Return the file of a shard's features."""
-    return cache / object_key(shard, CacheReader(cache).manifest.fields[shard.bucket][0])
+def first_path(cache: Path, shard: ShardId = FIRST) -> Path:
+    """Return the file of a shard's first array."""
+    return cache / object_key(shard, CacheReader(cache).manifest.arrays[shard.bucket][0])
 
 
 def flip(path: Path, position: int, mask: int = 1) -> None:

@@ -25,7 +25,7 @@ from storage.repairs import drop_shards
 from tests.storage.cases import (
     WIDE,
     contents,
-    features_path,
+    first_path,
     fill,
     flip,
     make_cache,
@@ -81,7 +81,7 @@ class TestOfAStoreThatIsWritten:
         location = Location(cache)
         manifest = read_root(location).manifest
         drop = partial(drop_shards, location, manifest, [FIRST])
-        before_objects(monkeypatch, FIRST, *([features_path(cache).unlink] * twice), drop)
+        before_objects(monkeypatch, FIRST, *([first_path(cache).unlink] * twice), drop)
         (problem,) = verify(cache, level).problems
         assert (problem.kind, problem.shard, problem.spoils) == ("missing", str(FIRST), False)
         assert "dropped or replaced during the check; run the dump again" in problem.message
@@ -90,19 +90,19 @@ class TestOfAStoreThatIsWritten:
     def test_a_shard_mended_meanwhile_is_whole(
         self, cache: Path, level: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        data = features_path(cache).read_bytes()
-        features_path(cache).write_bytes(b"")
+        data = first_path(cache).read_bytes()
+        first_path(cache).write_bytes(b"")
         looks: list[bytes] = []
 
         def mend() -> None:
-            looks.append(features_path(cache).read_bytes())
+            looks.append(first_path(cache).read_bytes())
 
         before_objects(monkeypatch, FIRST, mend)
         read_commit = ShardChecker._read_commit
 
         def mend_at_the_second_look(self: ShardChecker, shard: ShardId) -> bytes | None:
             if looks:
-                features_path(cache).write_bytes(data)
+                first_path(cache).write_bytes(data)
             return read_commit(self, shard)
 
         monkeypatch.setattr(ShardChecker, "_read_commit", mend_at_the_second_look)
@@ -168,7 +168,7 @@ def read_only(tmp_path: Path, finished: Path) -> Iterator[Path]:
     try:
         for name in ("whole", "damaged"):
             shutil.copytree(finished, place / name)
-        flip(features_path(place / "damaged"), 5)
+        flip(first_path(place / "damaged"), 5)
         subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
         yield place
     finally:

@@ -13,7 +13,7 @@ from tests.storage.cases import (
     TALL,
     WIDE,
     contents,
-    features_path,
+    first_path,
     fill,
     flip,
     make_arrays,
@@ -28,8 +28,8 @@ FIRST = ShardId(WIDE.name, 0)
 class TestRepair:
     def test_drops_exactly_the_damaged_shards_and_the_dump_redoes_them(self, cache: Path) -> None:
         before = contents(cache)
-        flip(features_path(cache), 3)
-        features_path(cache, ShardId(TALL.name, 1)).unlink()
+        flip(first_path(cache), 3)
+        first_path(cache, ShardId(TALL.name, 1)).unlink()
         (cache / "buckets/0032x0048/bound/zarr.json").write_bytes(b"{}")
         done = repair(cache)
         assert done.shards == (FIRST, ShardId(TALL.name, 1)) and done.left == ()
@@ -53,7 +53,7 @@ class TestRepair:
 
     def test_removes_unfinished_files(self, cache: Path) -> None:
         before = contents(cache)
-        partial = features_path(cache).with_name("0.0123.partial")
+        partial = first_path(cache).with_name("0.0123.partial")
         partial.write_bytes(b"half")
         done = repair(cache)
         assert done.removed == (partial.relative_to(cache).as_posix(),) and done.left == ()
@@ -79,7 +79,7 @@ class TestRepair:
         assert contents(cache) == before
 
     def test_leaves_what_it_cannot_judge(self, cache: Path) -> None:
-        flip(features_path(cache), 3)
+        flip(first_path(cache), 3)
         flip(cache / "zarr.json", 50)
         before = contents(cache)
         done = repair(cache)

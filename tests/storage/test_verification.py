@@ -41,7 +41,7 @@ from tests.storage.cases import (
     WIDE,
     NewLocation,
     contents,
-    features_path,
+    first_path,
     flip,
     make_arrays,
     make_cache,
@@ -80,8 +80,8 @@ def test_processes_find_what_one_finds(
 ) -> None:
     monkeypatch.setattr("storage.workers._may_fork", lambda: forked)
     monkeypatch.setattr("storage.verification._WORK_PER_PROCESS", 1)
-    flip(features_path(cache), 5)
-    swap(features_path(cache, ShardId(TALL.name, 0)), features_path(cache, ShardId(TALL.name, 1)))
+    flip(first_path(cache), 5)
+    swap(first_path(cache, ShardId(TALL.name, 0)), first_path(cache, ShardId(TALL.name, 1)))
     alone, together = verify(cache), verify(cache, workers=2)
     assert alone == together
     assert kinds(alone) == ["damaged", "swapped", "swapped"]
@@ -178,7 +178,7 @@ class TestToldApart:
         return problem
 
     def test_damaged(self, cache: Path) -> None:
-        flip(features_path(cache), 7)
+        flip(first_path(cache), 7)
         assert verify(cache, "quick").ok  # sizes only
         problem = self.one(cache)
         assert problem.kind == "damaged" and problem.spoils
@@ -236,27 +236,27 @@ class TestToldApart:
     def test_a_process_without_free_descriptors_finds_no_damage(
         self, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        refuse_to_open(monkeypatch, features_path(cache), errno.EMFILE)
+        refuse_to_open(monkeypatch, first_path(cache), errno.EMFILE)
         with pytest.raises(StoreAccessError, match=r"too many open files \(limit \d+\); raise"):
             verify(cache)
 
     @pytest.mark.parametrize("level", ["quick", "full"])
     @pytest.mark.parametrize("size", [0, 1, 200])
     def test_truncated(self, cache: Path, level: str, size: int) -> None:
-        path = features_path(cache)
+        path = first_path(cache)
         path.write_bytes(path.read_bytes()[:size])
         problem = self.one(cache, level)
         assert (problem.kind, problem.spoils) == ("truncated", True)
 
     @pytest.mark.parametrize("level", ["quick", "full"])
     def test_longer(self, cache: Path, level: str) -> None:
-        path = features_path(cache)
+        path = first_path(cache)
         path.write_bytes(path.read_bytes() + b"\0")
         assert self.one(cache, level).kind == "damaged"
 
     @pytest.mark.parametrize("level", ["quick", "full"])
     def test_missing_object(self, cache: Path, level: str) -> None:
-        features_path(cache).unlink()
+        first_path(cache).unlink()
         problem = self.one(cache, level)
         assert (problem.kind, problem.spoils) == ("missing", True)
 
@@ -274,7 +274,7 @@ class TestToldApart:
         assert (problem.kind, problem.where, problem.spoils) == ("uncommitted", str(FIRST), False)
 
     def test_unfinished_files(self, cache: Path) -> None:
-        path = features_path(cache)
+        path = first_path(cache)
         path.with_name("0.0123.partial").write_bytes(b"half")
         assert self.one(cache, "quick").kind == "uncommitted"
 
@@ -294,7 +294,7 @@ class TestToldApart:
         assert "belongs to another cache" in problem.message
 
     def test_swapped_shards(self, cache: Path) -> None:
-        swap(features_path(cache, FIRST), features_path(cache, SECOND))
+        swap(first_path(cache, FIRST), first_path(cache, SECOND))
         assert verify(cache, "quick").ok
         report = verify(cache)
         assert kinds(report) == ["swapped", "swapped"]

@@ -1,4 +1,4 @@
-"""Sparse class scores: a few exact ones, and a model of all the others. Not a preset.
+"""Sparse class scores: a few exact ones, and a model of all the others. Not a codec.
 
 The M largest probabilities of a record keep a place of their own. All others of an anchor are
 modelled by three things: their **mean**; the **profile** of the anchor's level and shape, which is
@@ -15,19 +15,18 @@ anchors an image, M kept scores of a record, G = L * A groups of anchors.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from storage.presets.base import DecodedOutputs, Preset
-from storage.presets.codes import TINY, pack_pairs, unpack_pairs
-from storage.presets.placing import Placing
+from storage.codecs.base import Codes, of_all, stacked
+from storage.codecs.placing import Placing
+from storage.codecs.quantising import TINY, pack_pairs, unpack_pairs
 from storage.schema import Field, Geometry
+from storage.signals import Signal
 
 LAST_CODE = 255
 PROFILE_STEPS = 16
@@ -35,101 +34,49 @@ POWER_STEP = 0.25
 POWER_OFFSET = 4
 NUM_POWERS = 16
 
-_LOG = "0: none, else score_bound * 2 ** ((code - 255) / {})"
+_LOG = "0: none, else bound * 2 ** ((code - 255) / {})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsePreset(Preset):
-    """A preset that keeps the M largest scores of a record.
+class ScoreGrid:
+    """Where the scores of a record are: its geometry, and A and K of the signal."""
 
-    The rule for M follows R rather than R * K, since the anchors that see an object, not the
-    classes, decide how many probabilities are worth a place of their own; its least value, since
-    small images have objects too.
+    geometry: Geometry
+    num_anchors: int
+    num_classes: int
 
-    Attributes:
-        scores_kept: M; 0 for the preset's rule.
-        anchors_per_score: by the rule, M = R / anchors_per_score.
-        least_scores: but at least this, and at most all.
-    """
-
-    anchors_per_score: ClassVar[int]
-    least_scores: ClassVar[int]
-    scores_kept: int = 0
-
-    def __post_init__(self) -> None:
-        if type(self.scores_kept) is not int or self.scores_kept < 0:
-            raise ValueError(
-                f"preset {self.name}: scores_kept {self.scores_kept!r}, expected an integer >= 0"
-            )
+    @classmethod
+    def of(cls, signal: Signal, geometry: Geometry) -> ScoreGrid:
+        """The grid of a signal of the kind `scores`."""
+        anchors, classes = signal.sizes["anchors"], signal.sizes["classes"]
+        return cls(geometry=geometry, num_anchors=anchors, num_classes=classes)
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        return {"scores_kept": self.scores_kept}
-
-    def num_kept(self, geometry: Geometry) -> int:
-        """Return M for a geometry."""
-        by_rule = max(self.least_scores, -(-geometry.num_boxes // self.anchors_per_score))
-        return min(self.scores_kept or by_rule, geometry.num_boxes * geometry.num_classes)
-
-    @abstractmethod
-    def _unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
-        """Codes of n records, those unpacked that two of a byte make up."""
-
-    @abstractmethod
-    def _placed(
-        self,
-        records: Sequence[Mapping[str, Tensor]],
-        placing: Placing,
-        geometries: Sequence[Geometry],
-        grid: Geometry,
-    ) -> dict[str, Tensor]:
-        """Codes of records as `_unpacked` gives them, on a grid."""
-
-    @abstractmethod
-    def _decode_unpacked(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
-        """Decode what `_unpacked` or `_placed` gave."""
-
-    def _decode(self, codes: Mapping[str, Tensor], geometry: Geometry) -> DecodedOutputs:
-        return self._decode_unpacked(self._unpacked(codes, geometry), geometry)
-
-    def decode_onto(
-        self,
-        records: Sequence[Mapping[str, Tensor]],
-        geometries: Sequence[Geometry],
-        grid: Geometry,
-    ) -> DecodedOutputs:
-        """See `Preset`."""
-        for record, geometry in zip(records, geometries, strict=True):
-            self._check_codes({name: field[None] for name, field in record.items()}, geometry)
-        with torch.no_grad():
-            placing = Placing(geometries, grid, next(iter(records[0].values())).device)
-            decoded = self._decode_unpacked(self._placed(records, placing, geometries, grid), grid)
-            valid = placing.valid
-            return replace(
-                decoded, deltas=decoded.deltas.masked_fill_(~valid[..., None], 0.0), valid=valid
-            )
+    def num_boxes(self) -> int:
+        """R, the anchors of an image."""
+        return self.geometry.num_positions * self.num_anchors
 
 
-def rest_fields(geometry: Geometry, steps_per_octave: int, compression: str | None) -> list[Field]:
+def rest_fields(grid: ScoreGrid, steps_per_octave: int) -> list[Field]:
     """Return the fields of the scores that are not kept.
 
     Raises:
         ValueError: more scores than an int32 index can count.
     """
-    if geometry.num_boxes * geometry.num_classes >= 1 << 31:
-        raise ValueError(f"{geometry.name} has 2^31 class scores or more an image")
-    groups = geometry.num_levels, geometry.num_anchors
+    if grid.num_boxes * grid.num_classes >= 1 << 31:
+        raise ValueError(f"{grid.geometry.name} has 2^31 class scores or more an image")
+    groups = grid.geometry.num_levels, grid.num_anchors
     of_means, of_profile = (_LOG.format(steps) for steps in (steps_per_octave, PROFILE_STEPS))
     return [
         Field(
-            "score_rest", (geometry.num_boxes,), "uint8", compression,
+            "rest", (grid.num_boxes,), "uint8",
             attributes={
                 "meaning": f"mean of the anchor's dropped probabilities; {of_means}",
                 "anchors": "level, H, W, A",
             },
         ),
         Field(
-            "score_power", (-(-geometry.num_boxes // 2),), "uint8", compression,
+            "power", (-(-grid.num_boxes // 2),), "uint8",
             attributes={
                 "meaning": f"power = (bits - {POWER_OFFSET}) * {POWER_STEP}; two anchors a byte,"
                 " the first in bits 0 to 3. The dropped probabilities of an anchor are in the"
@@ -138,7 +85,7 @@ def rest_fields(geometry: Geometry, steps_per_octave: int, compression: str | No
             },
         ),
         Field(
-            "score_profile", (*groups, geometry.num_classes), "uint8", compression,
+            "profile", (*groups, grid.num_classes), "uint8",
             attributes={
                 "meaning": "mean of the dropped probabilities of a class over the positions of a"
                 f" level; {of_profile}",
@@ -146,8 +93,11 @@ def rest_fields(geometry: Geometry, steps_per_octave: int, compression: str | No
             },
         ),
         Field(
-            "score_bound", (), "float32",
-            attributes={"meaning": "largest dropped probability of the record"},
+            "bound", (), "float32",
+            attributes={
+                "meaning": "largest dropped probability of the record",
+                "limits": {"least": 0, "most": 1},
+            },
         ),
     ]  # fmt: skip
 
@@ -173,14 +123,14 @@ def keep_largest(logits: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def encode_rest(
-    dropped: Tensor, index: Tensor, geometry: Geometry, steps_per_octave: int
+    dropped: Tensor, index: Tensor, grid: ScoreGrid, steps_per_octave: int
 ) -> dict[str, Tensor]:
     """Model the scores that are not kept.
 
     Args:
         dropped: (n, R, K) float32 probabilities, zero where one was kept.
         index: (n, M) int64, those kept.
-        geometry: of the records.
+        grid: of the records.
         steps_per_octave: fineness of the means.
 
     Returns:
@@ -189,46 +139,46 @@ def encode_rest(
     bound = dropped.amax(dim=(1, 2))  # [n]
     kept = torch.zeros_like(dropped, dtype=torch.bool)
     kept.flatten(1).scatter_(1, index, True)
-    anchor = torch.div(index, geometry.num_classes, rounding_mode="floor")
+    anchor = torch.div(index, grid.num_classes, rounding_mode="floor")
     num_kept = dropped.new_zeros(dropped.shape[:2]).scatter_add_(
         1, anchor, torch.ones_like(anchor, dtype=torch.float32)
     )
-    num_dropped = geometry.num_classes - num_kept  # [n, R]
-    profile = _profiles(dropped, kept, geometry)
+    num_dropped = grid.num_classes - num_kept  # [n, R]
+    profile = _profiles(dropped, kept, grid)
     codes = _encode_logarithms(profile, bound, PROFILE_STEPS)
-    power = _fit_powers(dropped, _decode_logarithms(codes, bound, PROFILE_STEPS), geometry)
+    power = _fit_powers(dropped, _decode_logarithms(codes, bound, PROFILE_STEPS), grid)
     mean = dropped.sum(dim=2) / num_dropped.clamp(min=1)
     packed = pack_pairs(power[:, None] - NUM_POWERS // 2)[:, 0]
     return {
-        "score_rest": _encode_logarithms(mean, bound, steps_per_octave),
-        "score_power": packed,
-        "score_profile": codes,
-        "score_bound": bound,
+        "rest": _encode_logarithms(mean, bound, steps_per_octave),
+        "power": packed,
+        "profile": codes,
+        "bound": bound,
     }
 
 
 def decode_scores(
     index: Tensor,
     value: Tensor,
-    codes: Mapping[str, Tensor],
-    geometry: Geometry,
+    codes: Codes,
+    grid: ScoreGrid,
     steps_per_octave: int,
 ) -> Tensor:
     """Put kept scores and the model of the others together.
 
     Args:
         index: (n, M) int64, in any order. value: (n, M) float32.
-        codes: what `encode_rest` gave, `score_power` unpacked.
-        geometry, steps_per_octave: as there.
+        codes: what `encode_rest` gave, `power` unpacked.
+        grid, steps_per_octave: as there.
 
     Returns:
         (n, R, K) float32 probabilities.
     """
-    bound, classes = codes["score_bound"], geometry.num_classes
-    profile = _decode_logarithms(codes["score_profile"], bound, PROFILE_STEPS)
+    bound, classes = codes["bound"], grid.num_classes
+    profile = _decode_logarithms(codes["profile"], bound, PROFILE_STEPS)
     table = _shapes(profile).flatten(0, 2)  # [n * G * powers, K]
-    rows = geometry.num_levels * geometry.num_anchors * NUM_POWERS
-    row = codes["score_power"] + _first_rows(geometry, table.device)  # [n, R]
+    rows = grid.geometry.num_levels * grid.num_anchors * NUM_POWERS
+    row = codes["power"] + _first_rows(grid, table.device)  # [n, R]
     row += torch.arange(0, len(table), rows, device=table.device)[:, None]
     anchor = torch.div(index, classes, rounding_mode="floor")
     place = row.gather(1, anchor).mul_(classes).add_(index - anchor * classes)
@@ -236,7 +186,7 @@ def decode_scores(
     kept = torch.stack([torch.ones_like(shape), shape])
     sums = torch.zeros((2, *row.shape), device=row.device)
     num_dropped, share = (classes - sums.scatter_add_(2, anchor.expand_as(kept), kept)).unbind()
-    mean = _decode_logarithms(codes["score_rest"], bound, steps_per_octave)
+    mean = _decode_logarithms(codes["rest"], bound, steps_per_octave)
     level = mean.mul_(num_dropped).div_(share.clamp_(min=TINY))  # [n, R]
     dense = table.index_select(0, row.flatten()).view(*row.shape, classes)
     dense.mul_(level[:, :, None]).clamp_(max=bound[:, None, None])
@@ -249,54 +199,51 @@ def unpack_power(packed: Tensor, num_boxes: int) -> Tensor:
     return unpack_pairs(packed[:, None], num_boxes)[:, 0]
 
 
-def place_rest(
-    records: Sequence[Mapping[str, Tensor]], placing: Placing, geometries: Sequence[Geometry]
-) -> dict[str, Tensor]:
-    """Bring the fields of `rest_fields` onto a grid, `score_power` unpacked.
+def place_rest(records: Sequence[Codes], placing: Placing, num_anchors: int) -> dict[str, Tensor]:
+    """Bring the fields of `rest_fields` onto a grid, `power` unpacked.
 
     Beyond a record's own anchors the mean is zero, and so is all that the model says.
     """
-    packed = [record["score_power"] for record in records]
+    packed = of_all(records, "power")
     power = unpack_power(torch.cat(packed)[None], 2 * sum(map(len, packed)))[0]
     powers = torch.split(power, [2 * len(one) for one in packed])
+    own = [one.num_positions * num_anchors for one in placing.geometries]
     return {
-        "score_rest": placing.anchors([record["score_rest"] for record in records]),
-        "score_power": placing.anchors(
-            [one[: geometry.num_boxes] for one, geometry in zip(powers, geometries, strict=True)]
-        ),
-        "score_profile": torch.stack([record["score_profile"] for record in records]),
-        "score_bound": torch.stack([record["score_bound"] for record in records]),
+        "rest": placing.anchors(of_all(records, "rest")),
+        "power": placing.anchors([one[:size] for one, size in zip(powers, own, strict=True)]),
+        "profile": stacked(records, "profile"),
+        "bound": stacked(records, "bound"),
     }
 
 
-def _first_rows(geometry: Geometry, device: torch.device) -> Tensor:
+def _first_rows(grid: ScoreGrid, device: torch.device) -> Tensor:
     """Row of the table of shapes of each of the R anchors, with a power of 0: (R,) int64."""
-    areas = [height * width for height, width in geometry.level_sizes]
-    levels = torch.tensor([areas, list(range(geometry.num_levels))])
+    areas = [height * width for height, width in grid.geometry.level_sizes]
+    levels = torch.tensor([areas, list(range(grid.geometry.num_levels))])
     counts, level = levels.to(device, non_blocking=True).unbind()
-    level = torch.repeat_interleave(level, counts, output_size=geometry.num_positions)
-    anchors = torch.arange(geometry.num_anchors, device=device)
-    group = level[:, None] * geometry.num_anchors + anchors
+    level = torch.repeat_interleave(level, counts, output_size=grid.geometry.num_positions)
+    anchors = torch.arange(grid.num_anchors, device=device)
+    group = level[:, None] * grid.num_anchors + anchors
     return group.mul_(NUM_POWERS).add_(NUM_POWERS // 2).flatten()
 
 
-def _groups(geometry: Geometry, device: torch.device) -> Tensor:
+def _groups(grid: ScoreGrid, device: torch.device) -> Tensor:
     """Group, level * A + a, of each of the R anchors, int64."""
-    num_anchors = geometry.num_anchors
+    num_anchors = grid.num_anchors
     parts = [
         torch.arange(num_anchors, device=device).repeat(height * width) + level * num_anchors
-        for level, (height, width) in enumerate(geometry.level_sizes)
+        for level, (height, width) in enumerate(grid.geometry.level_sizes)
     ]
     return torch.cat(parts)
 
 
-def _profiles(dropped: Tensor, kept: Tensor, geometry: Geometry) -> Tensor:
+def _profiles(dropped: Tensor, kept: Tensor, grid: ScoreGrid) -> Tensor:
     """Mean dropped probability of each level, anchor and class: (n, L, A, K) float32."""
     means = []
     start = 0
-    for height, width in geometry.level_sizes:
-        stop = start + height * width * geometry.num_anchors
-        shape = (len(dropped), height * width, geometry.num_anchors, geometry.num_classes)
+    for height, width in grid.geometry.level_sizes:
+        stop = start + height * width * grid.num_anchors
+        shape = (len(dropped), height * width, grid.num_anchors, grid.num_classes)
         sums = dropped[:, start:stop].reshape(shape).sum(dim=1)
         counts = height * width - kept[:, start:stop].reshape(shape).sum(dim=1)
         means.append(sums / counts.clamp(min=1))
@@ -304,7 +251,7 @@ def _profiles(dropped: Tensor, kept: Tensor, geometry: Geometry) -> Tensor:
     return torch.stack(means, dim=1)
 
 
-def _fit_powers(dropped: Tensor, profile: Tensor, geometry: Geometry) -> Tensor:
+def _fit_powers(dropped: Tensor, profile: Tensor, grid: ScoreGrid) -> Tensor:
     """Fit each anchor's power by least squares of logarithms, weighted by probability.
 
     Args:
@@ -315,7 +262,7 @@ def _fit_powers(dropped: Tensor, profile: Tensor, geometry: Geometry) -> Tensor:
         (n, R) int16 codes 0 to 15.
     """
     log_profile = _logarithms(profile).flatten(1, 2)  # [n, G, K]
-    groups = _groups(geometry, dropped.device)
+    groups = _groups(grid, dropped.device)
     codes = []
     for weight, log_group in zip(dropped, log_profile, strict=True):
         centred = log_group[groups]  # [R, K]

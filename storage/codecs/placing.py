@@ -1,9 +1,6 @@
-"""Records of several padded sizes on one grid: their codes are brought there, and decoded at once.
+"""Records of several padded sizes on one grid. Not a codec.
 
-Not a preset. To decode the records of every size apart costs the same launches for each size, which
-is what a batch takes longest for on a GPU; codes are small, and moving them is cheap.
-
-Shape letters: n records, A anchors a position, K classes, S positions of all levels of the grid,
+Shape letters: n records, A anchors per position, K classes, S positions of all levels of the grid,
 s of one record's own levels, R anchors an image of the grid, r of one record's own, M kept scores.
 """
 
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from storage.schema import Geometry
+from storage.signals import Signal
 
 
 class Placing:
@@ -23,6 +21,8 @@ class Placing:
     repeated beyond.
 
     Attributes:
+        geometries: of the records, none with a level larger than the grid's.
+        grid: what they lie on.
         inside: (n, S) bool, the positions that are the record's own.
     """
 
@@ -35,8 +35,8 @@ class Placing:
         grid: of what is asked for.
         device: of the codes.
         """
-        self._grid = grid
-        self._geometries = list(geometries)
+        self.grid = grid
+        self.geometries = list(geometries)
         self._device = device
         level, *places = _places(grid.level_sizes, device).unbind()
         own = self._to_device([_ends(geometry) for geometry in geometries])  # [n, L, 4]
@@ -51,10 +51,15 @@ class Placing:
         # The nearest position of the record's own, as they lie one record after another.
         self._nearest = (start + row * width + column + self._firsts).flatten()
 
-    @property
-    def valid(self) -> Tensor:
-        """(n, R) bool, the anchors that are the record's own."""
-        return self.inside.repeat_interleave(self._grid.num_anchors, dim=1)
+    def valid(self, num_anchors: int) -> Tensor:
+        """(n, R) bool, the anchors that are the record's own, A of them per position."""
+        return self.inside.repeat_interleave(num_anchors, dim=1)
+
+    def values(self, records: Sequence[Tensor], signal: Signal) -> Tensor:
+        """Place one record's values of a signal each: (n, ...) on the grid."""
+        if signal.kind == "maps":
+            return self.positions(records)
+        return self.anchors(records) if "anchors" in signal.sizes else torch.stack(list(records))
 
     def positions(self, fields: Sequence[Tensor], *, outside: int | None = None) -> Tensor:
         """Place n fields (C, s): (n, C, S), the nearest value, or `outside` where it is given."""
@@ -70,7 +75,7 @@ class Placing:
         joined = torch.cat(list(fields)).view(self._total, -1)  # [sum of s, A * ...]
         placed = joined.index_select(0, self._nearest)
         placed.masked_fill_(~self.inside.flatten()[:, None], 0)
-        return placed.view(len(fields), self._grid.num_boxes, *fields[0].shape[1:])
+        return placed.view(len(fields), -1, *fields[0].shape[1:])
 
     def padded(self, fields: Sequence[Tensor], length: int) -> Tensor:
         """Join n fields (..., m) behind one another, zeros up to `length`: (n, ..., length)."""
@@ -79,12 +84,13 @@ class Placing:
         joined = torch.cat(parts, dim=-1)
         return joined.view(*joined.shape[:-1], len(fields), length).movedim(-2, 0)
 
-    def scores(self, index: Tensor, counts: Sequence[int]) -> Tensor:
+    def scores(self, index: Tensor, counts: Sequence[int], step: int) -> Tensor:
         """Move kept scores to the grid.
 
         Args:
             index: (n, M) int64 flat indices anchor * K + class on the record's own levels.
             counts: how many of each record count; fewer than M only where its grid is smaller.
+            step: A * K, the scores of a position.
 
         Returns:
             (n, M) int64 on the grid; those that do not count at an anchor that is not valid.
@@ -93,10 +99,9 @@ class Placing:
         own = torch.where(self.inside.flatten(), self._nearest, self._total)
         numbers = torch.arange(positions, device=self._device).repeat(images)
         places = own.new_empty(self._total + 1).scatter_(0, own, numbers)
-        step = self._grid.num_anchors * self._grid.num_classes
         position = torch.div(index, step, rounding_mode="floor")
         moved = places.take(position + self._firsts) * step + (index - position * step)
-        spare = [_spare(geometry, self._grid) for geometry in self._geometries]
+        spare = [_spare(geometry, self.grid) * step for geometry in self.geometries]
         limits = self._to_device([list(both) for both in zip(counts, spare, strict=True)])
         beyond = torch.arange(index.shape[1], device=self._device) >= limits[:, :1]
         return torch.where(beyond, limits[:, 1:], moved)
@@ -113,11 +118,11 @@ def _ends(geometry: Geometry) -> list[list[int]]:
 
 
 def _spare(geometry: Geometry, grid: Geometry) -> int:
-    """The flat index of a score that is not the record's own; 0 where all are."""
+    """A position that is not the record's own; 0 where all are."""
     ends = zip(geometry.level_sizes, grid.level_sizes, grid.level_offsets[1:], strict=True)
     for own, whole, end in ends:
         if own != whole:
-            return (end - 1) * grid.num_anchors * grid.num_classes
+            return end - 1
     return 0
 
 

@@ -1,0 +1,211 @@
+"""A whole record: its signals, each with its codec, and the arrays that its fields lie in.
+
+Shape letters: n records, B bytes of a record in one array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storage.codecs.base import Codec, Codes, check_values
+from storage.codecs.placing import Placing
+from storage.codecs.presets import Preset, get_codec
+from storage.errors import FormatError, VersionError
+from storage.schema import RECORD, Array, Field, Geometry, common_fields
+from storage.signals import Signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordCodec:
+    """Encodes and decodes whole records.
+
+    Attributes:
+        signals: what a record holds of the teacher, with the codec of each.
+        num_detections: D, rows of the detections.
+    """
+
+    signals: Sequence[tuple[Signal, Codec]]
+    num_detections: int
+
+    @classmethod
+    def of_preset(
+        cls, preset: Preset, signals: Sequence[Signal], num_detections: int
+    ) -> RecordCodec:
+        """Choose the codec of each signal.
+
+        Raises:
+            ValueError: the preset has none for a kind.
+        """
+        # By name, which is the order of a manifest.
+        chosen = [(one, preset.codec_for(one)) for one in sorted(signals, key=lambda s: s.name)]
+        return cls(signals=tuple(chosen), num_detections=num_detections)
+
+    @classmethod
+    def of_manifest(
+        cls, signals: Mapping[str, Any], num_detections: int, store: str
+    ) -> RecordCodec:
+        """Make the codecs that a manifest names.
+
+        Raises:
+            FormatError: a kind or a codec that is not known here.
+            VersionError: the records are in another version of a codec.
+        """
+        found = []
+        for name, stated in signals.items():
+            try:
+                codec = get_codec(stated["codec"])
+                found.append((Signal(name, stated["kind"], stated["sizes"]), codec))
+            except (KeyError, TypeError, ValueError) as error:
+                raise FormatError(f"{store}: signal {name}: {error}") from error
+            if codec.version != stated["codec"]["version"]:
+                raise VersionError(
+                    f"{store}: signal {name} is in version {stated['codec']['version']} of codec"
+                    f" {codec.name}, this software knows version {codec.version}; read it with the"
+                    " software that wrote it, or dump it again"
+                )
+        return cls(signals=tuple(found), num_detections=num_detections)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Signal name to its kind, sizes and codec, as JSON."""
+        return {
+            signal.name: {**signal.to_json(), "codec": codec.identity}
+            for signal, codec in self.signals
+        }
+
+    def arrays(self, geometry: Geometry) -> tuple[Array, ...]:
+        """Return one array a signal, and last that of everything small."""
+        arrays, small = [], list(common_fields(self.num_detections))
+        for signal, codec in self.signals:
+            fields = [
+                (one.name in codec.small, replace(one, name=f"{signal.name}.{one.name}"))
+                for one in codec.fields(signal, geometry)
+            ]
+            small += [one for is_small, one in fields if is_small]
+            large = tuple(one for is_small, one in fields if not is_small)
+            if large:
+                arrays.append(Array(signal.name, large, codec.compression))
+        return (*arrays, Array(RECORD, tuple(small)))
+
+    def typical_bytes(self, geometry: Geometry) -> dict[str, int]:
+        """Return what compression is known to leave of one record, by array name, bytes."""
+        sizes = {one.name: codec.typical_bytes(one, geometry) for one, codec in self.signals}
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    def encode(self, values: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
+        """Encode n records; the values are not modified.
+
+        Args:
+            values: signal name to (n, *its shape), floating point.
+            geometry: of the records.
+
+        Returns:
+            Field name to (n, *field.shape) tensor of the field's dtype, on the values' device.
+
+        Raises:
+            ValueError: a signal is absent or has another shape, or values that are not finite or
+                that a codec cannot hold.
+        """
+        found: dict[str, Tensor] = {}
+        for signal, codec in self.signals:
+            if signal.name not in values:
+                raise ValueError(f"teacher's {signal.name}: absent, only {', '.join(values)}")
+            value = values[signal.name].detach()
+            check_values(value, signal, geometry)
+            with torch.no_grad():
+                codes = codec.encode(value, signal, geometry)
+            found.update({f"{signal.name}.{name}": code for name, code in codes.items()})
+        return found
+
+    def decode(self, codes: Codes, geometry: Geometry) -> dict[str, Tensor]:
+        """Decode n records of one padded size.
+
+        Args:
+            codes: field name to (n, *field.shape), all on one device; signals of which there is no
+                field are left out, fields of no signal are ignored.
+            geometry: of the records.
+
+        Returns:
+            Signal name to (n, *its shape) float32; of the kind `scores`, probabilities.
+
+        Raises:
+            ValueError: a field is absent or has another shape or dtype than it was written with.
+        """
+        with torch.no_grad():
+            return {
+                signal.name: codec.decode(own, signal, geometry)
+                for signal, codec in self.signals
+                if (own := _own_codes(codes, signal, codec, geometry, leading=1))
+            }
+
+    def decode_placed(self, records: Sequence[Codes], placing: Placing) -> dict[str, Tensor]:
+        """Decode n records of several padded sizes together, onto one grid.
+
+        A record lies at the top left of each level. Beyond it, maps repeat its last row and column;
+        what belongs to anchors is zero.
+
+        Args:
+            records: field name to (*field.shape) of each, as in `decode`.
+            placing: where they lie.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        found = {}
+        for signal, codec in self.signals:
+            own = [
+                _own_codes(one, signal, codec, geometry, leading=0)
+                for one, geometry in zip(records, placing.geometries, strict=True)
+            ]
+            if own[0]:
+                with torch.no_grad():
+                    found[signal.name] = codec.decode_placed(own, signal, placing)
+        return found
+
+
+def _own_codes(
+    codes: Codes, signal: Signal, codec: Codec, geometry: Geometry, *, leading: int
+) -> dict[str, Tensor]:
+    """The checked codes of one signal, by the codec's own field names; {} if there are none."""
+    prefix = f"{signal.name}."
+    own = {name.removeprefix(prefix): one for name, one in codes.items() if name.startswith(prefix)}
+    for field in codec.fields(signal, geometry) if own else ():
+        _check_code(own, field, signal, leading)
+    return own
+
+
+def _check_code(own: Codes, field: Field, signal: Signal, leading: int) -> None:
+    if field.name not in own:
+        raise ValueError(f"signal {signal.name}: field {field.name} is absent")
+    tensor = own[field.name]
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tuple(tensor.shape[leading:]) != field.shape or dtype != field.dtype:
+        raise ValueError(
+            f"signal {signal.name}: field {field.name} is {dtype}{tuple(tensor.shape[leading:])},"
+            f" expected {field.dtype}{field.shape} for each record"
+        )
+
+
+def joined(arrays: Sequence[Array], codes: Codes) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the (n, B) uint8 bytes of every array whose fields are all there."""
+    for array in arrays:
+        if all(one.name in codes for one in array.fields):
+            yield array.name, _join(array, codes)
+
+
+def _join(array: Array, codes: Codes) -> Tensor:
+    """Bring fields together on their own device, as `Array.join` does on the host."""
+    parts, end = [], 0
+    for field, start in zip(array.fields, array.offsets, strict=True):
+        code = codes[field.name]
+        if start > end:
+            parts.append(code.new_zeros((len(code), start - end), dtype=torch.uint8))
+        parts.append(code.reshape(len(code), -1).view(torch.uint8))
+        end = start + field.num_bytes
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
