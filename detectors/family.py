@@ -16,7 +16,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from configs.origins import place_of
-from storage import Geometry
+from storage import Geometry, Signal
 
 from .outputs import DenseOutputs
 
@@ -35,12 +35,16 @@ class DetectorFamily(Protocol):
         """The number of pixels to a multiple of which views are padded."""
         ...
 
-    def strides(self, cfg: CfgNode) -> tuple[int, ...]:
-        """Pixels a position, for every level."""
+    def levels(self, cfg: CfgNode) -> dict[str, int]:
+        """Name of every level, finest first, to its stride: pixels per position."""
+        ...
+
+    def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
+        """What a record holds of such a detector; the names are those of its outputs."""
         ...
 
     def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
-        """Array sizes for views padded to `height` x `width` pixels; builds no model."""
+        """Grids of all levels for views padded to `height` x `width` pixels; builds no model."""
         ...
 
     def output_config(self, cfg: CfgNode) -> dict[str, Any]:

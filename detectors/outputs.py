@@ -6,12 +6,12 @@ C channels, L levels. Anchors are in the order level, H, W, A.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from storage import RawOutputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,24 @@ class DenseOutputs:
         """Height and width of every level's grid, in positions."""
         return [(int(f.shape[-2]), int(f.shape[-1])) for f in self.features]
 
-    def raw(self) -> RawOutputs:
-        """The same outputs as the cache takes them: all levels side by side."""
+    def signals(self) -> dict[str, Tensor]:
+        """The same outputs as a cache takes them: signal name to values, levels side by side."""
         flat = torch.cat([f.flatten(2) for f in self.features], dim=2)  # (N, C, S)
-        return RawOutputs(features=flat, logits=self.logits, deltas=self.deltas)
+        return {"features": flat, "scores": self.logits, "deltas": self.deltas}
+
+    def on_levels(self, kept: Sequence[int]) -> DenseOutputs:
+        """The outputs of some levels alone, which are in the order of theirs."""
+        if list(kept) == list(range(len(self.features))):
+            return self
+        logits, deltas, anchors = (
+            [part.split(self.anchors_per_level, dim=-2)[level] for level in kept]
+            for part in (self.logits, self.deltas, self.anchors)
+        )
+        return replace(
+            self,
+            features=[self.features[level] for level in kept],
+            logits=torch.cat(logits, dim=1),
+            deltas=torch.cat(deltas, dim=1),
+            anchors=torch.cat(anchors),
+            anchors_per_level=[self.anchors_per_level[level] for level in kept],
+        )

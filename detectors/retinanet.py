@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from storage import Geometry
+from storage import Geometry, Signal
 
 from .building import of_the_model
 from .outputs import DenseOutputs
@@ -52,22 +52,26 @@ class RetinaNetFamily:
         """See `DetectorFamily`."""
         return _layout(cfg).size_divisibility
 
-    def strides(self, cfg: CfgNode) -> tuple[int, ...]:
+    def levels(self, cfg: CfgNode) -> dict[str, int]:
         """See `DetectorFamily`."""
-        return _layout(cfg).strides
+        return dict(zip(cfg.MODEL.RETINANET.IN_FEATURES, _layout(cfg).strides, strict=True))
+
+    def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
+        """See `DetectorFamily`."""
+        layout = _layout(cfg)
+        anchors = {"anchors": layout.num_anchors}
+        classes = cfg.MODEL.RETINANET.NUM_CLASSES
+        return (
+            Signal("features", "maps", {"channels": layout.channels}),
+            Signal("scores", "scores", {**anchors, "classes": classes}),
+            Signal("deltas", "deltas", anchors),
+        )
 
     def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
         """See `DetectorFamily`."""
-        layout = _layout(cfg)
-        return Geometry(
-            height=height,
-            width=width,
-            # Every level halves the one below and rounds up (3x3 convolution, stride 2, padding 1).
-            level_sizes=tuple((-(-height // s), -(-width // s)) for s in layout.strides),
-            channels=layout.channels,
-            num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
-            num_anchors=layout.num_anchors,
-        )
+        strides = _layout(cfg).strides
+        # Every level halves the one below and rounds up (3x3 convolution, stride 2, padding 1).
+        return Geometry(height, width, tuple((-(-height // s), -(-width // s)) for s in strides))
 
     def output_config(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""

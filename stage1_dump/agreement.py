@@ -18,12 +18,10 @@ from detectron2.structures import Boxes, pairwise_iou
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage import DecodedOutputs, Geometry, Preset, RawOutputs
-from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
+from storage import Geometry, RecordCodec
+from storage.schema import DETECTIONS, PIXELS_CRC, PIXELS_SAMPLE
 
 Arrays = Mapping[str, NDArray[Any]]
-
-DETECTIONS_FIELD = "detections"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ class Distance:
     """How far one field is off.
 
     Attributes:
-        field: of the record; of decoded outputs, their name.
+        field: of the record; of decoded signals, their name.
         difference: the largest absolute difference of two elements. Of `pixels_crc32c`: 1 if the
             checksums differ. Of `detections` compared by value: boxes without a counterpart.
         tolerance: the largest difference that passes.
@@ -85,39 +83,38 @@ _SHARE_OF_OTHER_BOXES = 0.1
 
 
 def distances_in_value(
-    stored: Arrays, now: Arrays, raw: RawOutputs, preset: Preset, geometry: Geometry, noise: float
+    stored: Arrays,
+    now: Arrays,
+    live: Mapping[str, Tensor],
+    codec: RecordCodec,
+    geometry: Geometry,
+    noise: float,
 ) -> Iterator[Distance]:
     """Compare what the codes of one record decode to.
 
     Args:
-        stored, now: field name to array; `now` are the codes of `raw`.
-        raw: what the teacher says now, one record (leading dimension 1).
-        preset: the codec of both.
+        stored, now: field name to array; `now` are the codes of `live`.
+        live: what the teacher says now, signal name to one record (leading dimension 1).
+        codec: of both.
         geometry: of the record.
         noise: relative difference of two machines, see `NOISE`.
 
     Yields:
-        Features, probabilities, deltas, boxes, and checksum and sample of the pixels. The
-        tolerance is what the codec itself loses of `raw`, twice, and the noise.
+        Each signal (of scores, the probabilities), boxes, and checksum and sample of the pixels.
+        The tolerance is what the codec itself loses of `live`, twice, and the noise.
     """
-    ours, theirs = (_decode(codes, preset, geometry) for codes in (now, stored))
-    live = DecodedOutputs(
-        features=raw.features, probabilities=raw.logits.sigmoid(), deltas=raw.deltas
-    )
-    scales = {
-        "features": _largest(raw.features),
-        "probabilities": _largest(raw.logits) * _STEEPEST_SIGMOID,
-        "deltas": _largest(raw.deltas),
-    }
-    for name, scale in scales.items():
-        live_values = getattr(live, name)
-        lost = _largest(getattr(ours, name) - live_values)
+    ours, theirs = (_decode(codes, codec, geometry) for codes in (now, stored))
+    for signal, _ in codec.signals:
+        value, scale = live[signal.name], _largest(live[signal.name])
+        if signal.kind == "scores":
+            value, scale = value.sigmoid(), scale * _STEEPEST_SIGMOID
+        lost = _largest(ours[signal.name] - value)
         yield Distance(
-            field=name,
-            difference=_largest(getattr(theirs, name) - live_values),
+            field=signal.name,
+            difference=_largest(theirs[signal.name] - value),
             tolerance=_CODEC_ERRORS * lost + noise * scale,
         )
-    yield _distance_of_boxes(stored[DETECTIONS_FIELD], now[DETECTIONS_FIELD], noise)
+    yield _distance_of_boxes(stored[DETECTIONS], now[DETECTIONS], noise)
     # Pixels are integers: no machine renders them otherwise with the same Pillow.
     yield from distances_in_bits({name: stored[name] for name in (PIXELS_CRC, PIXELS_SAMPLE)}, now)
 
@@ -136,14 +133,15 @@ def _distance_of_boxes(stored: NDArray[Any], now: NDArray[Any], noise: float) ->
     alone = int((~near.any(dim=1)).sum() + (~near.any(dim=0)).sum())
     allowed = _SHARE_OF_OTHER_BOXES * (len(ours) + len(theirs))
     return Distance(
-        field=DETECTIONS_FIELD, difference=float(alone), tolerance=max(2.0, float(int(allowed)))
+        field=DETECTIONS, difference=float(alone), tolerance=max(2.0, float(int(allowed)))
     )
 
 
-def _decode(codes: Arrays, preset: Preset, geometry: Geometry) -> DecodedOutputs:
-    names = [field.name for field in preset.fields(geometry)]
+def _decode(codes: Arrays, codec: RecordCodec, geometry: Geometry) -> dict[str, Tensor]:
     # A copy: read from a cache, arrays are read-only, which PyTorch does not know.
-    return preset.decode({n: torch.from_numpy(np.array(codes[n]))[None] for n in names}, geometry)
+    of_signals = {name: code for name, code in codes.items() if "." in name}
+    tensors = {name: torch.from_numpy(np.array(code))[None] for name, code in of_signals.items()}
+    return codec.decode(tensors, geometry)
 
 
 def _largest(values: Tensor) -> float:

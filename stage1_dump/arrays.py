@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,23 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.pinned import pinned_empty
-from storage.schema import PIXEL_FIELDS, PIXELS_CRC
+from storage import Array
+from storage.codecs.record import joined
+from storage.schema import PIXELS_CRC, RECORD
 
 
 class ShardArrays:
     """Room for the n records of one shard, filled in slot order.
 
-    Not to be read before `finish`, which waits for the copies that are still under way.
+    A signal's fields are joined on the device, and so are one copy; those of the array `record`,
+    some of which the host computes, are joined at the end. Not to be read before `finish`, which
+    waits for the copies that are still under way.
     """
 
-    def __init__(self, num_records: int, device: torch.device) -> None:
-        """Args: n, and the device that the codes come from."""
+    def __init__(self, arrays: Sequence[Array], num_records: int, device: torch.device) -> None:
+        """Args: the arrays of the bucket, n, and the device that the codes come from."""
+        self._arrays = [one for one in arrays if one.name != RECORD]
+        (self._record,) = (one for one in arrays if one.name == RECORD)
+        self._small = {one.name for one in self._record.fields}
         self._num_records = num_records
         self._on_gpu = device.type == "cuda"
         self._tensors: dict[str, Tensor] = {}
-        self._pixels = {
-            one.name: np.zeros((num_records, *one.shape), one.dtype) for one in PIXEL_FIELDS
-        }
+        self._pixels: dict[str, NDArray[Any]] = {}
         self._filled = 0
         self._copied = torch.cuda.Event() if self._on_gpu else None
 
@@ -42,13 +47,15 @@ class ShardArrays:
             HostMemoryError: there is no more memory to page-lock.
         """
         end = self._filled + len(pixels[PIXELS_CRC])
-        for name, code in codes.items():
+        small = {name: code for name, code in codes.items() if name in self._small}
+        for name, code in (*joined(self._arrays, codes), *small.items()):
             if name not in self._tensors:
                 shape = (self._num_records, *code.shape[1:])
                 self._tensors[name] = self._room(shape, code.dtype)
             self._tensors[name][self._filled : end].copy_(code, non_blocking=self._on_gpu)
         for name, values in pixels.items():
-            self._pixels[name][self._filled : end] = values
+            room = (self._num_records, *values.shape[1:])
+            self._pixels.setdefault(name, np.zeros(room, values.dtype))[self._filled : end] = values
         self._filled = end
         if self._copied is not None:
             self._copied.record()
@@ -63,9 +70,10 @@ class ShardArrays:
         )
 
     def finish(self) -> dict[str, NDArray[Any]]:
-        """Wait for the device and return every field, (n, ...) each."""
+        """Wait for the device and return every array, (n, B) uint8 each."""
         assert self._filled == self._num_records, "a batch of the shard is missing"
         if self._copied is not None:
             self._copied.synchronize()
-        arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        return {**arrays, **self._pixels}
+        found = {name: tensor.numpy() for name, tensor in self._tensors.items()}
+        record = {name: found.pop(name) for name in self._small & found.keys()}
+        return {**found, RECORD: self._record.join({**record, **self._pixels})}

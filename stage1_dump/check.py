@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from numpy.typing import NDArray
+from torch import Tensor
 
 from configs.schema import TeacherConfig
 from dataset.likeness import compare_samples
 from detectors import teacher_fingerprint
-from storage import CacheReader, RawOutputs
+from storage import CacheReader
 from storage.canonical import differences
 from storage.index import ShardTable
 from storage.progress import Progress
@@ -127,7 +128,7 @@ def check(cfg: CfgNode, *, sample: int, seed: int) -> CheckReport:
     settings = _numerics_of(reader, prepared.settings.teacher)
     with fixed_numerics(settings, device) as numerics:
         teacher = load_teacher(
-            prepared.teacher_cfg, device, precision=settings.precision, preset=reader.codec
+            prepared.teacher_cfg, device, precision=settings.precision, codec=reader.codec
         )
         fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
         wanted = prepared.manifest(teacher=fingerprint, numerics=numerics)
@@ -219,16 +220,12 @@ class _Check:
             outputs = self._teacher.run(batch.images)
             codes = self._teacher.encode(outputs, geometry)
         now = {name: code.cpu().numpy() for name, code in codes.items()} | batch.pixels
-        raw = outputs.raw()
+        live = outputs.signals()
         for position, (record, stored) in enumerate(
             zip(records, self._reader.read_many(records), strict=True)
         ):
             row = slice(position, position + 1)
-            one = RawOutputs(
-                features=raw.features[row].cpu(),
-                logits=raw.logits[row].cpu(),
-                deltas=raw.deltas[row].cpu(),
-            )
+            one = {name: values[row].cpu() for name, values in live.items()}
             computed = {name: codes[position] for name, codes in now.items()}
             self._compare(record, stored, computed, one)
 
@@ -237,10 +234,10 @@ class _Check:
         record: int,
         stored: Mapping[str, NDArray[Any]],
         now: Mapping[str, NDArray[Any]],
-        raw: RawOutputs,
+        live: Mapping[str, Tensor],
     ) -> None:
         self._report.records += 1
-        for distance in self._distances(record, stored, now, raw):
+        for distance in self._distances(record, stored, now, live):
             known = self._report.largest.get(distance.field)
             if known is None or not distance.difference <= known[0]:
                 self._report.largest[distance.field] = (distance.difference, distance.tolerance)
@@ -265,15 +262,15 @@ class _Check:
         record: int,
         stored: Mapping[str, NDArray[Any]],
         now: Mapping[str, NDArray[Any]],
-        raw: RawOutputs,
+        live: Mapping[str, Tensor],
     ) -> Iterator[Distance]:
         if not self._report.other_numerics:
             return distances_in_bits(stored, now)
         return distances_in_value(
             stored,
             now,
-            raw,
-            self._teacher.preset,
+            live,
+            self._teacher.codec,
             self._reader.geometry_of(record),
             NOISE[self._teacher.precision],
         )

@@ -26,7 +26,6 @@ from detectors import teacher_fingerprint
 from detectors.pinned import kept_bytes, naming_pinning
 from storage import CacheWriter, ClaimLostError, ShardId
 from storage.progress import Progress, format_bytes
-from storage.schema import PIXEL_FIELDS
 
 from .arrays import ShardArrays
 from .compute import BatchComputer
@@ -43,8 +42,6 @@ from .writing import NUM_WRITERS, ShardWriters
 
 logger = logging.getLogger(__name__)
 
-# Fields that no device computes.
-_ON_HOST = {one.name for one in PIXEL_FIELDS}
 # How often to look whether other ranks have finished or given up the shards that they hold.
 POLL_SEC = 2.0
 
@@ -104,7 +101,7 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
             prepared.teacher_cfg,
             device,
             precision=prepared.settings.teacher.precision,
-            preset=prepared.preset,
+            codec=prepared.codec(),
         )
         fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
         manifest = prepared.manifest(teacher=fingerprint, numerics=numerics)
@@ -123,8 +120,8 @@ class DumpJob:
     """One rank's share of a dump.
 
     What is in memory at once: `writing.NUM_WRITERS` + 1 shards of codes (beside a GPU page-locked,
-    each field rounded up to a power of two),
-    for each writer its largest field twice more while zarr encodes it, and the views of
+    each array rounded up to a power of two),
+    for each writer its largest array twice more while zarr encodes it, and the views of
     2 * `DATALOADER.NUM_WORKERS` batches.
     """
 
@@ -211,12 +208,9 @@ class DumpJob:
 
     def _bytes_in_memory(self, missing: list[ShardId], *, page_locked: bool) -> int:
         """Codes of the largest shards that may be in memory together, and what that takes."""
-        fields = {
-            bucket: [f.num_bytes for f in found if not (page_locked and f.name in _ON_HOST)]
-            for bucket, found in self._writer.manifest.fields.items()
-        }
+        arrays = self._writer.manifest.arrays
         shards = [
-            [size * len(self._writer.records_of(shard)) for size in fields[shard.bucket]]
+            [one.num_bytes * len(self._writer.records_of(shard)) for one in arrays[shard.bucket]]
             for shard in missing
         ]
         if page_locked:
@@ -247,7 +241,11 @@ class DumpJob:
 
     def _compute(self, shard: ShardId, batches: Iterator[ImageBatch | None]) -> None:
         """Have the batches of one claimed shard computed, and then the shard written."""
-        arrays = ShardArrays(len(self._writer.records_of(shard)), self._teacher.device)
+        arrays = ShardArrays(
+            self._writer.manifest.arrays[shard.bucket],
+            len(self._writer.records_of(shard)),
+            self._teacher.device,
+        )
         write = partial(self._writers.submit, shard, arrays)
         last = self._feed.num_batches(shard) - 1
         failures: list[Failure] = []

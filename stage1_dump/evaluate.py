@@ -86,7 +86,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
         ValueError: the view is not there or not complete, or the annotations are not those of
             the cache's images and classes.
     """
-    reader = CacheReader(cache, ("detections",))
+    reader = CacheReader(cache, ())
     incomplete = _incomplete_views(reader)
     chosen = _choose(reader, view, incomplete)
     truth = load_annotations(annotations)
@@ -206,7 +206,7 @@ def _cached_images(reader: CacheReader, table: ImageTable, annotations: str) -> 
 def _coco_evaluator(reader: CacheReader, annotations: Annotations) -> COCOEvaluator:
     """detectron2's evaluator, for annotations with as many categories as the teacher's classes."""
     categories = annotations.categories
-    num_classes = next(iter(reader.manifest.geometries.values())).num_classes
+    num_classes = reader.manifest.detections["classes"]
     if num_classes != len(categories):
         raise ValueError(
             f"{annotations.path} has {len(categories)} categories, but the teacher of "

@@ -6,23 +6,25 @@ Everything is computed and thrown away.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from detectron2.config import CfgNode
+from torch import Tensor
 
 from dataset.annotations import require_images
-from storage import Geometry, Preset, RawOutputs
+from storage import Geometry, RecordCodec
 from storage.index import ShardTable
 from storage.progress import Progress
-from storage.shards import encode_shard
+from storage.codecs.record import joined
+from storage.shards import encode_shard, table_bytes
 
 from .estimate import Rate
 from .images import ImageBatch, RecordImages, make_loader
 from .numerics import fixed_numerics
 from .prepare import Prepared
 from .ranks import Rank, pick_device
-from .sizes import Sample, candidates, compressed_fields, table_bytes
+from .sizes import Sample, candidates, compressed_arrays
 from .teacher import Teacher, load_teacher, naming_the_batch
 
 # Sizes vary less than times do.
@@ -50,7 +52,7 @@ def measure(prepared: Prepared, cfg: CfgNode, num_batches: int) -> tuple[Rate, d
     ours = prepared.settings.teacher
     with fixed_numerics(ours, device):
         teacher = load_teacher(
-            prepared.teacher_cfg, device, precision=ours.precision, preset=prepared.preset
+            prepared.teacher_cfg, device, precision=ours.precision, codec=prepared.codec()
         )
         run = _Measurement(prepared, teacher, cfg.DATALOADER.NUM_WORKERS)
         rate = run.time(num_batches)
@@ -89,26 +91,26 @@ class _Measurement:
         Apart from the time taken: beside this work, image workers would get ahead of the teacher.
         """
         geometries = self._prepared.geometries
-        presets = {
-            title: preset
+        codecs = {
+            title: codec
             for title, preset in candidates(self._prepared.preset).items()
-            if compressed_fields(preset, geometries[0])
+            if compressed_arrays(codec := self._prepared.codec(preset), geometries[0])
         }
         records = np.zeros(len(geometries), dtype=np.int64)
-        taken: dict[str, dict[str, int]] = {title: {} for title in presets}
-        if not presets:
+        taken: dict[str, dict[str, int]] = {title: {} for title in codecs}
+        if not codecs:
             return {}
         with Progress("measure sizes", total=count, unit="batches") as progress:
             for batch, geometry in progress.over(self._batches(count)):
                 with naming_the_batch(len(batch.images), geometry):
-                    raw = self._teacher.run(batch.images).raw()
+                    values = self._teacher.run(batch.images).signals()
                 records[geometries.index(geometry)] += len(batch.images)
-                for title, preset in presets.items():
-                    for name, size in _compressed_bytes(preset, raw, geometry):
+                for title, codec in codecs.items():
+                    for name, size in _compressed_bytes(codec, values, geometry):
                         taken[title][name] = taken[title].get(name, 0) + size
         source = f"{records.sum():,} records measured here"
         return {
-            title: Sample(source=source, geometries=geometries, records=records, field_bytes=sizes)
+            title: Sample(source=source, geometries=geometries, records=records, array_bytes=sizes)
             for title, sizes in taken.items()
         }
 
@@ -131,14 +133,13 @@ class _Measurement:
 
 
 def _compressed_bytes(
-    preset: Preset, raw: RawOutputs, geometry: Geometry
+    codec: RecordCodec, values: Mapping[str, Tensor], geometry: Geometry
 ) -> Iterator[tuple[str, int]]:
-    """Each compressed field with the bytes of its chunks, as a dump writes them."""
-    codes = preset.encode(raw, geometry)
-    for field in compressed_fields(preset, geometry):
-        values = codes[field.name].cpu().numpy()
-        written = encode_shard(field, geometry, len(values), values)
-        yield field.name, len(written) - table_bytes(len(values))
+    """Each compressed array with the bytes of its chunks, as a dump writes them."""
+    arrays = {one.name: one for one in compressed_arrays(codec, geometry)}
+    for name, data in joined(list(arrays.values()), codec.encode(values, geometry)):
+        written = encode_shard(arrays[name], len(data), data.cpu().numpy(), np.arange(len(data)))
+        yield name, len(written) - table_bytes(len(data))
 
 
 def _spread(prepared: Prepared, count: int) -> list[list[int]]:

@@ -107,6 +107,5 @@ def _plan_view(images: ImageTable, config: PlanConfig, view: int) -> dict[str, N
         "seed": planned.seed[order],
         "height": planned.height[order],
         "width": planned.width[order],
-        "flip": planned.flip[order],
         "bucket": names[bucket][order],
     }

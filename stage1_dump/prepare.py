@@ -21,10 +21,10 @@ from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import augmentation_fingerprint
 from detectors import DetectorFamily, family_of
+from detectors.family import num_classes
 from detectors.command import register_data
 from detectors.datasets import other_classes
-from storage import Geometry, Index, Manifest, Preset, get_preset
-from storage.schema import common_fields
+from storage import Geometry, Index, Manifest, Preset, RecordCodec, get_preset
 
 from .plan import (
     PlanConfig,
@@ -49,7 +49,7 @@ class Prepared:
         index: the plan.
         shard_records: records of a full shard.
         geometries: one for each bucket, in the order of the index's bucket numbers.
-        preset: the codec.
+        preset: the table that chooses the codecs.
     """
 
     settings: Settings
@@ -61,6 +61,10 @@ class Prepared:
     shard_records: int
     geometries: tuple[Geometry, ...]
     preset: Preset
+
+    def codec(self, preset: Preset | None = None) -> RecordCodec:
+        """What encodes a record, with the config's preset or another."""
+        return _codec(self.teacher_cfg, preset or self.preset)
 
     def manifest(
         self,
@@ -74,13 +78,18 @@ class Prepared:
         Args:
             teacher: `detectors.teacher_fingerprint` of the loaded teacher.
             numerics: what `numerics.fixed_numerics` gave.
-            preset: another codec than that of the config.
+            preset: another than that of the config.
         """
+        preset = preset or self.preset
+        known = num_classes(self.teacher_cfg)
+        assert known is not None, "a family names its classes"
         return Manifest.create(
-            preset=preset or self.preset,
+            preset=preset.name,
+            codec=self.codec(preset),
+            levels=family_of(self.teacher_cfg).levels(self.teacher_cfg),
+            num_classes=known[1],
             geometries=self.geometries,
             shard_records=self.shard_records,
-            num_detections=self.teacher_cfg.TEST.DETECTIONS_PER_IMAGE,
             teacher=teacher,
             dataset=dataset_fingerprint(self.images),
             augmentation=augmentation_fingerprint(self.settings.views),
@@ -164,12 +173,16 @@ def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> in
     sides = (max(ours.views.scales), ours.views.max_size)
     height, width = (-(-side // step) * step for side in sides)
     geometry = family.geometry(teacher_cfg, height, width)
-    fields = [*preset.fields(geometry), *common_fields(teacher_cfg.TEST.DETECTIONS_PER_IMAGE)]
     return records_that_fit(
-        [field.num_bytes for field in fields],
+        [array.num_bytes for array in _codec(teacher_cfg, preset).arrays(geometry)],
         shard_bytes=ours.cache.shard_bytes,
         batch=ours.teacher.batch,
     )
+
+
+def _codec(teacher_cfg: CfgNode, preset: Preset) -> RecordCodec:
+    signals = family_of(teacher_cfg).signals(teacher_cfg)
+    return RecordCodec.of_preset(preset, signals, teacher_cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 def _locate(cfg: CfgNode, teacher_cfg: CfgNode) -> tuple[str, str]:

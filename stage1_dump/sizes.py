@@ -8,19 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import Field, Geometry, Index, Preset, ShardId, get_preset, preset_names
+from storage import Array, Geometry, Index, Preset, RecordCodec, ShardId, get_preset
 from storage import commit as commits
+from storage.codecs.presets import PRESETS
 from storage.commit import Commit, StoredObject
 from storage.index import ShardTable
 from storage.layout import CRC_BYTES, object_key, root_json, seal
 from storage.manifest import Manifest
 from storage.progress import format_bytes
-from storage.schema import NOT_FOR_TRAINING, common_fields
+from storage.shards import table_bytes
 
 from .prepare import Prepared
-
-# zarr's sharding: behind the chunks of a shard, offset and length of each.
-_TABLE_ENTRY_BYTES = 16
 
 # What a plan compares besides every preset as it is by default.
 _VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
@@ -40,13 +38,13 @@ class Sample:
         source: whose records they are.
         geometries: of the buckets that they are from.
         records: how many there are of each of those buckets.
-        field_bytes: compressed field to the bytes of its chunks, their CRC32Cs included.
+        array_bytes: compressed array to the bytes of its chunks, their CRC32Cs included.
     """
 
     source: str
     geometries: tuple[Geometry, ...]
     records: NDArray[np.int64]
-    field_bytes: dict[str, int]
+    array_bytes: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +52,24 @@ class PresetEstimate:
     """The size of the planned records under one preset.
 
     Attributes:
-        field_bytes: field name to the bytes of its objects; exact, but for compressed fields,
+        array_bytes: array name to the bytes of its objects; exact, but for compressed arrays,
             where it is what they would be without compression: an upper bound.
-        compressed_fields: names of those fields.
-        typical_field_bytes: of the compressed fields that were sampled, or whose typical size the
-            preset knows, that size: an estimate.
+        compressed_arrays: names of those arrays.
+        typical_array_bytes: of the compressed arrays that were sampled, or whose typical size the
+            codec knows, that size: an estimate.
         metadata_bytes: commits, index, manifest and what else is no record.
         total_bytes: everything, at most.
         expected_bytes: everything, with the estimates where there are any.
         objects: files, or objects of an object store, metadata and commits included.
         sample: whose records the estimates follow; empty where they are typical ones.
         read_bytes: what training reads of a record, on average, with the estimates.
-        read_requests: the ranges of objects that it asks for, one per field, however many records
+        read_requests: the ranges of objects that it asks for, one per array, however many records
             are read at once.
     """
 
-    field_bytes: dict[str, int]
-    compressed_fields: list[str]
-    typical_field_bytes: dict[str, int]
+    array_bytes: dict[str, int]
+    compressed_arrays: list[str]
+    typical_array_bytes: dict[str, int]
     metadata_bytes: int
     total_bytes: int
     expected_bytes: int
@@ -83,35 +81,35 @@ class PresetEstimate:
     @property
     def is_exact(self) -> bool:
         """Whether nothing is compressed."""
-        return not self.compressed_fields
+        return not self.compressed_arrays
 
     @property
     def about(self) -> str:
-        """What is said before a number that the compressed fields decide; empty if none do."""
-        return "" if self.is_exact else "about " if self.typical_field_bytes else "at most "
+        """What is said before a number that the compressed arrays decide; empty if none do."""
+        return "" if self.is_exact else "about " if self.typical_array_bytes else "at most "
 
     def lines(self, title: str, records: int) -> Iterator[str]:
-        """The size as text: all fields, then each."""
+        """The size as text: all arrays, then each."""
         basis = f", as {self.sample}" if self.sample else ""
         yield (
             f"{title}: {self.about}{format_bytes(self.expected_bytes)}, "
             f"{format_bytes(self.expected_bytes / records)} a record, {self.objects:,} objects"
             f"{basis}"
         )
-        for field, size in self.field_bytes.items():
+        for array, size in self.array_bytes.items():
             note = ""
-            if field in self.typical_field_bytes:
+            if array in self.typical_array_bytes:
                 note = f", estimated; {format_bytes(size)} before compression"
-                size = self.typical_field_bytes[field]
-            elif field in self.compressed_fields:
+                size = self.typical_array_bytes[array]
+            elif array in self.compressed_arrays:
                 note = ", before compression"
-            yield f"  {field:18} {format_bytes(size):>10}{note}"
+            yield f"  {array:18} {format_bytes(size):>10}{note}"
         yield f"  {'(metadata)':18} {format_bytes(self.metadata_bytes):>10}"
 
 
 def candidates(chosen: Preset) -> dict[str, Preset]:
     """Every preset that a plan compares, by the title it has there; the chosen one as it is set."""
-    found = {name: get_preset(name) for name in preset_names()}
+    found = {name: get_preset(name) for name in sorted(PRESETS)}
     found |= {title: get_preset(name, **given) for title, (name, given) in _VARIANTS.items()}
     return {**found, title_of(chosen): chosen}
 
@@ -137,8 +135,8 @@ def sample_of_cache(prepared: Prepared, sizes: Mapping[str, int]) -> Sample | No
     table = ShardTable(prepared.index, prepared.shard_records)
     for shard in table.shards:
         number = buckets[shard.bucket]
-        fields = compressed_fields(prepared.preset, prepared.geometries[number])
-        keys = {field.name: object_key(shard, field) for field in fields}
+        arrays = compressed_arrays(prepared.codec(), prepared.geometries[number])
+        keys = {array.name: object_key(shard, array) for array in arrays}
         if not keys or not sizes.keys() >= set(keys.values()):
             continue
         records[number] += len(table.records_of(shard))
@@ -148,12 +146,12 @@ def sample_of_cache(prepared: Prepared, sizes: Mapping[str, int]) -> Sample | No
     if not taken:
         return None
     source = f"the {records.sum():,} records that are there already"
-    return Sample(source=source, geometries=prepared.geometries, records=records, field_bytes=taken)
+    return Sample(source=source, geometries=prepared.geometries, records=records, array_bytes=taken)
 
 
-def compressed_fields(preset: Preset, geometry: Geometry) -> list[Field]:
-    """The fields of a preset whose size depends on the teacher."""
-    return [field for field in preset.fields(geometry) if field.compression]
+def compressed_arrays(codec: RecordCodec, geometry: Geometry) -> list[Array]:
+    """The arrays whose size depends on the teacher."""
+    return [array for array in codec.arrays(geometry) if array.compression]
 
 
 def shards_of_buckets(prepared: Prepared) -> NDArray[np.int64]:
@@ -171,41 +169,42 @@ def estimate_preset(
 
     Args:
         prepared: the planned dump.
-        preset: a codec for it.
+        preset: the codecs for it.
         shards: number of shards of every bucket.
-        sample: some of its records in this codec.
+        sample: some of its records in these codecs.
     """
     records = np.bincount(prepared.index.bucket, minlength=len(prepared.geometries))
     tables = shards * table_bytes(prepared.shard_records)
-    fields = [_fields_of(prepared, preset, geometry) for geometry in prepared.geometries]
-    # Bytes of a chunk by field and bucket; of compressed fields the most, then the typical.
+    codec = prepared.codec(preset)
+    arrays = [codec.arrays(geometry) for geometry in prepared.geometries]
+    # Bytes of a chunk by array and bucket; of compressed arrays the most, then the typical.
     most = {
-        field.name: np.array([one[number].num_bytes for one in fields]) + CRC_BYTES
-        for number, field in enumerate(fields[0])
+        array.name: np.array([one[number].num_bytes for one in arrays]) + CRC_BYTES
+        for number, array in enumerate(arrays[0])
     }
-    compressed = [field.name for field in fields[0] if field.compression]
-    expected = _expected_chunks(preset, prepared.geometries, compressed, sample)
-    read = [size for name, size in {**most, **expected}.items() if name not in NOT_FOR_TRAINING]
-    field_bytes = {name: int((records * size + tables).sum()) for name, size in most.items()}
+    compressed = [array.name for array in arrays[0] if array.compression]
+    expected = _expected_chunks(codec, prepared.geometries, compressed, sample)
+    read = {**most, **expected}.values()
+    array_bytes = {name: int((records * size + tables).sum()) for name, size in most.items()}
     typical = {name: int((records * size + tables).sum()) for name, size in expected.items()}
     manifest, metadata = seal(
         prepared.manifest(teacher={}, numerics={}, preset=preset), prepared.index
     )
     metadata_bytes = len(root_json(manifest)) + sum(map(len, metadata.values()))
-    for bucket in range(len(fields)):
+    for bucket in range(len(arrays)):
         chunks = {name: int(size[bucket]) for name, size in {**most, **expected}.items()}
-        of_shard, of_record = _commit_bytes(prepared, manifest, bucket, fields[bucket], chunks)
+        of_shard, of_record = _commit_bytes(prepared, manifest, bucket, arrays[bucket], chunks)
         metadata_bytes += round(shards[bucket] * of_shard + records[bucket] * of_record)
     return PresetEstimate(
-        field_bytes=field_bytes,
-        compressed_fields=compressed,
-        typical_field_bytes=typical,
+        array_bytes=array_bytes,
+        compressed_arrays=compressed,
+        typical_array_bytes=typical,
         metadata_bytes=metadata_bytes,
-        total_bytes=sum(field_bytes.values()) + metadata_bytes,
-        expected_bytes=sum({**field_bytes, **typical}.values()) + metadata_bytes,
-        # Metadata: the root, its digest and all that the two vouch for. Data: each shard's fields,
+        total_bytes=sum(array_bytes.values()) + metadata_bytes,
+        expected_bytes=sum({**array_bytes, **typical}.values()) + metadata_bytes,
+        # Metadata: the root, its digest and all that the two vouch for. Data: each shard's arrays,
         # and its commit.
-        objects=2 + len(metadata) + int(shards.sum()) * (len(fields[0]) + 1),
+        objects=2 + len(metadata) + int(shards.sum()) * (len(arrays[0]) + 1),
         sample=sample.source if sample else "",
         read_bytes=float((records * sum(read)).sum() / records.sum()),
         read_requests=len(read),
@@ -213,18 +212,18 @@ def estimate_preset(
 
 
 def _expected_chunks(
-    preset: Preset, geometries: Sequence[Geometry], compressed: list[str], sample: Sample | None
+    codec: RecordCodec, geometries: Sequence[Geometry], compressed: list[str], sample: Sample | None
 ) -> dict[str, NDArray[np.float64]]:
-    """Bytes of a chunk of each compressed field, by bucket, where anything is known of them.
+    """Bytes of a chunk of each compressed array, by bucket, where anything is known of them.
 
     What is typical knows how the size of the views matters; a sample knows the teacher.
     """
     found = {}
     for name in compressed:
-        chunks, is_typical = _likely_chunks(preset, geometries, name)
+        chunks, is_typical = _likely_chunks(codec, geometries, name)
         if sample is not None:
-            likely, _ = _likely_chunks(preset, sample.geometries, name)
-            chunks *= sample.field_bytes[name] / (likely * sample.records).sum()
+            likely, _ = _likely_chunks(codec, sample.geometries, name)
+            chunks *= sample.array_bytes[name] / (likely * sample.records).sum()
         elif not is_typical:
             continue
         found[name] = chunks
@@ -232,14 +231,14 @@ def _expected_chunks(
 
 
 def _likely_chunks(
-    preset: Preset, geometries: Sequence[Geometry], name: str
+    codec: RecordCodec, geometries: Sequence[Geometry], name: str
 ) -> tuple[NDArray[np.float64], bool]:
-    """Bytes of a chunk of a field, by bucket, and whether they are typical; else the most."""
-    known = [preset.typical_bytes(geometry) for geometry in geometries]
+    """Bytes of a chunk of an array, by bucket, and whether they are typical; else the most."""
+    known = [codec.typical_bytes(geometry) for geometry in geometries]
     is_typical = all(name in one for one in known)
     if not is_typical:
         known = [
-            {field.name: field.num_bytes for field in preset.fields(geometry)}
+            {array.name: array.num_bytes for array in codec.arrays(geometry)}
             for geometry in geometries
         ]
     return np.array([one[name] + CRC_BYTES for one in known], dtype=np.float64), is_typical
@@ -249,7 +248,7 @@ def _commit_bytes(
     prepared: Prepared,
     manifest: Manifest,
     bucket: int,
-    fields: Sequence[Field],
+    arrays: Sequence[Array],
     chunks: Mapping[str, int],
 ) -> tuple[float, float]:
     """Bytes of the commit of a shard without records, and of what each record adds to it."""
@@ -257,7 +256,7 @@ def _commit_bytes(
     rows = rows[: min(prepared.shard_records, _COMMITTED)]
     shard = ShardId(prepared.index.bucket_names[bucket], 0)
     lengths = [
-        len(commits.dump(_commit(prepared.index, manifest, shard, some, chunks), fields))
+        len(commits.dump(_commit(prepared.index, manifest, shard, some, chunks), arrays))
         for some in (rows[:0], rows)
     ]
     return lengths[0], (lengths[1] - lengths[0]) / len(rows)
@@ -278,13 +277,3 @@ def _commit(
         table[:, 1] = size
         objects[name] = StoredObject(size * len(rows), "0" * 32, table)
     return Commit(manifest.cache_id, shard, commits.record_entries(index, rows), objects)
-
-
-def _fields_of(prepared: Prepared, preset: Preset, geometry: Geometry) -> list[Field]:
-    detections = prepared.teacher_cfg.TEST.DETECTIONS_PER_IMAGE
-    return [*preset.fields(geometry), *common_fields(detections)]
-
-
-def table_bytes(shard_records: int) -> int:
-    """Bytes of the table of chunks that ends an object; a shard that is not full has it whole."""
-    return shard_records * _TABLE_ENTRY_BYTES + CRC_BYTES

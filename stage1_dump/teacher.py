@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from detectors import DenseOutputs, DetectorFamily, family_of, load_model
 from detectors.arithmetic import arithmetic
-from storage import Geometry, Preset
+from storage import Geometry, RecordCodec
 
 from .errors import DumpError
 
@@ -32,13 +32,13 @@ class Teacher:
         model: the detector, in evaluation mode on its device.
         cfg: its config.
         precision: arithmetic of its forward, as in `TEACHER.PRECISION`.
-        preset: the codec.
+        codec: of the records.
     """
 
     model: nn.Module
     cfg: CfgNode
     precision: str
-    preset: Preset
+    codec: RecordCodec
 
     @property
     def device(self) -> torch.device:
@@ -77,12 +77,12 @@ class Teacher:
             geometry: the array sizes of their bucket.
 
         Returns:
-            The preset's fields and `detections`, each with leading dimension N, on the device.
+            The codecs' fields and `detections`, each with leading dimension N, on the device.
 
         Raises:
             ValueError: the outputs are not finite, or not of the sizes that the config announced.
         """
-        codes = self.preset.encode(outputs.raw(), geometry)
+        codes = self.codec.encode(outputs.signals(), geometry)
         detections = self._family.detections(self.model, outputs)
         kept = self.cfg.TEST.DETECTIONS_PER_IMAGE
         rows = [pack_detections(found, kept) for found in detections]
@@ -93,19 +93,21 @@ class Teacher:
         return family_of(self.cfg)
 
 
-def load_teacher(cfg: CfgNode, device: torch.device, *, precision: str, preset: Preset) -> Teacher:
+def load_teacher(
+    cfg: CfgNode, device: torch.device, *, precision: str, codec: RecordCodec
+) -> Teacher:
     """Build a teacher and load its weights.
 
     Args:
         cfg: the teacher's config; its device is set.
         device: where the model goes.
-        precision, preset: see `Teacher`.
+        precision, codec: see `Teacher`.
 
     Raises:
         ValueError, FileNotFoundError: the weights do not fit, or are missing.
     """
     cfg.MODEL.DEVICE = str(device)
-    return Teacher(model=load_model(cfg), cfg=cfg, precision=precision, preset=preset)
+    return Teacher(model=load_model(cfg), cfg=cfg, precision=precision, codec=codec)
 
 
 @contextmanager
