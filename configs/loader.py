@@ -1,7 +1,7 @@
 """Loading a config: safe YAML with `_BASE_`, checked keys and values, and `KEY VALUE` overrides.
 
 The result is a detectron2 `CfgNode` with our nodes added; `settings` turns those into the frozen
-dataclasses of `configs.schema`.
+dataclasses of `configs.nodes`.
 
 Relative paths: one by which a config file names another (`_BASE_`, `TEACHER.CONFIG`) is relative to
 the file that states it, every other one to the working directory; `~` is the home folder.
@@ -20,9 +20,9 @@ from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 
 from configs.imports import import_modules
+from configs.nodes import NODES, Settings
 from configs.origins import OVERRIDE, Origins, place_of, remember
 from configs.safe_yaml import ConfigMapping, read_yaml
-from configs.schema import NODES, Settings
 from configs.stock_keys import TEACHER, refuse_ignored
 from configs.stock_limits import check_limits, value_of
 
@@ -44,7 +44,7 @@ _LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 
 
 def default_config() -> CfgNode:
-    """Give detectron2's defaults with the nodes of `configs.schema` added."""
+    """Give detectron2's defaults with the nodes of `configs.nodes` added."""
     cfg = get_cfg()
     # detectron2 builds SGD alone; training small models from scratch wants ADAMW too.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -59,8 +59,8 @@ def default_config() -> CfgNode:
     cfg.SOLVER.PREEMPTION_SIGNAL = ""
     # Modules of the user's, imported before anything is built; see `configs.imports`.
     cfg.IMPORTS = ()
-    for schema in NODES:
-        cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
+    for name, node in NODES.items():
+        cfg[name] = CfgNode({item.name.upper(): item.default for item in fields(node)})
     return cfg
 
 
@@ -122,13 +122,13 @@ def settings(cfg: CfgNode) -> Settings:
     Raises:
         ValueError: a value is outside its limits, or the config lacks one of our nodes.
     """
-    nodes: dict[str, Any] = {}
-    for schema in NODES:
-        if schema.node not in cfg:
-            raise ValueError(f"the config has no node {schema.node}: use configs.loader")
-        values = {item.name: cfg[schema.node][item.name.upper()] for item in fields(schema)}
-        nodes[schema.node.lower()] = schema(**values)
-    return Settings(**nodes)
+    made: dict[str, Any] = {}
+    for name, node in NODES.items():
+        if name not in cfg:
+            raise ValueError(f"the config has no node {name}: use configs.loader")
+        values = {item.name: cfg[name][item.name.upper()] for item in fields(node)}
+        made[name.lower()] = node(**values)
+    return Settings(**made)
 
 
 def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:

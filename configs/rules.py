@@ -1,6 +1,6 @@
 """What a value may be: small rules that say what they expect and whether a value is it.
 
-They are the parts of the two tables of limits, `configs.schema` for our keys and
+They are the parts of the two tables of limits, `configs.nodes` for our keys and
 `configs.stock_limits` for detectron2's. Only the standard library is needed here.
 """
 

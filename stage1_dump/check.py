@@ -17,7 +17,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from numpy.typing import NDArray
 
-from configs.schema import TeacherConfig
+from configs.nodes import TeacherConfig
 from dataset.likeness import compare_samples
 from detectors import teacher_fingerprint
 from storage import CacheReader, RawOutputs

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-import configs.schema
-from configs import stock_limits
-from configs.schema import (
+from configs import nodes, stock_limits
+from configs.nodes import (
     NODES,
     CacheConfig,
     DatasetConfig,
@@ -102,7 +101,7 @@ def test_a_value_outside_its_limits_is_refused_by_node_and_key(
 
 def test_every_field_of_every_node_has_a_refused_value() -> None:
     tried = {(schema, name) for schema, values in REFUSED for name in list(values)[-1:]}
-    existing = {(schema, item.name) for schema in NODES for item in fields(schema)}
+    existing = {(schema, item.name) for schema in NODES.values() for item in fields(schema)}
     assert existing == tried
 
 
@@ -146,16 +145,16 @@ def test_limits_that_the_storage_sets_are_the_storage_s() -> None:
     from storage.schema import MAX_SHARD_RECORDS, MAX_SIDE
 
     assert stock_limits.MAX_SIDE == MAX_SIDE
-    assert configs.schema.MAX_SHARD_RECORDS == MAX_SHARD_RECORDS
+    assert nodes.cache.MAX_SHARD_RECORDS == MAX_SHARD_RECORDS
     assert CacheConfig.SCHEMES == URL_SCHEMES
 
 
 def test_settings_holds_each_node_under_its_lower_case_name() -> None:
     made = Settings()
-    assert [type(getattr(made, schema.node.lower())) for schema in NODES] == list(NODES)
+    assert {name: type(getattr(made, name.lower())) for name in NODES} == NODES
 
 
-def test_the_schema_needs_the_standard_library_alone() -> None:
+def test_the_nodes_need_the_standard_library_alone() -> None:
     heavy = ("torch", "detectron2", "numpy", "yaml", "zarr")
-    code = f"import sys, configs.schema; sys.exit(any(m in sys.modules for m in {heavy}))"
+    code = f"import sys, configs.nodes; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
