@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 # Whole numbers that no table gives a tighter limit: what 32 bits hold, as loops and files count.
 MAX_WHOLE = 2**31 - 1
+# What a key of a config may hold, by yacs's rules.
+LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 
 
 class Rule(Protocol):

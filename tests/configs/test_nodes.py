@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from configs import nodes, stock_limits
+from configs.loader import default_config
 from configs.nodes import (
     NODES,
     CacheConfig,
@@ -16,6 +18,7 @@ from configs.nodes import (
     Settings,
     TeacherConfig,
     ViewsConfig,
+    register_node,
 )
 
 NAN, INF, LARGE = float("nan"), float("inf"), 10**20
@@ -152,6 +155,52 @@ def test_limits_that_the_storage_sets_are_the_storage_s() -> None:
 def test_settings_holds_each_node_under_its_lower_case_name() -> None:
     made = Settings()
     assert {name: type(getattr(made, name.lower())) for name in NODES} == NODES
+
+
+def test_settings_has_each_node_by_its_name_too() -> None:
+    made = Settings(others={"MINE": "mine"})
+    assert made["GID"] is made.gid
+    assert made["MINE"] == "mine"
+    with pytest.raises(KeyError, match="YOURS"):
+        made["YOURS"]
+
+
+def named(name: Any, default: Any = 1) -> type:
+    body = {"node": name, "__module__": "my"}
+    return make_dataclass("Mine", [("width", Any, default)], namespace=body)
+
+
+class Plain:
+    node = "PLAIN"
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (named("GID"), r"^my\.Mine: the name GID is taken by configs\.nodes\.gid\.GidConfig; cho"),
+        (named("MODEL"), r"^my\.Mine: the name MODEL is taken by detectron2\.config\.get_cfg"),
+        (named("SEED"), r"the name SEED is taken by detectron2\.config\.get_cfg"),
+        (named("IMPORTS"), r"the name IMPORTS is taken by configs\.loader"),
+        (named("_BASE_"), r"^my\.Mine\.node: expected the node's name in capitals, got '_BASE_'"),
+        (named("mine"), r"expected the node's name in capitals, got 'mine'"),
+        (named(None), r"expected the node's name in capitals, got None"),
+        (named("MINE", field()), r"^my\.Mine\.width: expected a default that is one of tuple, "),
+        (named("MINE", field(default_factory=list)), r"^my\.Mine\.width: expected a default"),
+        (named("MINE", Path("a")), r"^my\.Mine\.width: expected a default"),
+        (Plain, r"Plain: expected a dataclass; put @register_node above @dataclass"),
+    ],
+)
+def test_a_class_that_can_be_no_node_is_refused(node: type, expected: str) -> None:
+    before = dict(NODES)
+    with pytest.raises(ValueError, match=expected):
+        register_node(node)
+    assert before == NODES
+
+
+def test_every_key_of_the_top_of_a_config_is_taken() -> None:
+    for name in default_config():
+        with pytest.raises(ValueError, match=f"the name {name} is taken by"):
+            register_node(named(name))
 
 
 def test_the_nodes_need_the_standard_library_alone() -> None:
