@@ -33,6 +33,7 @@ __all__ = [
     "TeacherConfig",
     "ViewsConfig",
     "register_node",
+    "users_nodes",
 ]
 
 NodeClass = TypeVar("NodeClass", bound=type)
@@ -87,6 +88,15 @@ def register_node(node: NodeClass) -> NodeClass:
             raise ValueError(f"{title}.{item.name}: expected a default that is one of {allowed}")
     NODES[name] = node
     return node
+
+
+def users_nodes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes of a config that modules of the user's registered: a model may be made of them.
+
+    Args:
+        config: nodes of keys, as a `CfgNode` is.
+    """
+    return {name: config[name] for name in NODES if name in config and name not in OWN_NODES}
 
 
 def _title(node: type[Any]) -> str:
