@@ -35,7 +35,7 @@ from typing import Any
 
 import yaml
 
-from configs.schema import TeacherConfig
+from configs.nodes import TeacherConfig
 from storage.example import add_example
 
 from . import plan_speed

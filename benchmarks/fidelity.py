@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import TeacherConfig
+from configs.nodes import TeacherConfig
 from dataset.reading import load_annotations
 from storage.example import add_example
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import ViewsConfig
+from configs.nodes import ViewsConfig
 from dataset.annotations import ImageTable
 from stage1_dump.plan import PlanConfig, bucket_size, make_plan
 from storage import CacheWriter, Field, Geometry, Index, Manifest, ShardId, get_preset

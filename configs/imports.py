@@ -1,7 +1,7 @@
 """IMPORTS: modules of the user's, imported before anything is built from a config.
 
-They register what detectron2 then finds by name: backbones, data sets. Only what a config or a
-command line names is imported; a cache names no code.
+They register what is then found by name: backbones, data sets, config nodes. Only what a config or
+a command line names is imported; a cache names no code.
 """
 
 from __future__ import annotations

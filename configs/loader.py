@@ -1,7 +1,7 @@
 """Loading a config: safe YAML with `_BASE_`, checked keys and values, and `KEY VALUE` overrides.
 
 The result is a detectron2 `CfgNode` with our nodes added; `settings` turns those into the frozen
-dataclasses of `configs.schema`.
+dataclasses of `configs.nodes`.
 
 Relative paths: one by which a config file names another (`_BASE_`, `TEACHER.CONFIG`) is relative to
 the file that states it, every other one to the working directory; `~` is the home folder.
@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import os
 from ast import literal_eval
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -19,12 +19,13 @@ import detectron2
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 
-from configs.imports import import_modules
+from configs.imports import failure, import_modules
+from configs.nodes import NODES, OWN_NODES, Settings
 from configs.origins import OVERRIDE, Origins, place_of, remember
+from configs.rules import LEAF_TYPES
 from configs.safe_yaml import ConfigMapping, read_yaml
-from configs.schema import NODES, Settings
 from configs.stock_keys import TEACHER, refuse_ignored
-from configs.stock_limits import check_limits, value_of
+from configs.stock_limits import LIMITS, check_limits, value_of
 
 BASE_KEY = "_BASE_"
 IMPORTS = "IMPORTS"
@@ -39,12 +40,10 @@ PATH_KEYS = (
     "TEACHER.WEIGHTS",
 )
 MODEL_ZOO = "model_zoo://"
-# What a yacs leaf may hold.
-_LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 
 
 def default_config() -> CfgNode:
-    """Give detectron2's defaults with the nodes of `configs.schema` added."""
+    """Give detectron2's defaults with the nodes of `configs.nodes` added."""
     cfg = get_cfg()
     # detectron2 builds SGD alone; training small models from scratch wants ADAMW too.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -59,27 +58,32 @@ def default_config() -> CfgNode:
     cfg.SOLVER.PREEMPTION_SIGNAL = ""
     # Modules of the user's, imported before anything is built; see `configs.imports`.
     cfg.IMPORTS = ()
-    for schema in NODES:
-        cfg[schema.node] = CfgNode({item.name.upper(): item.default for item in fields(schema)})
+    for name, node in NODES.items():
+        cfg[name] = CfgNode({item.name.upper(): item.default for item in fields(node)})
     return cfg
 
 
-def load_config(path: str, overrides: Sequence[Any] = ()) -> CfgNode:
+def load_config(path: str, overrides: Sequence[Any] = (), imports: Sequence[str] = ()) -> CfgNode:
     """Load a YAML file over the defaults, its `_BASE_` files first, then the overrides.
+
+    The modules of IMPORTS are imported first: they may register nodes, whose keys may then stand.
 
     Args:
         path: the YAML file.
         overrides: KEY, VALUE, KEY, VALUE, ... as they come from a command line.
+        imports: modules that the command line names by `--import`; they are added to IMPORTS.
 
     Returns:
         A config that may still be changed; its values are within their limits.
 
     Raises:
         FileNotFoundError: the file or one of its bases does not exist.
-        ValueError: unsafe or broken YAML, an unknown key, a value of the wrong type or outside its
-            limits. One line that names file and line, or the key.
+        ValueError: unsafe or broken YAML, a module that cannot be imported, an unknown key, a value
+            of the wrong type or outside its limits. One line that names file and line, or the key.
     """
     files = _read_with_bases(path, ())
+    import_modules(*_stated_imports(files, overrides))
+    import_modules(imports, "--import")
     version = _version_of(files)
     cfg = default_config()
     if version != cfg.VERSION:
@@ -89,10 +93,29 @@ def load_config(path: str, overrides: Sequence[Any] = ()) -> CfgNode:
         _merge(cfg, content, file_path, origins)
     cfg = upgrade_config(cfg)
     _apply_overrides(cfg, overrides, origins)
+    cfg.IMPORTS = tuple(dict.fromkeys((*cfg.IMPORTS, *imports)))
     remember(cfg, origins)
     _check_values(cfg)
     _expand_paths(cfg)
     return cfg
+
+
+def _stated_imports(
+    files: Sequence[tuple[str, ConfigMapping]], overrides: Sequence[Any]
+) -> tuple[tuple[str, ...], str]:
+    """Read IMPORTS before the keys are known: the value stated last, and where it is."""
+    stated = [
+        (content[IMPORTS], f"{path}:{content.lines[IMPORTS]}: {IMPORTS}")
+        for path, content in files
+        if IMPORTS in content
+    ]
+    pairs = zip(overrides[::2], overrides[1::2], strict=False)
+    stated += [(value, f"{OVERRIDE}: {IMPORTS}") for name, value in pairs if name == IMPORTS]
+    value, place = stated[-1] if stated else ((), IMPORTS)
+    names, rule = _coerce(value, (), place), LIMITS[IMPORTS]
+    if not rule.accepts(names):
+        raise ValueError(f"{place}: expected {rule.expected}, got {names!r}")
+    return names, place
 
 
 def _check_values(cfg: CfgNode) -> None:
@@ -117,18 +140,29 @@ def _expand_paths(cfg: CfgNode) -> None:
 
 
 def settings(cfg: CfgNode) -> Settings:
-    """Turn our nodes into frozen, validated dataclasses.
+    """Turn the nodes of `configs.nodes` into frozen, validated dataclasses.
 
     Raises:
         ValueError: a value is outside its limits, or the config lacks one of our nodes.
     """
-    nodes: dict[str, Any] = {}
-    for schema in NODES:
-        if schema.node not in cfg:
-            raise ValueError(f"the config has no node {schema.node}: use configs.loader")
-        values = {item.name: cfg[schema.node][item.name.upper()] for item in fields(schema)}
-        nodes[schema.node.lower()] = schema(**values)
-    return Settings(**nodes)
+    for name in OWN_NODES:
+        if name not in cfg:
+            raise ValueError(f"the config has no node {name}: use configs.loader")
+    # A module that only the teacher's config names registers its node after `cfg` was made.
+    made = {name: _validated(node, cfg.get(name, {})) for name, node in NODES.items()}
+    ours: dict[str, Any] = {name.lower(): made.pop(name) for name in OWN_NODES}
+    return Settings(**ours, others=made)
+
+
+def _validated(node: type[Any], stated: Mapping[str, Any]) -> Any:
+    values = {item.name: stated.get(item.name.upper(), item.default) for item in fields(node)}
+    try:
+        return node(**values)
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{node.node}."):
+            raise
+        # From a check that the user wrote without `FieldChecks`.
+        raise ValueError(f"{node.node}: {failure(error)}") from error
 
 
 def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
@@ -154,6 +188,7 @@ def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
     path = stated.config
     if path.startswith(MODEL_ZOO):
         path = _model_zoo_path(path.removeprefix(MODEL_ZOO), "TEACHER.CONFIG")
+    import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
     try:
         teacher = load_config(path)
     except FileNotFoundError as error:
@@ -162,8 +197,6 @@ def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.DATASETS = cfg.DATASETS.clone()
     teacher.DATASET = cfg.DATASET.clone()
-    import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
-    import_modules(teacher.IMPORTS, f"{place_of(teacher, IMPORTS)}{IMPORTS}")
     teacher.IMPORTS = tuple(dict.fromkeys((*cfg.IMPORTS, *teacher.IMPORTS)))
     refuse_ignored(teacher, TEACHER)
     return teacher
@@ -280,7 +313,7 @@ def _coerce(value: Any, default: Any, place: str) -> Any:
         with contextlib.suppress(ValueError, SyntaxError):
             value = literal_eval(value)
     is_unset = value is None and type(default) is not bool
-    if isinstance(value, _LEAF_TYPES):
+    if isinstance(value, LEAF_TYPES):
         if type(value) is type(default) or is_unset or default is None:
             return value
         if isinstance(value, tuple | list) and isinstance(default, tuple | list):

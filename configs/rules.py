@@ -1,6 +1,6 @@
 """What a value may be: small rules that say what they expect and whether a value is it.
 
-They are the parts of the two tables of limits, `configs.schema` for our keys and
+They are the parts of the two tables of limits, `configs.nodes` for our keys and
 `configs.stock_limits` for detectron2's. Only the standard library is needed here.
 """
 
@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 # Whole numbers that no table gives a tighter limit: what 32 bits hold, as loops and files count.
 MAX_WHOLE = 2**31 - 1
+# What a key of a config may hold, by yacs's rules.
+LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 
 
 class Rule(Protocol):

@@ -13,7 +13,7 @@ from dataset.annotations import ImageTable, annotations_digest
 from dataset.views import plan_views
 
 if TYPE_CHECKING:
-    from configs.schema import ViewsConfig
+    from configs.nodes import ViewsConfig
 
 
 # Name, in a cache's log, of the note that holds the digest of the annotation file.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dataset.annotations import ImageTable, load_images
 
 if TYPE_CHECKING:
-    from configs.schema import DatasetConfig
+    from configs.nodes import DatasetConfig
 
 
 def planned_images(annotations: str | os.PathLike[str], config: DatasetConfig) -> ImageTable:

@@ -36,7 +36,7 @@ from dataset.pixels import read_pixels
 if TYPE_CHECKING:
     from detectron2.data.transforms import TransformList
 
-    from configs.schema import ViewsConfig
+    from configs.nodes import ViewsConfig
 
 HASH_NAME = "splitmix64-chain"
 HASH_VERSION = 1

@@ -21,6 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from configs.nodes import users_nodes
 from configs.origins import place_of
 from configs.stock_limits import leaves, value_of
 
@@ -90,7 +91,8 @@ def of_the_model(ask: Callable[[CfgNode], T]) -> Callable[[CfgNode], T]:
 
     @wraps(ask)
     def asked(cfg: CfgNode) -> T:
-        form = repr({k: v for k, v in cfg.MODEL.items() if k not in _NOT_OF_THE_FORM})
+        model = {k: v for k, v in cfg.MODEL.items() if k not in _NOT_OF_THE_FORM}
+        form = repr((model, users_nodes(cfg)))
         if form not in known:
             with naming_the_config(cfg), torch.random.fork_rng(devices=[]):
                 known[form] = ask(cfg)

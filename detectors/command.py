@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from configs.imports import MODULE, import_modules
+from configs.imports import MODULE
 from configs.rules import MAX_WHOLE, Whole
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
@@ -154,18 +154,14 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     and import the modules that either names.
 
     Raises:
-        FileNotFoundError, ValueError: as `configs.loader.load_config`, of a key that the command
-            would ignore, and as `configs.imports.import_modules`.
+        FileNotFoundError, ValueError: as `configs.loader.load_config`, and of a key that the
+            command would ignore.
     """
-    from configs.loader import IMPORTS, load_config
-    from configs.origins import place_of
+    from configs.loader import load_config
     from configs.stock_keys import refuse_ignored
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, args.imports)
     refuse_ignored(cfg, reader)
-    import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
-    import_modules(args.imports, "--import")
-    cfg.IMPORTS = tuple(dict.fromkeys((*cfg.IMPORTS, *args.imports)))
     return cfg
 
 

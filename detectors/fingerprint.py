@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+
+from configs.nodes import NODES, users_nodes
 
 from .family import family_of
 from .weights_file import read_weights_file
@@ -28,8 +31,17 @@ def teacher_fingerprint(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
 
 
 def config_fingerprint(cfg: CfgNode) -> dict[str, Any]:
-    """The part of the config that changes a model's outputs, as plain JSON values."""
-    return json.loads(json.dumps(family_of(cfg).output_config(cfg)))
+    """The part of the config that changes a model's outputs, as plain JSON values.
+
+    Of the user's own nodes it holds what differs from the defaults, so that a cache is the same
+    with and without a module that its teacher has no use for.
+    """
+    config = family_of(cfg).output_config(cfg)
+    for name, node in users_nodes(cfg).items():
+        defaults = {item.name.upper(): item.default for item in fields(NODES[name])}
+        changed = {key: value for key, value in node.items() if value != defaults[key]}
+        config |= {name: changed} if changed else {}
+    return json.loads(json.dumps(config))
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.schema import TeacherConfig
+from configs.nodes import TeacherConfig
 from dataset.likeness import compare_samples
 from detectors import teacher_fingerprint
 from storage import CacheReader

@@ -22,7 +22,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from configs.schema import ViewsConfig
+from configs.nodes import ViewsConfig
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.changes import changed_images
 from dataset.reading import Annotations, load_annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import TeacherConfig
+from configs.nodes import TeacherConfig
 from detectors.arithmetic import check_precision
 
 # One thread a rank. More would change the order of additions, so that stores of machines with

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import ViewsConfig
+from configs.nodes import ViewsConfig
 from dataset.annotations import ImageTable
 from dataset.views import plan_views
 from storage import Index, build_index

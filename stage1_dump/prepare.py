@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from configs.loader import settings, teacher_config
-from configs.schema import Settings
+from configs.nodes import Settings
 from configs.stock_keys import DUMP, refuse_ignored
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.reading import load_annotations

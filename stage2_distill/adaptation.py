@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 
 _KERNELS = {"conv3x3": 3, "conv1x1": 1}
 

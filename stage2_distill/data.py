@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from configs.loader import settings
-from configs.schema import Settings
+from configs.nodes import Settings
 from dataset.views import RenderedView, plan_view, render
 from detectors import to_model_image, training_images
 from detectors.pinned import block_bytes

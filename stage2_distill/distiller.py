@@ -11,7 +11,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from configs.loader import settings
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 from detectors import DenseOutputs, DetectorFamily, family_of
 from detectors.readback import Readback
 

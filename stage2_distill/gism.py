@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 from stage2_distill.nms import keep_first
 from stage2_distill.teacher_batch import TeacherBatch
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from detectron2.modeling.matcher import Matcher
 from torch import Tensor
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 from detectors.ranks import mean_over_ranks
 from stage2_distill.adaptation import Adaptation
 from stage2_distill.gism import GeneralInstances

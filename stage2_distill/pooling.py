@@ -12,7 +12,7 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 
 # detectron2's ROIPooler: a box of 224 px a side is read from the level of stride 16.
 _CANONICAL_SIZE = 224

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from configs.loader import settings, teacher_config
-from configs.schema import TeacherConfig
+from configs.nodes import TeacherConfig
 from detectors import DetectorFamily, family_of, load_model
 from detectors.arithmetic import arithmetic
 from storage import CacheReader, DecodedOutputs, Geometry

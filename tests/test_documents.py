@@ -19,7 +19,7 @@ from unittest.mock import patch
 import pytest
 
 from configs.loader import default_config, load_config
-from configs.schema import NODES
+from configs.nodes import NODES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,8 +79,8 @@ def test_overrides_of_commands_are_config_keys(page: Path) -> None:
 def test_the_page_of_configs_lists_every_key() -> None:
     text = (ROOT / "docs" / "CONFIG.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z]+)` \| (.*)$", text, flags=re.MULTILINE))
-    for node in NODES:
-        listed = set(re.findall(r"`([A-Z_]+)`", rows[node.node]))
+    for name, node in NODES.items():
+        listed = set(re.findall(r"`([A-Z_]+)`", rows[name]))
         assert {one.name.upper() for one in fields(node)} <= listed
 
 

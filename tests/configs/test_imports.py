@@ -4,11 +4,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from configs.imports import import_modules
-from configs.loader import default_config, load_config, teacher_config
+from configs.loader import default_config, load_config, settings, teacher_config
+from configs.nodes import NODES
 from detectors.__main__ import main, parse
 from detectors.command import read_config
 
@@ -21,7 +23,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     known = set(sys.modules)
-    yield tmp_path
+    with patch.dict(NODES):
+        yield tmp_path
     for name in set(sys.modules) - known:
         if name.startswith("my_"):
             del sys.modules[name]
@@ -39,6 +42,7 @@ def write(folder: Path, **files: str) -> None:
     ['IMPORTS: ("my_one", "my_two.data")', "IMPORTS: [my_one, my_two.data]"],
 )
 def test_a_config_names_modules(here: Path, text: str) -> None:
+    write(here, my_one="", my_two____init__="", my_two__data="")
     (here / "config.yaml").write_text(f"VERSION: 2\n{text}\n")
     cfg = load_config("config.yaml")
     assert cfg.IMPORTS == ("my_one", "my_two.data")
@@ -88,6 +92,111 @@ def test_the_teachers_modules_are_imported_with_the_students(here: Path) -> None
     cfg.TEACHER.WEIGHTS = "x.pth"
     assert teacher_config(cfg).IMPORTS == ("my_one", "my_two")
     assert {"my_one", "my_two"} <= sys.modules.keys()
+
+
+MINE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from configs.nodes import FieldChecks, register_node
+
+@register_node
+@dataclass(frozen=True, kw_only=True)
+class MineConfig:
+    node: ClassVar[str] = "MINE"
+    width: int = 4
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        FieldChecks(self).integer("width", at_least=1, at_most=9)
+        if self.names:
+            sorted(self.names)
+"""
+NAMED = "IMPORTS: [my_nodes]\n"
+
+
+@pytest.mark.parametrize(
+    ("base", "leaf", "overrides", "options"),
+    [
+        (NAMED, "", [], []),
+        ("", NAMED, [], []),
+        ("IMPORTS: [my_gone]\n", NAMED, [], []),
+        ("", "IMPORTS: [my_gone]\n", ["IMPORTS", "('my_nodes',)"], []),
+        ("", "", ["IMPORTS", "('my_gone',)", "IMPORTS", "('my_nodes',)"], []),
+        ("", "", [], ["my_nodes"]),
+    ],
+)
+def test_the_keys_of_a_user_s_node_may_stand_wherever_its_module_is_named(
+    here: Path, base: str, leaf: str, overrides: list[str], options: list[str]
+) -> None:
+    write(here, my_nodes=MINE)
+    (here / "base.yaml").write_text(f"MINE: {{WIDTH: 5}}\nVERSION: 2\n{base}")
+    (here / "leaf.yaml").write_text(f"_BASE_: base.yaml\nMINE: {{NAMES: [a, b]}}\n{leaf}")
+
+    cfg = load_config("leaf.yaml", ["MINE.WIDTH", "6", *overrides], options)
+
+    mine = settings(cfg)["MINE"]
+    assert (mine.width, mine.names) == (6, ("a", "b"))
+    assert cfg.IMPORTS == ("my_nodes",)
+    (here / "saved.yaml").write_text(cfg.dump())
+    assert settings(load_config("saved.yaml")) == settings(cfg)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("{WIDTH: 10}", [], r"^c\.yaml:2: MINE\.WIDTH: expected an integer of .* 9, got 10$"),
+        ("{WIDTH: wide}", [], r"^c\.yaml:2: MINE\.WIDTH: expected int, such as 4, got 'wide'"),
+        ("{WIDHT: 3}", [], r"^c\.yaml:2: unknown config key MINE\.WIDHT, did you mean MINE\.WIDTH"),
+        ("{}", ["MINE.WIDTH", "0"], r"^override: MINE\.WIDTH: expected an integer .*, got 0$"),
+        ("{NAMES: [a, 1]}", [], r"^c\.yaml: MINE: TypeError: '<' .* \(.*/my_nodes\.py:17\)$"),
+    ],
+)
+def test_a_wrong_value_of_a_user_s_node_is_named_as_ours_are(
+    here: Path, text: str, overrides: list[str], expected: str
+) -> None:
+    write(here, my_nodes=MINE)
+    (here / "c.yaml").write_text(f"VERSION: 2\nMINE: {text}\n{NAMED}")
+    with pytest.raises(ValueError, match=expected):
+        load_config("c.yaml", overrides)
+
+
+def test_a_node_without_its_module_is_unknown(here: Path) -> None:
+    (here / "c.yaml").write_text("VERSION: 2\nMINE: {WIDTH: 3}\n")
+    with pytest.raises(ValueError, match=r"^c\.yaml:2: unknown config key MINE"):
+        load_config("c.yaml")
+
+
+def test_the_teacher_s_config_takes_the_nodes_of_the_student_s_modules(here: Path) -> None:
+    write(here, my_nodes=MINE)
+    (here / "teacher.yaml").write_text("VERSION: 2\nMINE: {WIDTH: 3}\n")
+    (here / "c.yaml").write_text("VERSION: 2\nTEACHER: {CONFIG: teacher.yaml, WEIGHTS: x.pth}\n")
+
+    cfg = load_config("c.yaml", imports=["my_nodes"])
+
+    assert settings(teacher_config(cfg))["MINE"].width == 3
+    assert settings(cfg)["MINE"].width == 4
+
+
+def test_a_student_s_config_is_none_the_worse_for_a_node_of_its_teacher_s(here: Path) -> None:
+    write(here, my_nodes=MINE)
+    (here / "teacher.yaml").write_text(f"VERSION: 2\nMINE: {{WIDTH: 3}}\n{NAMED}")
+    (here / "c.yaml").write_text("VERSION: 2\nTEACHER: {CONFIG: teacher.yaml, WEIGHTS: x.pth}\n")
+    cfg = load_config("c.yaml")
+
+    assert settings(teacher_config(cfg))["MINE"].width == 3
+    assert settings(cfg)["MINE"].width == 4
+
+
+def test_a_node_that_is_registered_twice_is_one_line_with_both(here: Path) -> None:
+    write(here, my_nodes=MINE, my_other=MINE.replace("MineConfig", "Other"))
+    (here / "c.yaml").write_text("VERSION: 2\nIMPORTS: [my_nodes, my_other]\n")
+    expected = (
+        r"^c\.yaml:2: IMPORTS: my_other: fails .*: ValueError: my_other\.Other: the name MINE is "
+        r"taken by my_nodes\.MineConfig; choose another one \(.*/my_other\.py:\d+\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load_config("c.yaml")
 
 
 @pytest.mark.parametrize(

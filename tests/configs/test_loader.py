@@ -9,8 +9,8 @@ import pytest
 from detectron2.config import get_cfg
 
 from configs.loader import PATH_KEYS, default_config, load_config, settings, teacher_config
+from configs.nodes import NODES, Settings
 from configs.rules import Place
-from configs.schema import NODES, Settings
 from configs.stock_limits import LIMITS, value_of
 
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
@@ -27,7 +27,7 @@ def empty(tmp_path: Path) -> str:
     return write(tmp_path / "empty.yaml", "")
 
 
-def test_the_defaults_are_the_schema_s(empty: str) -> None:
+def test_the_defaults_are_the_nodes_own(empty: str) -> None:
     assert settings(default_config()) == Settings()
     assert settings(load_config(empty)) == Settings()
 
@@ -46,8 +46,8 @@ def test_stock_configs_load_as_detectron2_loads_them(name: str) -> None:
 
     cfg = load_config(str(ZOO / name))
 
-    for schema in NODES:
-        del cfg[schema.node]
+    for name in NODES:
+        del cfg[name]
     for key in ("OPTIMIZER", "ACCUMULATE", "EMA_DECAY", "PREEMPTION_SIGNAL"):
         del cfg.SOLVER[key]
     del cfg.SOLVER.AMP["DTYPE"], cfg["IMPORTS"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.schema import DatasetConfig
+from configs.nodes import DatasetConfig
 from dataset.subset import planned_images, read_image_list
 
 Writer = Callable[[Any], Path]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs.schema import ViewsConfig
+from configs.nodes import ViewsConfig
 from dataset.views import (
     View,
     augmentation_fingerprint,

@@ -1,8 +1,10 @@
 """What detectron2 raises while it builds a model is told as the fault of a config's key."""
 
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from torch import Tensor
 
-from configs.loader import load_config
+from configs.loader import default_config, load_config
+from configs.nodes import NODES, register_node
 from detectors import DetectorFamily, family_of
 from detectors.building import build_detector, naming_the_config, of_the_model
 from stage1_dump.__main__ import main as dump_main
@@ -235,3 +238,13 @@ def test_a_failure_is_not_remembered(write: Write) -> None:
     with pytest.raises(ValueError, match="cannot build"):
         ask(cfg)
     assert ask(cfg) == ask(cfg) == 5
+
+
+def test_a_model_with_another_user_s_node_is_asked_anew() -> None:
+    asked = of_the_model(lambda cfg: int(cfg.MINE.WIDTH))
+    with patch.dict(NODES):
+        register_node(make_dataclass("Mine", [("width", int, 1)], namespace={"node": "MINE"}))
+        cfg = default_config()
+        assert asked(cfg) == 1
+        cfg.MINE.WIDTH = 2
+        assert asked(cfg) == 2

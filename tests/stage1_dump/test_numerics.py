@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from configs.schema import TeacherConfig
+from configs.nodes import TeacherConfig
 from stage1_dump.numerics import INTRA_OP_THREADS, fixed_numerics
 
 CPU = torch.device("cpu")

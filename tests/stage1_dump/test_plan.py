@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import ViewsConfig
+from configs.nodes import ViewsConfig
 from dataset.annotations import ImageTable
 from dataset.views import plan_view
 from stage1_dump.plan import PlanConfig, bucket_size, make_plan

@@ -13,7 +13,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from torch import Tensor
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 from stage2_distill.gism import GeneralInstances, select
 from stage2_distill.pooling import GiPooler, Rois
 from stage2_distill.teacher_batch import TeacherBatch, TeacherGroup, assemble

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 from stage2_distill import gism
 from stage2_distill.gism import GeneralInstances, select
 from stage2_distill.teacher_batch import TeacherBatch

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 from stage2_distill import gism
 from stage2_distill.gism import count_kinds, filter_by_mode, kinds_of
 from tests.stage2_distill import reference

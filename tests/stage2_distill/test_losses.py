@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from configs.schema import GidConfig
+from configs.nodes import GidConfig
 from stage2_distill.adaptation import Adaptation
 from stage2_distill.losses import (
     assign_anchors,

@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-import configs.schema
-from configs import stock_limits
-from configs.schema import (
+from configs import nodes, stock_limits
+from configs.loader import default_config
+from configs.nodes import (
     NODES,
     CacheConfig,
     DatasetConfig,
@@ -17,6 +18,7 @@ from configs.schema import (
     Settings,
     TeacherConfig,
     ViewsConfig,
+    register_node,
 )
 
 NAN, INF, LARGE = float("nan"), float("inf"), 10**20
@@ -102,7 +104,7 @@ def test_a_value_outside_its_limits_is_refused_by_node_and_key(
 
 def test_every_field_of_every_node_has_a_refused_value() -> None:
     tried = {(schema, name) for schema, values in REFUSED for name in list(values)[-1:]}
-    existing = {(schema, item.name) for schema in NODES for item in fields(schema)}
+    existing = {(schema, item.name) for schema in NODES.values() for item in fields(schema)}
     assert existing == tried
 
 
@@ -146,16 +148,62 @@ def test_limits_that_the_storage_sets_are_the_storage_s() -> None:
     from storage.schema import MAX_SHARD_RECORDS, MAX_SIDE
 
     assert stock_limits.MAX_SIDE == MAX_SIDE
-    assert configs.schema.MAX_SHARD_RECORDS == MAX_SHARD_RECORDS
+    assert nodes.cache.MAX_SHARD_RECORDS == MAX_SHARD_RECORDS
     assert CacheConfig.SCHEMES == URL_SCHEMES
 
 
 def test_settings_holds_each_node_under_its_lower_case_name() -> None:
     made = Settings()
-    assert [type(getattr(made, schema.node.lower())) for schema in NODES] == list(NODES)
+    assert {name: type(getattr(made, name.lower())) for name in NODES} == NODES
 
 
-def test_the_schema_needs_the_standard_library_alone() -> None:
+def test_settings_has_each_node_by_its_name_too() -> None:
+    made = Settings(others={"MINE": "mine"})
+    assert made["GID"] is made.gid
+    assert made["MINE"] == "mine"
+    with pytest.raises(KeyError, match="YOURS"):
+        made["YOURS"]
+
+
+def named(name: Any, default: Any = 1) -> type:
+    body = {"node": name, "__module__": "my"}
+    return make_dataclass("Mine", [("width", Any, default)], namespace=body)
+
+
+class Plain:
+    node = "PLAIN"
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (named("GID"), r"^my\.Mine: the name GID is taken by configs\.nodes\.gid\.GidConfig; cho"),
+        (named("MODEL"), r"^my\.Mine: the name MODEL is taken by detectron2\.config\.get_cfg"),
+        (named("SEED"), r"the name SEED is taken by detectron2\.config\.get_cfg"),
+        (named("IMPORTS"), r"the name IMPORTS is taken by configs\.loader"),
+        (named("_BASE_"), r"^my\.Mine\.node: expected the node's name in capitals, got '_BASE_'"),
+        (named("mine"), r"expected the node's name in capitals, got 'mine'"),
+        (named(None), r"expected the node's name in capitals, got None"),
+        (named("MINE", field()), r"^my\.Mine\.width: expected a default that is one of tuple, "),
+        (named("MINE", field(default_factory=list)), r"^my\.Mine\.width: expected a default"),
+        (named("MINE", Path("a")), r"^my\.Mine\.width: expected a default"),
+        (Plain, r"Plain: expected a dataclass; put @register_node above @dataclass"),
+    ],
+)
+def test_a_class_that_can_be_no_node_is_refused(node: type, expected: str) -> None:
+    before = dict(NODES)
+    with pytest.raises(ValueError, match=expected):
+        register_node(node)
+    assert before == NODES
+
+
+def test_every_key_of_the_top_of_a_config_is_taken() -> None:
+    for name in default_config():
+        with pytest.raises(ValueError, match=f"the name {name} is taken by"):
+            register_node(named(name))
+
+
+def test_the_nodes_need_the_standard_library_alone() -> None:
     heavy = ("torch", "detectron2", "numpy", "yaml", "zarr")
-    code = f"import sys, configs.schema; sys.exit(any(m in sys.modules for m in {heavy}))"
+    code = f"import sys, configs.nodes; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,61 @@
+"""What a node's dataclass checks its own fields with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.rules import MAX_WHOLE, Choice, Number, Place, Rule, Text, Whole
+
+
+class FieldChecks:
+    """Checks one field of a node at a time and names it `NODE.KEY` in every error.
+
+    To be used in `__post_init__`; every check raises ValueError in one line.
+    """
+
+    def __init__(self, config: Any) -> None:
+        """Args: the dataclass; its `node` is the node's name."""
+        self._config = config
+
+    def check(self, name: str, rule: Rule) -> None:
+        """Hold a field against one of the rules of `configs.rules`."""
+        if not rule.accepts(getattr(self._config, name)):
+            raise self.refusal(name, rule.expected)
+
+    def integer(self, name: str, *, at_least: int, at_most: int = MAX_WHOLE) -> None:
+        """Check a whole number; both limits are allowed."""
+        self.check(name, Whole(at_least, at_most))
+
+    def number(
+        self, name: str, *, at_least: float = 0.0, at_most: float, above: float | None = None
+    ) -> None:
+        """Check a finite number and store it as float, so that 1 and 1.0 are one setting."""
+        self.check(name, Number(at_least=at_least, at_most=at_most, above=above))
+        object.__setattr__(self._config, name, float(getattr(self._config, name)))
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        """Check for one of some texts."""
+        self.check(name, Choice(allowed))
+
+    def text(self, name: str) -> None:
+        """Check for text, which may be empty."""
+        self.check(name, Text())
+
+    def place(self, name: str, schemes: tuple[str, ...] = ()) -> None:
+        """Check a path or URL; credentials in a URL would end up in logs and saved configs."""
+        self.text(name)
+        # The value is not repeated: it holds the secret.
+        if Place.holds_credentials(getattr(self._config, name)):
+            raise ValueError(
+                f"{self._key(name)}: the URL holds credentials; take them out and give "
+                "them through the environment of the storage client"
+            )
+        self.check(name, Place(schemes))
+
+    def refusal(self, name: str, expected: str) -> ValueError:
+        """The error to raise of a field, with its value; `expected` is what it should be."""
+        value = getattr(self._config, name)
+        return ValueError(f"{self._key(name)}: expected {expected}, got {value!r}")
+
+    def _key(self, name: str) -> str:
+        return f"{self._config.node}.{name.upper()}"

@@ -1,0 +1,31 @@
+"""Node DATASET."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import FieldChecks
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Node DATASET: a COCO-format folder of the user's own, and which of the images to use.
+
+    Raises:
+        ValueError: a field is outside its limits.
+    """
+
+    node: ClassVar[str] = "DATASET"
+
+    # Folder to register: its annotations/instances_<split>.json become datasets folder_<split>.
+    folder: str = ""
+    # Text file of the ids of the images to use, one a line; relative to the working directory.
+    # Empty: all. Caches and training agree on it.
+    image_list: str = ""
+    # Use only the first images by id, of the list if there is one; 0: all.
+    max_images: int = 0
+
+    def __post_init__(self) -> None:
+        checks = FieldChecks(self)
+        checks.place("folder")
+        checks.place("image_list")
+        checks.integer("max_images", at_least=0)

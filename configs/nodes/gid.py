@@ -1,0 +1,87 @@
+"""Node GID."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from configs.stock_limits import MAX_SIDE
+
+from .base import FieldChecks
+
+# Weights and lengths that no loss has use for.
+_MAX_WEIGHT = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class GidConfig:
+    """Node GID: selection of general instances and the three distillation losses.
+
+    Defaults are the paper's for COCO (Dai et al., CVPR 2021, section 4.1).
+
+    Raises:
+        ValueError: a field is outside its limits.
+    """
+
+    node: ClassVar[str] = "GID"
+    SCORES: ClassVar[tuple[str, ...]] = ("per_class", "max")
+    MODES: ClassVar[tuple[str, ...]] = ("all", "pos", "semi_pos", "neg")
+    ADAPTATIONS: ClassVar[tuple[str, ...]] = ("conv3x3", "conv1x1", "none")
+    SCOPES: ClassVar[tuple[str, ...]] = ("batch", "image")
+    COUNTS: ClassVar[tuple[str, ...]] = ("rank", "global")
+
+    # per_class: max over classes of |P_t - P_s| (the paper); max: |max P_t - max P_s|.
+    score: str = "per_class"
+    # Which GIs take part: all, or by their overlap with ground truth (ablation).
+    mode: str = "all"
+    # GIs of one image after NMS (the paper's K).
+    top_k: int = 10
+    # Candidates of one image before NMS.
+    pre_nms: int = 3000
+    # IoU above which the lower-scored of two GI boxes is dropped.
+    nms_iou: float = 0.3
+    # GI boxes with a side of this or less are dropped, pixels of the view.
+    min_side: float = 10.0
+    # Output side of ROIAlign, cells.
+    roi_size: int = 10
+    # Samples of one ROIAlign cell along each axis; 0 lets it depend on the box.
+    sampling_ratio: int = 2
+    # Layer that brings the student's features to the teacher's before the comparison.
+    adaptation: str = "conv3x3"
+    # Weight of the feature loss.
+    feature_weight: float = 5e-4
+    # Weight of the relation loss.
+    relation_weight: float = 40.0
+    # GIs whose pairs are compared: those of the whole batch, or of each image.
+    relation_scope: str = "batch"
+    # Weight of the classification part of the response loss.
+    response_cls_weight: float = 0.1
+    # Weight of the box part of the response loss.
+    response_reg_weight: float = 1.0
+    # Beta of its smooth L1; 0 is plain L1.
+    response_reg_beta: float = 0.0
+    # What losses are divided by, the detector's own included: counts of the rank's images, as in
+    # stock detectron2, or of all ranks' images, so that any number of ranks trains alike.
+    counts: str = "rank"
+    # Iterations over which all four weights rise linearly from zero; 0: none.
+    warmup_iters: int = 0
+
+    def __post_init__(self) -> None:
+        checks = FieldChecks(self)
+        checks.choice("score", self.SCORES)
+        checks.choice("mode", self.MODES)
+        checks.integer("top_k", at_least=1)
+        checks.integer("pre_nms", at_least=1)
+        checks.number("nms_iou", above=0.0, at_most=1.0)
+        checks.number("min_side", at_most=MAX_SIDE)
+        checks.integer("roi_size", at_least=1, at_most=256)
+        checks.integer("sampling_ratio", at_least=0, at_most=256)
+        checks.choice("adaptation", self.ADAPTATIONS)
+        checks.number("feature_weight", at_most=_MAX_WEIGHT)
+        checks.number("relation_weight", at_most=_MAX_WEIGHT)
+        checks.choice("relation_scope", self.SCOPES)
+        checks.number("response_cls_weight", at_most=_MAX_WEIGHT)
+        checks.number("response_reg_weight", at_most=_MAX_WEIGHT)
+        checks.number("response_reg_beta", at_most=_MAX_WEIGHT)
+        checks.choice("counts", self.COUNTS)
+        checks.integer("warmup_iters", at_least=0)
+        if self.pre_nms < self.top_k:
+            raise checks.refusal("pre_nms", f"at least GID.TOP_K {self.top_k}")
