@@ -84,6 +84,8 @@ class ViewsConfig:
     max_size: int = 1333
     # Probability of a horizontal flip, 0 to 1.
     flip: float = 0.5
+    # Steps of the user's own that follow, by the names that modules of IMPORTS register them under.
+    steps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rules = _Rules(self.node, self)
@@ -93,6 +95,8 @@ class ViewsConfig:
         object.__setattr__(self, "scales", tuple(self.scales))
         rules.integer("max_size", at_least=1, at_most=MAX_SIDE)
         rules.number("flip", at_most=1.0)
+        rules.check("steps", Several(item=Text(needed=True), at_least=0))
+        object.__setattr__(self, "steps", tuple(self.steps))
         if self.max_size < max(self.scales):
             raise rules.refuse("max_size", f"at least the largest of VIEWS.SCALES {self.scales}")
 

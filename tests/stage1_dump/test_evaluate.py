@@ -11,10 +11,11 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
-from detectron2.data.transforms import HFlipTransform, ResizeTransform, TransformList
 from detectron2.engine import DefaultPredictor
 
 from configs.loader import load_config, teacher_config
+from configs.schema import ViewsConfig
+from dataset.views import Augmentation, plan_view
 from detectors import load_model
 from detectors.command import register_data
 from detectors.evaluate import evaluate
@@ -97,16 +98,13 @@ def test_cached_boxes_are_those_of_the_default_predictor(
     cache: Path, predictions: dict[int, Any]
 ) -> None:
     reader = CacheReader(cache)
+    augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
     boxes = 0
     for image_id, expected in predictions.items():
         record = reader.record_number(image_id, 0)
-        index = reader.index
-        found = image_detections(
-            reader.read(record)["detections"],
-            view_size=(int(index.height[record]), int(index.width[record])),
-            flip=bool(index.flip[record]),
-            image_size=expected.image_size,
-        )
+        height, width = expected.image_size
+        view = plan_view(augmentation, image_id=image_id, view=0, height=height, width=width)
+        found = image_detections(reader.read(record)["detections"], view)
         assert torch.equal(found.pred_classes, expected.pred_classes)
         assert torch.allclose(found.scores, expected.scores, atol=1e-3, rtol=0)
         assert torch.allclose(
@@ -142,11 +140,14 @@ def test_the_ap_of_a_view_at_test_scale_is_that_of_stock_evaluation(
 @pytest.mark.parametrize("flip", [False, True])
 def test_boxes_of_a_view_go_back_to_where_they_are_in_the_image(flip: bool) -> None:
     boxes = np.array([[3, 4, 50, 40], [0, 0, 90, 64], [80, 10, 90, 12]], dtype=np.float32)
-    steps = [ResizeTransform(64, 90, 80, 113), *([HFlipTransform(113)] if flip else [])]
+    config = ViewsConfig(scales=(80,), max_size=160, flip=float(flip))
+    augmentation = Augmentation.of_config(config)
+    view = plan_view(augmentation, image_id=1, view=0, height=64, width=90)
+    assert (view.height, view.width) == (80, 113)
     rows = np.full((5, 6), -1, dtype=np.float32)
-    rows[:3, :4] = TransformList(steps).apply_box(boxes)
+    rows[:3, :4] = view.transforms().apply_box(boxes)
     rows[:3, 4:] = [[0.9, 2], [0.5, 0], [0.1, 1]]
-    found = image_detections(rows, view_size=(80, 113), flip=flip, image_size=(64, 90))
+    found = image_detections(rows, view)
     assert np.allclose(found.pred_boxes.tensor, boxes, atol=1e-4)
     assert found.pred_classes.tolist() == [2, 0, 1]
     assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.1])
