@@ -70,20 +70,29 @@ def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> No
     for name in ("teacher", "student"):
         assert "birds_val/AP50" in (dumped / "output" / name / "metrics.json").read_text()
         saved = yaml.safe_load((dumped / "output" / name / "config.yaml").read_text())
-        assert tuple(saved["IMPORTS"]) == ("my_project.models", "my_project.data")
+        assert saved["IMPORTS"] == [f"my_project.{one}" for one in ("models", "data", "steps")]
     assert (dumped / "output/student/student_final.pth").is_file()
+
+
+def test_views_have_the_augmentation_of_the_page(dumped: Path) -> None:
+    samples = CacheReader(str(dumped / "output/cache"), ["pixels_sample"])
+    pixels = [samples.read(record)["pixels_sample"] for record in range(len(samples))]
+    is_grey = {bool((one == one[..., :1]).all()) for one in pixels}
+    assert is_grey == {False, True}
 
 
 def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:
     for name in ("teacher.yaml", "student.yaml"):
         text = re.sub(r"^IMPORTS.*\n", "", (dumped / name).read_text(), flags=re.MULTILINE)
         (dumped / f"bare_{name}").write_text(text.replace(" teacher.yaml", " bare_teacher.yaml"))
-    imports = ("--import", "my_project.data", "--import", "my_project.models")
+    imports = [f"--import=my_project.{one}" for one in ("data", "steps", "models")]
     command = COMMANDS[1].replace("student.yaml", "bare_student.yaml CACHE.LOCATION output/other")
     run(dumped, command, *imports)
     caches = [dumped / "output" / name for name in ("cache", "other")]
     ours, theirs = (CacheReader(str(cache)).manifest for cache in caches)
     assert ours == theirs
+    step = {"name": "grey", "version": 1, "parameters": {"share": 0.5}}
+    assert ours.augmentation["steps"][-1] == step
     for path in (path for cache in caches for path in cache.rglob("*") if path.is_file()):
         # The log keeps the config as it was, for people: no command reads it.
         is_noted = path.parent.name == "log" and path.name == "config.json"

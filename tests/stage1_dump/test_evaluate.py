@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,44 @@ from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 
+from configs.imports import import_modules
 from configs.loader import load_config, teacher_config
 from configs.schema import ViewsConfig
 from dataset.views import Augmentation, plan_view
+from dataset.views.registry import OUR_STEPS
 from detectors import load_model
 from detectors.command import register_data
 from detectors.evaluate import evaluate
 from stage1_dump.__main__ import main
 from stage1_dump.evaluate import evaluate_cache, image_detections
 from storage import CacheReader
-from tests.stage1_dump.conftest import write_dump_config
+from tests.stage1_dump.conftest import Configure, write_dump_config
 from tests.stage1_dump.helpers import dump
 from tests.tiny import DETECTOR, write_config
 
 # Classes are numbered by ascending id, whatever the order and the gaps.
 CATEGORY_IDS = (4, 7, 90)
+# A step that turns views upside down.
+UPSIDE = """
+from dataclasses import dataclass
+
+from detectron2.data.transforms import VFlipTransform
+
+from dataset.views import Step, register_step
+
+
+@register_step
+@dataclass(frozen=True)
+class Upside(Step):
+    name = "upside"
+    draws = (1000,)
+
+    def draw(self, seeds, sizes):
+        return self.uniform(seeds) < 0.5
+
+    def transforms(self, outcome, size):
+        return [VFlipTransform(size[0])] if outcome else []
+"""
 AT_TEST_SCALE = {"SCALES": [64], "MAX_SIZE": 96, "FLIP": 0.0, "NUM": 1}
 
 
@@ -186,6 +210,30 @@ def test_a_cache_of_some_images_is_evaluated_on_those(cache: Path, annotations: 
     found = evaluate_cache(str(cache), str(more))
     assert (found.images, found.annotated_images) == (10, 11)
     assert found.views == evaluate_cache(str(cache), str(annotations)).views
+
+
+def test_a_cache_with_a_step_of_the_user_s_is_evaluated_with_its_module(
+    cache: Path,
+    configure: Configure,
+    annotations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "my_upside.py").write_text(UPSIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("dataset.views.registry.STEPS", dict(OUR_STEPS))
+    arguments = ["evaluate", str(tmp_path / "own"), "--annotations", str(annotations)]
+    import_modules(["my_upside"])
+    dump(configure("own", VIEWS={**AT_TEST_SCALE, "STEPS": ["upside"]}))
+    monkeypatch.setattr("dataset.views.registry.STEPS", dict(OUR_STEPS))
+    assert main(arguments) == 1
+    assert "'upside', which is not registered (registered: resize" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "my_upside")
+    assert main([*arguments, "--import", "my_upside", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 10
 
 
 def keep_objects(document: dict[str, Any], key: str, ids: list[int]) -> None:
