@@ -264,7 +264,9 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
         teacher = load_teacher(
             prepared.teacher_cfg, device, precision=setting.precision, preset=prepared.preset
         )
-        views = RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg)
+        views = RecordImages(
+            prepared.images, prepared.image_root, prepared.index, teacher.cfg, prepared.augmentation
+        )
         table = ShardTable(prepared.index, prepared.shard_records)
         batches = []
         for shard in table.shards:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataset.annotations import ImageTable, annotations_digest
-from dataset.views import plan_views
-
-if TYPE_CHECKING:
-    from configs.nodes import ViewsConfig
-
+from dataset.views import Augmentation, plan_views
 
 # Name, in a cache's log, of the note that holds the digest of the annotation file.
 ANNOTATIONS_NOTE = "annotations"
@@ -44,7 +40,7 @@ def changed_annotations(notes: Mapping[str, Any], path: str | os.PathLike[str]) 
 
 def changed_images(
     table: ImageTable,
-    views: ViewsConfig,
+    augmentation: Augmentation,
     *,
     ids: NDArray[np.int64],
     heights: NDArray[Any],
@@ -57,7 +53,7 @@ def changed_images(
 
     Args:
         table: the images now.
-        views: the augmentation, which must be the cache's.
+        augmentation: the cache's.
         ids: (N,) ids of the cache's view 0.
         heights: (N,) its pixels.
         widths: (N,) likewise.
@@ -72,7 +68,7 @@ def changed_images(
             found.append(f"{len(images)} images are {what}, the first has the id {images[0]}")
     _, rows, places = np.intersect1d(table.ids, ids, return_indices=True)
     now = plan_views(
-        views,
+        augmentation,
         image_ids=table.ids[rows],
         view=0,
         heights=table.heights[rows],

@@ -68,6 +68,18 @@ def add_job_arguments(parser: argparse.ArgumentParser, *, resumes: bool = True) 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """`--config-file`, `--import`, and the overrides behind them."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+    add_import_argument(parser)
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        action=_Overrides,
+        metavar="KEY VALUE",
+        help="overrides of config keys, behind all options",
+    )
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+    """`--import`: `imports` are names of modules, for `configs.imports.import_modules`."""
     parser.add_argument(
         "--import",
         action="append",
@@ -76,13 +88,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         type=_module,
         metavar="MODULE",
         help="module of yours to import first, beside those of IMPORTS; may be given several times",
-    )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        action=_Overrides,
-        metavar="KEY VALUE",
-        help="overrides of config keys, behind all options",
     )
 
 

@@ -9,6 +9,7 @@ import sys
 from detectors.command import (
     MAX_PROCESSES,
     add_config_arguments,
+    add_import_argument,
     byte_size,
     positive,
     run_command,
@@ -83,6 +84,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     judging.add_argument("--annotations", required=True, metavar="FILE", help="COCO annotations")
     judging.add_argument("--view", type=whole(0), metavar="V", help="default: every complete view")
     judging.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    add_import_argument(judging)
     judging.set_defaults(function=commands.evaluate)
     add_example(parser, f"run {_CONFIG}")
     add_example(planning, f"--measure 20 --budget 2TB {_CONFIG} CACHE.PRESET compact")

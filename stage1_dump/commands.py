@@ -86,8 +86,11 @@ def status(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Compute the teacher's AP from a cache."""
+    from configs.imports import import_modules
+
     from .evaluate import evaluate_cache
 
+    import_modules(args.imports, "--import")
     found = evaluate_cache(args.cache, args.annotations, view=args.view)
     print(found.to_json() if args.json else found)
     return 0

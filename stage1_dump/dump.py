@@ -153,7 +153,13 @@ class DumpJob:
             profile=profile,
         )
         self._loader = make_loader(
-            RecordImages(prepared.images, prepared.image_root, prepared.index, teacher.cfg),
+            RecordImages(
+                prepared.images,
+                prepared.image_root,
+                prepared.index,
+                teacher.cfg,
+                prepared.augmentation,
+            ),
             self._feed,
             batch=prepared.settings.teacher.batch,
             num_workers=num_workers,

@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data.transforms import HFlipTransform
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from configs.nodes import ViewsConfig
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.changes import changed_images
 from dataset.reading import Annotations, load_annotations
+from dataset.views import Augmentation, View, plan_views
 from detectors.evaluate import box_evaluator, known_numbers
 from storage import CacheReader
 from storage.index import ShardTable
@@ -93,7 +92,8 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     for warning in truth.warnings():
         logger.warning("%s", warning)
     table = truth.images
-    images = _cached_images(reader, table, annotations)
+    augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
+    images = _cached_images(reader, table, annotations, augmentation)
     found: dict[int, dict[str, float]] = {}
     evaluator = _coco_evaluator(reader, truth)
     for number in chosen:
@@ -102,7 +102,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
         with Progress(f"view {number}", total=len(records), unit="images") as progress:
             for start in range(0, len(records), _READ):
                 part = records[start : start + _READ]
-                _process(evaluator, reader, part, images)
+                _process(evaluator, reader, part, images, augmentation)
                 progress.update(len(part))
         with redirect_stdout(StringIO()), _matching_shown(f"AP of view {number}"):
             results = evaluator.evaluate(img_ids=images.ids.tolist())
@@ -116,48 +116,45 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     )
 
 
-def image_detections(
-    rows: NDArray[np.float32],
-    *,
-    view_size: tuple[int, int],
-    flip: bool,
-    image_size: tuple[int, int],
-) -> Instances:
+def image_detections(rows: NDArray[np.float32], view: View) -> Instances:
     """Bring the final boxes of a view back to its image, as stock inference does.
 
     Args:
         rows: (D, 6) x1 y1 x2 y2 score class, XYXY_ABS in pixels of the view; unused rows score -1.
-        view_size: height and width of the view, pixels.
-        flip: whether it is mirrored.
-        image_size: height and width of the image, pixels.
+        view: that view.
 
     Returns:
         `pred_boxes` in pixels of the image, XYXY_ABS, with `scores` and `pred_classes`.
     """
     used = rows[rows[:, 4] >= 0]
-    boxes = used[:, :4]
-    if flip:
-        boxes = HFlipTransform(view_size[1]).apply_box(boxes)
-    found = Instances(view_size)
-    found.pred_boxes = Boxes(torch.tensor(boxes))
+    found = Instances(view.sizes[0])
+    found.pred_boxes = Boxes(torch.tensor(view.transforms().inverse().apply_box(used[:, :4])))
     found.scores = torch.tensor(used[:, 4])
     found.pred_classes = torch.tensor(used[:, 5]).long()
-    return detector_postprocess(found, *image_size)
+    # Boxes are clipped to the image, and those of which nothing is left dropped.
+    return detector_postprocess(found, *view.sizes[0])
 
 
 def _process(
-    evaluator: COCOEvaluator, reader: CacheReader, records: Sequence[int], images: ImageTable
+    evaluator: COCOEvaluator,
+    reader: CacheReader,
+    records: Sequence[int],
+    images: ImageTable,
+    augmentation: Augmentation,
 ) -> None:
-    index = reader.index
-    rows = np.searchsorted(images.ids, index.image_id[records])
-    for record, row, fields in zip(records, rows, reader.read_many(records), strict=True):
-        found = image_detections(
-            fields["detections"],
-            view_size=(int(index.height[record]), int(index.width[record])),
-            flip=bool(index.flip[record]),
-            image_size=(int(images.heights[row]), int(images.widths[row])),
-        )
-        evaluator.process([{"image_id": int(images.ids[row])}], [{"instances": found}])
+    """Hand some records of one view to the evaluator."""
+    ids = reader.index.image_id[records]
+    rows = np.searchsorted(images.ids, ids)
+    views = plan_views(
+        augmentation,
+        image_ids=ids,
+        view=int(reader.index.view[records[0]]),
+        heights=images.heights[rows],
+        widths=images.widths[rows],
+    )
+    for view, fields in zip(views, reader.read_many(records), strict=True):
+        found = image_detections(fields["detections"], view)
+        evaluator.process([{"image_id": view.image_id}], [{"instances": found}])
 
 
 def _incomplete_views(reader: CacheReader) -> tuple[int, ...]:
@@ -182,18 +179,18 @@ def _choose(reader: CacheReader, view: int | None, incomplete: tuple[int, ...]) 
     return chosen
 
 
-def _cached_images(reader: CacheReader, table: ImageTable, annotations: str) -> ImageTable:
+def _cached_images(
+    reader: CacheReader, table: ImageTable, annotations: str, augmentation: Augmentation
+) -> ImageTable:
     """The annotated images that the cache holds, which must be those that it was planned from."""
     index = reader.index
     first = np.flatnonzero(index.view == 0)
     held = table.rows(np.flatnonzero(np.isin(table.ids, index.image_id[first])))
     if dataset_fingerprint(held) == reader.manifest.dataset:
         return held
-    augmentation = reader.manifest.augmentation
-    views = ViewsConfig(**{name: augmentation[name] for name in ("seed", "scales", "max_size")})
     changes = changed_images(
         held,
-        views,
+        augmentation,
         ids=index.image_id[first],
         heights=index.height[first],
         widths=index.width[first],

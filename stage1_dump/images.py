@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.annotations import ImageTable, image_path
-from dataset.views import View, render
+from dataset.views import Augmentation, plan_view, render
 from detectors import to_model_image
 from detectors.workers import Watched
 from storage import Index
@@ -76,13 +76,20 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
     """Renders the view of a record, by record number."""
 
     def __init__(
-        self, images: ImageTable, image_root: str, index: Index, teacher_cfg: CfgNode
+        self,
+        images: ImageTable,
+        image_root: str,
+        index: Index,
+        teacher_cfg: CfgNode,
+        augmentation: Augmentation,
     ) -> None:
-        """Args: the planned images, the folder that holds them, the plan, the teacher's config."""
+        """Args: the planned images, the folder that holds them, the plan, the teacher's config, and
+        what decides the views."""
         self._images = images
         self._image_root = image_root
         self._index = index
         self._cfg = teacher_cfg
+        self._augmentation = augmentation
         # (M,) row of each record's image in the table, which is sorted by id.
         self._rows = np.searchsorted(images.ids, index.image_id)
 
@@ -101,11 +108,16 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
 
     def __getitem__(self, record: int) -> RenderedRecord | Failure:
         row = int(self._rows[record])
-        view = view_of(self._index, record)
-        size = (int(self._images.heights[row]), int(self._images.widths[row]))
+        view = plan_view(
+            self._augmentation,
+            image_id=int(self._index.image_id[record]),
+            view=int(self._index.view[record]),
+            height=int(self._images.heights[row]),
+            width=int(self._images.widths[row]),
+        )
         try:
             path = image_path(self._image_root, self._images.file_names[row])
-            rendered = render(path, view, expected_size=size)
+            rendered = render(path, view)
         except (OSError, ValueError) as error:
             if exhausted(error):
                 raise  # this machine's fault, and not the image's
@@ -163,16 +175,4 @@ def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:
             for name in (rendered[0].pixels if rendered else ())
         },
         failures=[item for item in items if isinstance(item, Failure)],
-    )
-
-
-def view_of(index: Index, record: int) -> View:
-    """The view of a record, as `dataset.views.render` takes it."""
-    return View(
-        image_id=int(index.image_id[record]),
-        view=int(index.view[record]),
-        seed=int(index.seed[record]),
-        flip=bool(index.flip[record]),
-        height=int(index.height[record]),
-        width=int(index.width[record]),
     )

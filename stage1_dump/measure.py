@@ -119,7 +119,13 @@ class _Measurement:
         prepared = self._prepared
         planned = _spread(prepared, count)
         loader = make_loader(
-            RecordImages(prepared.images, prepared.image_root, prepared.index, self._teacher.cfg),
+            RecordImages(
+                prepared.images,
+                prepared.image_root,
+                prepared.index,
+                self._teacher.cfg,
+                prepared.augmentation,
+            ),
             planned,
             batch=prepared.settings.teacher.batch,
             num_workers=self._num_workers,

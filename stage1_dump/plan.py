@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from configs.nodes import ViewsConfig
 from dataset.annotations import ImageTable
-from dataset.views import plan_views
+from dataset.views import Augmentation, plan_views
 from storage import Index, build_index
 from storage.schema import MAX_RECORDS, MAX_SHARD_RECORDS
 
@@ -89,7 +89,7 @@ def bucket_size(name: str) -> tuple[int, int]:
 def _plan_view(images: ImageTable, config: PlanConfig, view: int) -> dict[str, NDArray[Any]]:
     """The index columns of one view of all N images, ordered by bucket and image id."""
     planned = plan_views(
-        config.views,
+        Augmentation.of_config(config.views),
         image_ids=images.ids,
         view=view,
         heights=images.heights,

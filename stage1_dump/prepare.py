@@ -19,7 +19,7 @@ from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.reading import load_annotations
 from dataset.registry import locate
 from dataset.subset import planned_images
-from dataset.views import augmentation_fingerprint
+from dataset.views import Augmentation
 from detectors import DetectorFamily, family_of
 from detectors.family import num_classes
 from detectors.command import register_data
@@ -62,6 +62,11 @@ class Prepared:
     geometries: tuple[Geometry, ...]
     preset: Preset
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """What decides the views."""
+        return Augmentation.of_config(self.settings.views)
+
     def codec(self, preset: Preset | None = None) -> RecordCodec:
         """What encodes a record, with the config's preset or another."""
         return _codec(self.teacher_cfg, preset or self.preset)
@@ -92,7 +97,7 @@ class Prepared:
             shard_records=self.shard_records,
             teacher=teacher,
             dataset=dataset_fingerprint(self.images),
-            augmentation=augmentation_fingerprint(self.settings.views),
+            augmentation=self.augmentation.fingerprint,
             numerics=numerics,
         )
 
@@ -170,8 +175,8 @@ def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> in
     """
     family = family_of(teacher_cfg)
     step = family.size_divisibility(teacher_cfg)
-    sides = (max(ours.views.scales), ours.views.max_size)
-    height, width = (-(-side // step) * step for side in sides)
+    largest = Augmentation.of_config(ours.views).largest_size
+    height, width = (-(-side // step) * step for side in largest)
     geometry = family.geometry(teacher_cfg, height, width)
     return records_that_fit(
         [array.num_bytes for array in _codec(teacher_cfg, preset).arrays(geometry)],

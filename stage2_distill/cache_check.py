@@ -14,7 +14,7 @@ from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.changes import changed_annotations, changed_images
 from dataset.registry import locate
 from dataset.subset import planned_images
-from dataset.views import augmentation_fingerprint
+from dataset.views import Augmentation
 from detectors import config_fingerprint, family_of, load_model, weights_path
 from detectors.checkpoint import fetched_path
 from detectors.fingerprint import file_sha256, tensors_sha256
@@ -89,15 +89,16 @@ def _differences(cfg: CfgNode, reader: CacheReader) -> Iterator[str]:
     dataset = list(differing_fields("dataset", manifest.dataset, dataset_fingerprint(images)))
     yield from dataset
     views = settings(cfg).views
-    augmentation = list(
-        differing_fields("augmentation", manifest.augmentation, augmentation_fingerprint(views))
+    augmentation = Augmentation.of_config(views)
+    different = list(
+        differing_fields("augmentation", manifest.augmentation, augmentation.fingerprint)
     )
-    yield from augmentation
-    if dataset and not augmentation:
+    yield from different
+    if dataset and not different:
         first = np.flatnonzero(reader.index.view == 0)
         yield from changed_images(
             images,
-            views,
+            augmentation,
             ids=reader.index.image_id[first],
             heights=reader.index.height[first],
             widths=reader.index.width[first],

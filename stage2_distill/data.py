@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.loader import settings
 from configs.nodes import Settings
-from dataset.views import RenderedView, plan_view, render
+from dataset.views import Augmentation, RenderedView, plan_view, render
 from detectors import to_model_image, training_images
 from detectors.pinned import block_bytes
 from detectors.workers import Watched
@@ -57,6 +57,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         self._images = DatasetFromList(images, copy=False)
         self._cfg = cfg
         self._settings: Settings = settings(cfg)
+        self._augmentation = Augmentation.of_config(self._settings.views)
         self._reader = reader
         self._pixels = PixelCheck(strict=self._settings.cache.pixels == "strict")
 
@@ -91,13 +92,13 @@ class ViewDataset(Dataset[dict[str, Any]]):
         image = self._images[draw.position]
         height, width = image["height"], image["width"]
         view = plan_view(
-            self._settings.views,
+            self._augmentation,
             image_id=image["image_id"],
             view=draw.view,
             height=height,
             width=width,
         )
-        rendered = render(Path(image["file_name"]), view, expected_size=(height, width))
+        rendered = render(Path(image["file_name"]), view)
         item = {
             "image": to_model_image(rendered.pixels, self._cfg),
             "instances": _ground_truth(image, rendered),
@@ -170,8 +171,8 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
 def largest_item_bytes(cfg: CfgNode, reader: CacheReader | None) -> int:
     """Bytes of the pixels and, from a cache, the codes of the largest view."""
     if reader is None:
-        views = settings(cfg).views
-        return 3 * max(views.scales) * views.max_size
+        height, width = Augmentation.of_config(settings(cfg).views).largest_size
+        return 3 * height * width
     manifest = reader.manifest
     return max(
         3 * geometry.height * geometry.width

@@ -16,7 +16,7 @@ from storage import CacheReader
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EXTENDING.md").read_text()
 COMMANDS = re.findall(r"^python -m (.*)$", PAGE, flags=re.MULTILINE)
-MODULES = ("my_project.nodes", "my_project.models", "my_project.data")
+MODULES = tuple(f"my_project.{one}" for one in ("nodes", "models", "data", "steps"))
 # Of a machine without a GPU and without spare cores.
 SMALL = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
 
@@ -76,6 +76,13 @@ def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> No
     assert (dumped / "output/student/student_final.pth").is_file()
 
 
+def test_views_have_the_augmentation_of_the_page(dumped: Path) -> None:
+    samples = CacheReader(str(dumped / "output/cache"), ["pixels_sample"])
+    pixels = [samples.read(record)["pixels_sample"] for record in range(len(samples))]
+    is_grey = {bool((one == one[..., :1]).all()) for one in pixels}
+    assert is_grey == {False, True}
+
+
 def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:
     for name in ("teacher.yaml", "student.yaml"):
         text = re.sub(r"^IMPORTS.*\n", "", (dumped / name).read_text(), flags=re.MULTILINE)
@@ -86,6 +93,8 @@ def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:
     caches = [dumped / "output" / name for name in ("cache", "other")]
     ours, theirs = (CacheReader(str(cache)).manifest for cache in caches)
     assert ours == theirs
+    step = {"name": "grey", "version": 1, "parameters": {"share": 0.5}}
+    assert ours.augmentation["steps"][-1] == step
     for path in (path for cache in caches for path in cache.rglob("*") if path.is_file()):
         # The log keeps the config as it was, for people: no command reads it.
         is_noted = path.parent.name == "log" and path.name == "config.json"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from configs.rules import Several, Whole
+from configs.rules import Several, Text, Whole
 from configs.stock_limits import MAX_SIDE
 
 from .base import FieldChecks
@@ -33,6 +33,8 @@ class ViewsConfig:
     max_size: int = 1333
     # Probability of a horizontal flip, 0 to 1.
     flip: float = 0.5
+    # Steps of the user's own that follow, by the names that modules of IMPORTS register them under.
+    steps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
@@ -42,5 +44,7 @@ class ViewsConfig:
         object.__setattr__(self, "scales", tuple(self.scales))
         checks.integer("max_size", at_least=1, at_most=MAX_SIDE)
         checks.number("flip", at_most=1.0)
+        checks.check("steps", Several(item=Text(needed=True), at_least=0))
+        object.__setattr__(self, "steps", tuple(self.steps))
         if self.max_size < max(self.scales):
             raise checks.refusal("max_size", f"at least the largest of VIEWS.SCALES {self.scales}")

@@ -31,6 +31,7 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "scales": [(), 800, (800, 0), (70_000,), (800.0,)],
         "max_size": [0, 799, 70_000, "1333"],
         "flip": [-0.1, 1.01, NAN, "x"],
+        "steps": ["gray", ("",), (3,)],
     },
     TeacherConfig: {
         "config": [None, "https://host/teacher.yaml"],

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.views import View
+from dataset.views.flip import Flip
+from dataset.views.resize import Resize
+
 Folder = Callable[..., Path]
 
 
@@ -81,11 +85,20 @@ OTHER_PROCESS = """
 import json, sys, torch
 torch.set_num_threads(3)
 from dataset.registry import locate
-from dataset.views import View, render
-view = View(image_id=1, view=0, seed=0, flip=True, height=77, width=115)
-crc32c = render(sys.argv[1], view, expected_size=(40, 60)).crc32c
+from dataset.views import render
+from tests.dataset.conftest import view_of
+crc32c = render(sys.argv[1], view_of(77, 115, flip=True)).crc32c
 print(json.dumps({"crc32c": crc32c, "coco_2017_val": locate("coco_2017_val")}))
 """
+
+
+def view_of(
+    height: int, width: int, *, flip: bool = False, stored: tuple[int, int] = (40, 60)
+) -> View:
+    """A view of `height` x `width` pixels, whatever its seed would give."""
+    steps = ((Resize(scales=(1,), max_size=1), (height, width)), (Flip(probability=0.5), flip))
+    sizes = (stored, (height, width), (height, width))
+    return View(image_id=1, view=0, seed=0, steps=steps, sizes=sizes)
 
 
 def pattern(height: int, width: int) -> np.ndarray:
@@ -111,6 +124,7 @@ def other_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [sys.executable, "-W", "ignore", "-c", OTHER_PROCESS, str(root / "image.png")],
         env={
             **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "DETECTRON2_DATASETS": str(root),
             "OMP_NUM_THREADS": "3",
             "PYTHONHASHSEED": "5",

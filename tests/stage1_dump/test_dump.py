@@ -58,16 +58,21 @@ def test_an_exact_record_is_the_live_teacher_bit_for_bit(
 
 def _compare_with_stock(batch, reader, model, prepared) -> int:  # type: ignore[no-untyped-def]
     """Compare records with detectron2's own forward of the same images."""
-    from dataset.views import render
+    from dataset.views import plan_view, render
     from detectors import to_model_image
-    from stage1_dump.images import view_of
 
     inputs = []
     for record in batch:
         row = int(np.searchsorted(prepared.images.ids, reader.index.image_id[record]))
         path = Path(prepared.image_root) / prepared.images.file_names[row]
-        size = (int(prepared.images.heights[row]), int(prepared.images.widths[row]))
-        rendered = render(path, view_of(reader.index, record), expected_size=size)
+        view = plan_view(
+            prepared.augmentation,
+            image_id=int(reader.index.image_id[record]),
+            view=int(reader.index.view[record]),
+            height=int(prepared.images.heights[row]),
+            width=int(prepared.images.widths[row]),
+        )
+        rendered = render(path, view)
         assert reader.read(record)["pixels_crc32c"] == rendered.crc32c
         assert np.array_equal(reader.read(record)["pixels_sample"], rendered.sample(16))
         inputs.append({"image": to_model_image(rendered.pixels, prepared.teacher_cfg)})

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,46 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
-from detectron2.data.transforms import HFlipTransform, ResizeTransform, TransformList
 from detectron2.engine import DefaultPredictor
 
+from configs.imports import import_modules
 from configs.loader import load_config, teacher_config
+from configs.nodes import ViewsConfig
+from dataset.views import Augmentation, plan_view
+from dataset.views.registry import OUR_STEPS
 from detectors import load_model
 from detectors.command import register_data
 from detectors.evaluate import evaluate
 from stage1_dump.__main__ import main
 from stage1_dump.evaluate import evaluate_cache, image_detections
 from storage import CacheReader
-from tests.stage1_dump.conftest import write_dump_config
+from tests.stage1_dump.conftest import Configure, write_dump_config
 from tests.stage1_dump.helpers import dump
 from tests.tiny import DETECTOR, write_config
 
 # Classes are numbered by ascending id, whatever the order and the gaps.
 CATEGORY_IDS = (4, 7, 90)
+# A step that turns views upside down.
+UPSIDE = """
+from dataclasses import dataclass
+
+from detectron2.data.transforms import VFlipTransform
+
+from dataset.views import Step, register_step
+
+
+@register_step
+@dataclass(frozen=True)
+class Upside(Step):
+    name = "upside"
+    draws = (1000,)
+
+    def draw(self, seeds, sizes):
+        return self.uniform(seeds) < 0.5
+
+    def transforms(self, outcome, size):
+        return [VFlipTransform(size[0])] if outcome else []
+"""
 AT_TEST_SCALE = {"SCALES": [64], "MAX_SIZE": 96, "FLIP": 0.0, "NUM": 1}
 
 
@@ -97,16 +122,13 @@ def test_cached_boxes_are_those_of_the_default_predictor(
     cache: Path, predictions: dict[int, Any]
 ) -> None:
     reader = CacheReader(cache)
+    augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
     boxes = 0
     for image_id, expected in predictions.items():
         record = reader.record_number(image_id, 0)
-        index = reader.index
-        found = image_detections(
-            reader.read(record)["detections"],
-            view_size=(int(index.height[record]), int(index.width[record])),
-            flip=bool(index.flip[record]),
-            image_size=expected.image_size,
-        )
+        height, width = expected.image_size
+        view = plan_view(augmentation, image_id=image_id, view=0, height=height, width=width)
+        found = image_detections(reader.read(record)["detections"], view)
         assert torch.equal(found.pred_classes, expected.pred_classes)
         assert torch.allclose(found.scores, expected.scores, atol=1e-3, rtol=0)
         assert torch.allclose(
@@ -142,11 +164,14 @@ def test_the_ap_of_a_view_at_test_scale_is_that_of_stock_evaluation(
 @pytest.mark.parametrize("flip", [False, True])
 def test_boxes_of_a_view_go_back_to_where_they_are_in_the_image(flip: bool) -> None:
     boxes = np.array([[3, 4, 50, 40], [0, 0, 90, 64], [80, 10, 90, 12]], dtype=np.float32)
-    steps = [ResizeTransform(64, 90, 80, 113), *([HFlipTransform(113)] if flip else [])]
+    config = ViewsConfig(scales=(80,), max_size=160, flip=float(flip))
+    augmentation = Augmentation.of_config(config)
+    view = plan_view(augmentation, image_id=1, view=0, height=64, width=90)
+    assert (view.height, view.width) == (80, 113)
     rows = np.full((5, 6), -1, dtype=np.float32)
-    rows[:3, :4] = TransformList(steps).apply_box(boxes)
+    rows[:3, :4] = view.transforms().apply_box(boxes)
     rows[:3, 4:] = [[0.9, 2], [0.5, 0], [0.1, 1]]
-    found = image_detections(rows, view_size=(80, 113), flip=flip, image_size=(64, 90))
+    found = image_detections(rows, view)
     assert np.allclose(found.pred_boxes.tensor, boxes, atol=1e-4)
     assert found.pred_classes.tolist() == [2, 0, 1]
     assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.1])
@@ -185,6 +210,30 @@ def test_a_cache_of_some_images_is_evaluated_on_those(cache: Path, annotations: 
     found = evaluate_cache(str(cache), str(more))
     assert (found.images, found.annotated_images) == (10, 11)
     assert found.views == evaluate_cache(str(cache), str(annotations)).views
+
+
+def test_a_cache_with_a_step_of_the_user_s_is_evaluated_with_its_module(
+    cache: Path,
+    configure: Configure,
+    annotations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "my_upside.py").write_text(UPSIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("dataset.views.registry.STEPS", dict(OUR_STEPS))
+    arguments = ["evaluate", str(tmp_path / "own"), "--annotations", str(annotations)]
+    import_modules(["my_upside"])
+    dump(configure("own", VIEWS={**AT_TEST_SCALE, "STEPS": ["upside"]}))
+    monkeypatch.setattr("dataset.views.registry.STEPS", dict(OUR_STEPS))
+    assert main(arguments) == 1
+    assert "'upside', which is not registered (registered: resize" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "my_upside")
+    assert main([*arguments, "--import", "my_upside", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 10
 
 
 def keep_objects(document: dict[str, Any], key: str, ids: list[int]) -> None:

@@ -1,0 +1,240 @@
+"""What becomes of an image under each of its views: the steps' outcomes, and the sizes.
+
+Shape letter: N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.stock_limits import MAX_SIDE
+
+from .base import Step
+from .registry import step_of_fingerprint, steps_of_config
+from .seeds import HASH_NAME, HASH_VERSION, view_seeds
+
+if TYPE_CHECKING:
+    from detectron2.data.transforms import TransformList
+
+    from configs.nodes import ViewsConfig
+
+_HASH = {"name": HASH_NAME, "version": HASH_VERSION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Everything that decides the pixels of a view: the base seed, and the steps in their order.
+
+    The number of views is left out, so that a cache can grow by further views.
+    """
+
+    seed: int
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of_config(cls, config: ViewsConfig) -> Augmentation:
+        """The augmentation of the node VIEWS.
+
+        Raises:
+            ValueError: `VIEWS.STEPS` names a step that is not registered, or one twice.
+        """
+        return cls(seed=config.seed, steps=steps_of_config(config))
+
+    @classmethod
+    def of_fingerprint(cls, fingerprint: Mapping[str, Any]) -> Augmentation:
+        """The augmentation that a cache was made with, from its manifest.
+
+        Raises:
+            ValueError: the hash or a step of it is not known here.
+        """
+        if fingerprint["hash"] != _HASH:
+            raise ValueError(f"the cache's views have the hash {fingerprint['hash']}, not {_HASH}")
+        steps = tuple(step_of_fingerprint(one) for one in fingerprint["steps"])
+        return cls(seed=fingerprint["seed"], steps=steps)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The augmentation as JSON."""
+        steps = [step.fingerprint for step in self.steps]
+        return {"seed": self.seed, "hash": _HASH, "steps": steps}
+
+    @property
+    def largest_size(self) -> tuple[int, int]:
+        """The largest shorter and longer side of a view of any image, pixels."""
+        largest = (MAX_SIDE, MAX_SIDE)
+        for step in self.steps:
+            largest = step.largest_size(largest)
+        return largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One deterministic augmentation of one image.
+
+    Attributes:
+        image_id, view: which it is.
+        seed: the 64-bit hash that the steps draw from.
+        steps: every step with the view's outcome of it.
+        sizes: height and width of the stored image, and after each step, pixels.
+    """
+
+    image_id: int
+    view: int
+    seed: int
+    steps: tuple[tuple[Step, Any], ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def height(self) -> int:
+        """Pixels of the view."""
+        return self.sizes[-1][0]
+
+    @property
+    def width(self) -> int:
+        """Pixels of the view."""
+        return self.sizes[-1][1]
+
+    def transforms(self) -> TransformList:
+        """All that is done to the image's pixels and boxes; `inverse()` leads boxes back."""
+        from detectron2.data.transforms import TransformList
+
+        steps = zip(self.steps, self.sizes[:-1], strict=True)
+        return TransformList(
+            [one for (step, outcome), size in steps for one in step.transforms(outcome, size)]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewArrays:
+    """One view of each of N images: what `View` holds, as arrays.
+
+    Attributes:
+        image_id: (N,) ids.
+        view: number of the view.
+        seed: (N,) hashes.
+        steps: the steps, in their order.
+        outcomes: name of a step to its (N, ...) outcomes.
+        sizes: (N, 2) heights and widths of the stored images, and after each step, pixels.
+    """
+
+    image_id: NDArray[np.int64]
+    view: int
+    seed: NDArray[np.uint64]
+    steps: tuple[Step, ...]
+    outcomes: dict[str, NDArray[Any]]
+    sizes: tuple[NDArray[np.int64], ...]
+
+    @property
+    def height(self) -> NDArray[np.int32]:
+        """(N,) pixels of the views."""
+        return self.sizes[-1][:, 0].astype(np.int32)
+
+    @property
+    def width(self) -> NDArray[np.int32]:
+        """(N,) pixels of the views."""
+        return self.sizes[-1][:, 1].astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def __getitem__(self, index: int) -> View:
+        sizes = [sizes[index].tolist() for sizes in self.sizes]
+        return View(
+            image_id=int(self.image_id[index]),
+            view=self.view,
+            seed=int(self.seed[index]),
+            steps=tuple((step, self.outcomes[step.name][index].tolist()) for step in self.steps),
+            sizes=tuple((height, width) for height, width in sizes),
+        )
+
+    def __iter__(self) -> Iterator[View]:
+        return (self[index] for index in range(len(self)))
+
+
+def plan_view(
+    augmentation: Augmentation, *, image_id: int, view: int, height: int, width: int
+) -> View:
+    """`plan_views` for one image."""
+    return plan_views(
+        augmentation, image_ids=[image_id], view=view, heights=[height], widths=[width]
+    )[0]
+
+
+def plan_views(
+    augmentation: Augmentation,
+    *,
+    image_ids: Sequence[int] | NDArray[Any],
+    view: int,
+    heights: Sequence[int] | NDArray[Any],
+    widths: Sequence[int] | NDArray[Any],
+) -> ViewArrays:
+    """Decide what becomes of N images under one of their views.
+
+    Args:
+        augmentation: what decides it, `Augmentation.of_config(VIEWS)`.
+        image_ids: (N,) ids in the annotation file.
+        view: number of the view, from 0; may be at or beyond `VIEWS.NUM`.
+        heights: (N,) pixels of the stored images, after EXIF rotation.
+        widths: (N,) likewise.
+
+    Raises:
+        ValueError: an image's size is not positive, or its view would have a side of no pixels;
+            the lengths differ; or a step of the user's gives something else than it must.
+    """
+    ids = np.asarray(image_ids, dtype=np.int64)
+    sizes = [_stored_sizes(ids, heights, widths)]
+    seeds = view_seeds(augmentation.seed, ids, view)
+    outcomes = {}
+    for step in augmentation.steps:
+        outcomes[step.name] = np.asarray(step.draw(seeds, sizes[-1]))
+        after = np.asarray(step.sizes_after(outcomes[step.name], sizes[-1]))
+        _check_step(step, outcomes[step.name], after, ids, sizes[-1])
+        sizes.append(after.astype(np.int64))
+    return ViewArrays(
+        image_id=ids,
+        view=view,
+        seed=seeds,
+        steps=augmentation.steps,
+        outcomes=outcomes,
+        sizes=tuple(sizes),
+    )
+
+
+def _stored_sizes(ids: NDArray[np.int64], heights: Any, widths: Any) -> NDArray[np.int64]:
+    """(N, 2) heights and widths, checked."""
+    heights, widths = (np.asarray(one, dtype=np.int64) for one in (heights, widths))
+    if not (ids.shape == heights.shape == widths.shape and ids.ndim == 1):
+        raise ValueError(
+            "image_ids, heights and widths must be one-dimensional and of one length, "
+            f"got shapes {ids.shape}, {heights.shape} and {widths.shape}"
+        )
+    for bad in np.flatnonzero((heights < 1) | (widths < 1))[:1]:
+        raise ValueError(
+            f"image {ids[bad]}: height and width must be positive, got {heights[bad]}x{widths[bad]}"
+        )
+    return np.stack([heights, widths], axis=1)
+
+
+def _check_step(
+    step: Step,
+    outcomes: NDArray[Any],
+    after: NDArray[Any],
+    ids: NDArray[np.int64],
+    before: NDArray[np.int64],
+) -> None:
+    if outcomes.shape[:1] != ids.shape or after.shape != before.shape or after.dtype.kind != "i":
+        raise ValueError(
+            f"step {step.name}: expected {len(ids)} outcomes and whole sizes of shape "
+            f"{before.shape}, got {outcomes.shape} and {after.dtype} of {after.shape}"
+        )
+    for bad in np.flatnonzero((after < 1).any(axis=1))[:1]:
+        height, width = before[bad]
+        raise ValueError(
+            f"image {ids[bad]}: the step {step.name} would shrink its {height}x{width} pixels "
+            f"(height x width) to a side of no pixels; {step.remedy}"
+        )
