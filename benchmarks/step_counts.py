@@ -16,8 +16,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from configs.loader import load_config, settings
-from detectors import DetectorFamily, family_of
+from configs.loader import load_config
+from detectors import DetectorFamily, Setup
 from stage2_distill.adaptation import Adaptation
 from stage2_distill.distiller import Distiller
 from stage2_distill.pooling import GiPooler
@@ -72,7 +72,8 @@ class Subject:
         options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "CACHE.LOCATION", "nowhere", *NARROW]
         path = CONFIGS / "distill/r50_2x_from_r101_1x.yaml"
         self.cfg: CfgNode = load_config(str(path), options)
-        self.family: DetectorFamily = family_of(self.cfg)
+        self._setup = Setup(self.cfg)
+        self.family: DetectorFamily = self._setup.family
         torch.manual_seed(0)
         self._detector = build_model(self.cfg)
         for name, tensor in self._detector.state_dict().items():
@@ -84,7 +85,7 @@ class Subject:
         torch.manual_seed(0)
         codec = get_preset(preset or "balanced")
         batch = [self._item(sizes[i % len(sizes)], codec) for i in range(images)]
-        gid, channels = settings(self.cfg).gid, self.cfg.MODEL.FPN.OUT_CHANNELS
+        gid, channels = self._setup.settings.gid, self.cfg.MODEL.FPN.OUT_CHANNELS
         reader: Any = _OfPreset(codec)
         distiller = Distiller(
             # A module of its own: moving it to the pretended GPU replaces its parameters.

@@ -165,27 +165,23 @@ def _validated(node: type[Any], stated: Mapping[str, Any]) -> Any:
         raise ValueError(f"{node.node}: {failure(error)}") from error
 
 
-def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
+def teacher_config(cfg: CfgNode) -> CfgNode:
     """Load the config of the teacher that `cfg` names.
 
     Weights, device and datasets come from `cfg`, everything else from the teacher's own file. The
-    modules that either names are imported.
+    modules that either names are imported. An empty TEACHER.WEIGHTS gives a teacher without
+    weights, never one with the weights that its own file begins its training with.
 
     Args:
         cfg: of a dump or of a student.
-        needs_weights: refuse an empty TEACHER.WEIGHTS; who has a cache may do without.
 
     Raises:
         FileNotFoundError: the teacher's config does not exist.
-        ValueError: TEACHER.CONFIG or TEACHER.WEIGHTS is empty, or the teacher's config is wrong.
+        ValueError: TEACHER.CONFIG is empty, or the teacher's config is wrong.
     """
-    stated = settings(cfg).teacher
-    if not stated.config:
+    path = cfg.TEACHER.CONFIG
+    if not path:
         raise ValueError("TEACHER.CONFIG: expected the teacher's YAML file, got ''")
-    if needs_weights and not stated.weights:
-        # Without this, ImageNet weights of the teacher's own config would pass for a teacher.
-        raise ValueError("TEACHER.WEIGHTS: expected the trained teacher's weights, got ''")
-    path = stated.config
     if path.startswith(MODEL_ZOO):
         path = _model_zoo_path(path.removeprefix(MODEL_ZOO), "TEACHER.CONFIG")
     import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
@@ -193,7 +189,7 @@ def teacher_config(cfg: CfgNode, *, needs_weights: bool = True) -> CfgNode:
         teacher = load_config(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"TEACHER.CONFIG: {error}") from None
-    teacher.MODEL.WEIGHTS = stated.weights
+    teacher.MODEL.WEIGHTS = cfg.TEACHER.WEIGHTS
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.DATASETS = cfg.DATASETS.clone()
     teacher.DATASET = cfg.DATASET.clone()

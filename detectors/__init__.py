@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .fingerprint import config_fingerprint, teacher_fingerprint
     from .images import to_model_image, training_images
     from .outputs import DenseOutputs
+    from .setup import Setup
 
 # Before any other package of ours is imported by its name, which a folder of the user's may have.
 runpy.run_path(str(Path(__file__).parents[1] / "configs" / "collisions.py"))["refuse_shadows"]()
@@ -30,6 +31,7 @@ _MODULES = {
     "fingerprint": ("config_fingerprint", "teacher_fingerprint"),
     "images": ("to_model_image", "training_images"),
     "outputs": ("DenseOutputs",),
+    "setup": ("Setup",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -37,6 +39,7 @@ __all__ = [
     "DenseOutputs",
     "DetectorFamily",
     "SafeCheckpointer",
+    "Setup",
     "config_fingerprint",
     "export_model",
     "family_of",

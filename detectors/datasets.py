@@ -9,13 +9,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from configs.loader import settings
+from configs.nodes import DatasetConfig
 from dataset.image_files import require_images
 from dataset.reading import Annotations
 from dataset.registry import adopt, is_coco, locate, register_folder
 from dataset.subset import chosen_images
 
 from .family import num_classes
+from .setup import Setup
 
 _SHOWN_CATEGORIES = 5
 
@@ -54,8 +55,10 @@ def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[
         compared = [*_training_categories(cfg, compared[0]), *compared]
     for other in compared[1:]:
         _check_same_categories(compared[0], other)
-    for one in used if images else ():
-        _find_images(cfg, one)
+    if images:
+        dataset = Setup(cfg).settings.dataset
+        for one in used:
+            _find_images(dataset, one)
     return list(dict.fromkeys(line for one in used for line in one.annotations.warnings()))
 
 
@@ -99,10 +102,10 @@ def _known_categories(name: str) -> dict[int, str]:
     return {key: classes[number] for key, number in ids.items()} if classes else {}
 
 
-def _find_images(cfg: CfgNode, one: _Set) -> None:
+def _find_images(dataset: DatasetConfig, one: _Set) -> None:
     table = one.annotations.images
     if one.key == "DATASETS.TRAIN":
-        table = chosen_images(table, one.annotations.path, settings(cfg).dataset)
+        table = chosen_images(table, one.annotations.path, dataset)
     require_images(table, locate(one.name)[1])
 
 

@@ -12,18 +12,20 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.transforms import AugInput
 from torch import Tensor
 
-from configs.loader import settings
 from dataset.pixels import read_pixels
 from dataset.registry import locate
 from dataset.subset import planned_images
 
+from .setup import Setup
 
-def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
+
+def training_images(setup: Setup) -> list[dict[str, Any]]:
     """The images of DATASETS.TRAIN that detectron2 would train on, as its dataset dicts.
 
     Raises:
         ValueError: none is left after filtering.
     """
+    cfg, dataset = setup.cfg, setup.settings.dataset
     try:
         images = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -36,7 +38,6 @@ def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
                 "objects with DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
             )
         raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {reason}") from error
-    dataset = settings(cfg).dataset
     if dataset.image_list or dataset.max_images:
         # The plan chooses among all images, with and without objects.
         planned = [planned_images(locate(name)[0], dataset) for name in cfg.DATASETS.TRAIN]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class DenseOutputs:
     """Pyramid and head outputs of a batch, before any threshold.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from .images import ImageMapper, training_images
 from .loop import AMP_DTYPES, Loop
 from .rank_state import RankState
 from .scaling import fitted_to_ranks
+from .setup import Setup
 from .stopping import Interrupted, StopSignals
 from .workers import watch_stock_loader
 
@@ -77,6 +79,11 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks([self.rank_state, MetricsWindow(), *self.build_hooks()])
 
+    @cached_property
+    def setup(self) -> Setup:
+        """What follows from the config of this many ranks."""
+        return Setup(self.cfg)
+
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """The module to train; its forward takes a batch and gives the losses by name."""
         return detector
@@ -84,7 +91,7 @@ class Trainer(DefaultTrainer):
     def build_train_loader(self, cfg: CfgNode) -> Iterable[Any]:
         """detectron2's, over the images that `DATASET` asks for."""
         loader = build_detection_train_loader(
-            cfg, dataset=training_images(cfg), mapper=ImageMapper(cfg, is_train=True)
+            cfg, dataset=training_images(self.setup), mapper=ImageMapper(cfg, is_train=True)
         )
         return watch_stock_loader(loader, cfg, is_train=True)
 

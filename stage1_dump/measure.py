@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dataset.annotations import require_images
 from storage import Geometry, RecordCodec
+from storage.codecs.record import joined
 from storage.index import ShardTable
 from storage.progress import Progress
-from storage.codecs.record import joined
 from storage.shards import encode_shard, table_bytes
 
 from .estimate import Rate

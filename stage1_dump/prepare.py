@@ -12,7 +12,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from configs.loader import settings, teacher_config
 from configs.nodes import Settings
 from configs.stock_keys import DUMP, refuse_ignored
 from dataset.annotations import ImageTable, dataset_fingerprint
@@ -20,10 +19,10 @@ from dataset.reading import load_annotations
 from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import Augmentation
-from detectors import DetectorFamily, family_of
-from detectors.family import num_classes
+from detectors import DetectorFamily, Setup
 from detectors.command import register_data
 from detectors.datasets import other_classes
+from detectors.family import num_classes
 from storage import Geometry, Index, Manifest, Preset, RecordCodec, get_preset
 
 from .plan import (
@@ -42,7 +41,7 @@ class Prepared:
 
     Attributes:
         settings: our own config nodes.
-        teacher_cfg: the teacher's config.
+        teacher_cfg, family: the teacher's.
         annotations: the file that names the images.
         images: the planned images.
         image_root: folder that holds them.
@@ -54,6 +53,7 @@ class Prepared:
 
     settings: Settings
     teacher_cfg: CfgNode
+    family: DetectorFamily
     annotations: str
     images: ImageTable
     image_root: str
@@ -110,19 +110,20 @@ def prepare(cfg: CfgNode) -> Prepared:
         FileNotFoundError: the teacher's config, the annotations or the image root is missing.
     """
     refuse_ignored(cfg, DUMP)
-    ours = settings(cfg)
+    setup = Setup(cfg)
+    ours = setup.settings
     if not ours.cache.location:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
-    teacher_cfg = teacher_config(cfg)
-    family = family_of(teacher_cfg)
+    teacher_cfg, family = setup.trained_teacher_cfg, setup.teacher_family
     annotations, image_root = _locate(cfg, teacher_cfg)
     images = planned_images(annotations, ours.dataset)
     preset = get_preset(ours.cache.preset, **ours.cache.preset_parameters)
-    shard_records = ours.cache.shard_records or _fitting_records(ours, teacher_cfg, preset)
+    shard_records = ours.cache.shard_records or _fitting_records(ours, family, teacher_cfg, preset)
     index, geometries = _plan(ours, family, teacher_cfg, images, shard_records)
     return Prepared(
         settings=ours,
         teacher_cfg=teacher_cfg,
+        family=family,
         annotations=annotations,
         images=images,
         image_root=image_root,
@@ -141,9 +142,8 @@ def with_views(prepared: Prepared, num_views: int) -> Prepared:
     """
     views = replace(prepared.settings.views, num=num_views)
     ours = replace(prepared.settings, views=views)
-    teacher_cfg = prepared.teacher_cfg
     index, geometries = _plan(
-        ours, family_of(teacher_cfg), teacher_cfg, prepared.images, prepared.shard_records
+        ours, prepared.family, prepared.teacher_cfg, prepared.images, prepared.shard_records
     )
     return replace(prepared, settings=ours, index=index, geometries=geometries)
 
@@ -166,14 +166,15 @@ def _plan(
     return index, tuple(family.geometry(teacher_cfg, *size) for size in sizes)
 
 
-def _fitting_records(ours: Settings, teacher_cfg: CfgNode, preset: Preset) -> int:
+def _fitting_records(
+    ours: Settings, family: DetectorFamily, teacher_cfg: CfgNode, preset: Preset
+) -> int:
     """Records of a shard for CACHE.SHARD_BYTES.
 
     Of the largest view that the config allows, not of those that are planned, and of its bytes
     before compression: neither views that come later nor better knowledge of a codec may change
     the shards of a cache.
     """
-    family = family_of(teacher_cfg)
     step = family.size_divisibility(teacher_cfg)
     largest = Augmentation.of_config(ours.views).largest_size
     height, width = (-(-side // step) * step for side in largest)

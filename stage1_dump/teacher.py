@@ -30,13 +30,14 @@ class Teacher:
 
     Attributes:
         model: the detector, in evaluation mode on its device.
-        cfg: its config.
+        cfg, family: its own.
         precision: arithmetic of its forward, as in `TEACHER.PRECISION`.
         codec: of the records.
     """
 
     model: nn.Module
     cfg: CfgNode
+    family: DetectorFamily
     precision: str
     codec: RecordCodec
 
@@ -60,7 +61,7 @@ class Teacher:
         preprocess: Any = self.model.preprocess_image
         batch: ImageList = preprocess([{"image": image} for image in on_device])
         with arithmetic(self.precision, self.device):
-            outputs = self._family.run(self.model, batch)
+            outputs = self.family.run(self.model, batch)
         return replace(
             outputs,
             features=[level.float() for level in outputs.features],
@@ -83,14 +84,10 @@ class Teacher:
             ValueError: the outputs are not finite, or not of the sizes that the config announced.
         """
         codes = self.codec.encode(outputs.signals(), geometry)
-        detections = self._family.detections(self.model, outputs)
+        detections = self.family.detections(self.model, outputs)
         kept = self.cfg.TEST.DETECTIONS_PER_IMAGE
         rows = [pack_detections(found, kept) for found in detections]
         return {**codes, "detections": torch.stack(rows)}
-
-    @property
-    def _family(self) -> DetectorFamily:
-        return family_of(self.cfg)
 
 
 def load_teacher(
@@ -107,7 +104,9 @@ def load_teacher(
         ValueError, FileNotFoundError: the weights do not fit, or are missing.
     """
     cfg.MODEL.DEVICE = str(device)
-    return Teacher(model=load_model(cfg), cfg=cfg, precision=precision, codec=codec)
+    return Teacher(
+        model=load_model(cfg), cfg=cfg, family=family_of(cfg), precision=precision, codec=codec
+    )
 
 
 @contextmanager

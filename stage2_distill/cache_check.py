@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from configs.loader import settings, teacher_config
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.changes import changed_annotations, changed_images
 from dataset.registry import locate
 from dataset.subset import planned_images
 from dataset.views import Augmentation
-from detectors import config_fingerprint, family_of, load_model, weights_path
+from detectors import Setup, config_fingerprint, load_model, weights_path
 from detectors.checkpoint import fetched_path
 from detectors.fingerprint import file_sha256, tensors_sha256
 from detectors.ranks import on_main_rank
@@ -26,19 +25,19 @@ from storage.schema import NOT_FOR_TRAINING
 logger = logging.getLogger(__name__)
 
 
-def open_cache(cfg: CfgNode) -> CacheReader:
+def open_cache(setup: Setup) -> CacheReader:
     """Open the cache that a config names, and refuse it unless it is complete and the right one.
 
     Raises:
         FileNotFoundError: there is no cache.
         ValueError: it is incomplete, damaged, or of another teacher, dataset or augmentation.
     """
-    location = settings(cfg).cache.location
+    location = setup.settings.cache.location
     if not location:
         raise ValueError("CACHE.LOCATION is empty; expected the cache that stage1_dump wrote")
     fields = [name for name in CacheReader(location).field_names if name not in NOT_FOR_TRAINING]
     reader = CacheReader(location, fields)
-    differences = list(_differences(cfg, reader))
+    differences = list(_differences(setup, reader))
     if differences:
         raise ValueError(f"{location} is not the cache of this config: {'; '.join(differences)}")
     missing = reader.missing()
@@ -47,20 +46,22 @@ def open_cache(cfg: CfgNode) -> CacheReader:
             f"{location} is incomplete: {len(missing)} shards are missing, the first is "
             f"{missing[0]}; finish it with: python -m stage1_dump run --config-file ..."
         )
-    (dataset,) = cfg.DATASETS.TRAIN
+    (dataset,) = setup.cfg.DATASETS.TRAIN
     warning = changed_annotations(read_logs(location), locate(dataset)[0])
     if warning:
         logger.warning("%s", warning)
     return reader
 
 
-def check_pairing(student: CfgNode, teacher: CfgNode) -> None:
+def check_pairing(setup: Setup) -> None:
     """Refuse a teacher and a student whose anchors do not correspond one to one.
 
     Raises:
         ValueError: they differ in classes, levels or anchors.
     """
-    ours, theirs = (family_of(c).geometry(c, 256, 256) for c in (student, teacher))
+    student, teacher = setup.cfg, setup.teacher_cfg
+    ours = setup.family.geometry(student, 256, 256)
+    theirs = setup.teacher_family.geometry(teacher, 256, 256)
     facts = [
         ("number of classes", ours.num_classes, theirs.num_classes),
         ("pyramid levels", ours.level_sizes, theirs.level_sizes),
@@ -75,20 +76,18 @@ def check_pairing(student: CfgNode, teacher: CfgNode) -> None:
         raise ValueError("teacher and student do not match: " + "; ".join(different))
 
 
-def _differences(cfg: CfgNode, reader: CacheReader) -> Iterator[str]:
+def _differences(setup: Setup, reader: CacheReader) -> Iterator[str]:
     manifest = reader.manifest
-    cache = settings(cfg).cache
+    cache, views = setup.settings.cache, setup.settings.views
     preset = get_preset(cache.preset, **cache.preset_parameters)
     yield from differing_fields("codec", manifest.codec, preset.codec)
-    teacher = teacher_config(cfg, needs_weights=False)
     yield from differing_fields(
-        "teacher.config", manifest.teacher["config"], config_fingerprint(teacher)
+        "teacher.config", manifest.teacher["config"], config_fingerprint(setup.teacher_cfg)
     )
-    yield from _weights_difference(teacher, manifest.teacher["tensors"])
-    images = _planned_images(cfg)
+    yield from _weights_difference(setup.teacher_cfg, manifest.teacher["tensors"])
+    images = _planned_images(setup)
     dataset = list(differing_fields("dataset", manifest.dataset, dataset_fingerprint(images)))
     yield from dataset
-    views = settings(cfg).views
     augmentation = Augmentation.of_config(views)
     different = list(
         differing_fields("augmentation", manifest.augmentation, augmentation.fingerprint)
@@ -169,6 +168,6 @@ def _weights_at_hand(name: str, cached: str) -> str | None:
         return None
 
 
-def _planned_images(cfg: CfgNode) -> ImageTable:
-    (name,) = cfg.DATASETS.TRAIN
-    return planned_images(locate(name)[0], settings(cfg).dataset)
+def _planned_images(setup: Setup) -> ImageTable:
+    (name,) = setup.cfg.DATASETS.TRAIN
+    return planned_images(locate(name)[0], setup.settings.dataset)

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, detection_utils
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from configs.loader import settings
-from configs.nodes import Settings
+from configs.nodes import ViewsConfig
 from dataset.views import Augmentation, RenderedView, plan_view, render
-from detectors import to_model_image, training_images
+from detectors import Setup, to_model_image, training_images
 from detectors.pinned import block_bytes
 from detectors.workers import Watched
 from storage import CacheReader
@@ -45,21 +43,20 @@ class ViewDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, images: list[dict[str, Any]], cfg: CfgNode, reader: CacheReader | None
+        self, images: list[dict[str, Any]], setup: Setup, reader: CacheReader | None
     ) -> None:
         """Args:
 
         images: detectron2's dataset dicts.
-        cfg: the student's config.
+        setup: the student's.
         reader: the open cache, or None when the teacher is live or absent.
         """
         # One buffer of bytes: forked and spawned workers share it instead of copying lists.
         self._images = DatasetFromList(images, copy=False)
-        self._cfg = cfg
-        self._settings: Settings = settings(cfg)
-        self._augmentation = Augmentation.of_config(self._settings.views)
+        self._setup = setup
+        self._augmentation = Augmentation.of_config(setup.settings.views)
         self._reader = reader
-        self._pixels = PixelCheck(strict=self._settings.cache.pixels == "strict")
+        self._pixels = PixelCheck(strict=setup.settings.cache.pixels == "strict")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -100,7 +97,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         )
         rendered = render(Path(image["file_name"]), view)
         item = {
-            "image": to_model_image(rendered.pixels, self._cfg),
+            "image": to_model_image(rendered.pixels, self._setup.cfg),
             "instances": _ground_truth(image, rendered),
             "height": height,
             "width": width,
@@ -123,17 +120,18 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return item
 
 
-def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
+def build_data(setup: Setup, reader: CacheReader | None) -> DataParts:
     """Build this rank's loader.
 
     Raises:
         ValueError: no image is left to train on.
     """
+    cfg, ours = setup.cfg, setup.settings
     world_size = comm.get_world_size()
-    images = training_images(cfg)
+    images = training_images(setup)
     sampler = ViewBatchSampler(
         is_wide=np.array([x["width"] > x["height"] for x in images], dtype=bool),
-        num_views=settings(cfg).views.num,
+        num_views=ours.views.num,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
         rank=comm.get_rank(),
@@ -141,17 +139,17 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
     page_locked = cfg.MODEL.DEVICE.startswith("cuda")
-    batch_bytes = cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(cfg, reader)
+    batch_bytes = cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(ours.views, reader)
     if page_locked:
         batch_bytes = block_bytes(batch_bytes)
     lead = plan_lead(
         workers=cfg.DATALOADER.NUM_WORKERS,
         batch_bytes=batch_bytes,
-        limit_bytes=settings(cfg).cache.prefetch_bytes,
+        limit_bytes=ours.cache.prefetch_bytes,
         page_locked=page_locked,
     )
     loader = DataLoader(
-        ViewDataset(images, cfg, reader),
+        ViewDataset(images, setup, reader),
         batch_sampler=sampler,
         num_workers=lead.workers,
         prefetch_factor=lead.factor if lead.workers else None,
@@ -168,10 +166,10 @@ def build_data(cfg: CfgNode, reader: CacheReader | None) -> DataParts:
     return DataParts(loader=DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
 
 
-def largest_item_bytes(cfg: CfgNode, reader: CacheReader | None) -> int:
+def largest_item_bytes(views: ViewsConfig, reader: CacheReader | None) -> int:
     """Bytes of the pixels and, from a cache, the codes of the largest view."""
     if reader is None:
-        height, width = Augmentation.of_config(settings(cfg).views).largest_size
+        height, width = Augmentation.of_config(views).largest_size
         return 3 * height * width
     manifest = reader.manifest
     return max(

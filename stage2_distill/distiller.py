@@ -10,9 +10,8 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from configs.loader import settings
 from configs.nodes import GidConfig
-from detectors import DenseOutputs, DetectorFamily, family_of
+from detectors import DenseOutputs, DetectorFamily, Setup
 from detectors.readback import Readback
 
 from .adaptation import Adaptation
@@ -168,22 +167,23 @@ class Distiller(nn.Module):
         )
 
 
-def build_distiller(cfg: CfgNode, detector: nn.Module, teacher: Teacher | None) -> Distiller:
+def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) -> Distiller:
     """Put a student into the step that its config asks for.
 
     Args:
-        cfg: the student's.
+        setup: the student's.
         detector: the student.
         teacher: whom it learns from, live or cached; None trains on ground truth alone.
 
     Raises:
         ValueError: GID.ADAPTATION none, with pyramids of different channel counts.
     """
-    family, gid = family_of(cfg), settings(cfg).gid
+    cfg, family, gid = setup.cfg, setup.family, setup.settings.gid
+    student_channels = _channels(family, cfg)
     adaptation = Adaptation(
         gid.adaptation if teacher else "none",
-        student_channels=_channels(cfg),
-        teacher_channels=_channels(teacher.cfg if teacher else cfg),
+        student_channels=student_channels,
+        teacher_channels=_channels(teacher.family, teacher.cfg) if teacher else student_channels,
     ).to(cfg.MODEL.DEVICE)
     return Distiller(
         detector,
@@ -195,8 +195,7 @@ def build_distiller(cfg: CfgNode, detector: nn.Module, teacher: Teacher | None) 
     )
 
 
-def _channels(cfg: CfgNode) -> int:
+def _channels(family: DetectorFamily, cfg: CfgNode) -> int:
     """Channels of the pyramid, asked of the backbone, which need not be an FPN."""
-    family = family_of(cfg)
     side = family.size_divisibility(cfg)
     return family.geometry(cfg, side, side).channels

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor, nn
 
-from configs.loader import settings
-from detectors import SafeCheckpointer, family_of, training_images, weights_path
+from detectors import SafeCheckpointer, Setup, training_images, weights_path
 from detectors.arithmetic import arithmetic
 from detectors.building import build_detector
 from storage.progress import Progress
@@ -137,11 +135,11 @@ class Fidelity:
         return [*lines, f"{self.cache}: {self.codec['preset']}, {self.views} views: {verdict}"]
 
 
-def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
+def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
     """Compare the cache of a config with its live teacher.
 
     Args:
-        cfg: a distillation config, its data registered; the random state is that of training.
+        setup: of a distillation config, its data registered; the random state is that of training.
         students: checkpoints that training wrote, or exported students (see `_adaptation_of`);
             `initial` is the student as training begins with it.
         num_views: spread evenly over the images and their views; all if there are fewer.
@@ -150,12 +148,13 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
         FileNotFoundError: no such cache, weights or checkpoint.
         ValueError: the cache or a checkpoint does not fit the config.
     """
-    live, cached = _teachers(cfg)
+    cfg = setup.cfg
+    live, cached = _teachers(setup)
     assert cached.reader is not None
     sources = [one.source(student_format=cfg.INPUT.FORMAT) for one in (live, cached)]
-    images = training_images(cfg)
-    draws = _spread(len(images), settings(cfg).views.num, num_views)
-    dataset = ViewDataset(images, cfg, cached.reader)
+    images = training_images(setup)
+    draws = _spread(len(images), setup.settings.views.num, num_views)
+    dataset = ViewDataset(images, setup, cached.reader)
     size = cfg.SOLVER.IMS_PER_BATCH
     batches = [draws[start : start + size] for start in range(0, len(draws), size)]
     found = []
@@ -164,7 +163,7 @@ def measure(cfg: CfgNode, students: Sequence[str], num_views: int) -> Fidelity:
     exact = arithmetic("float32", torch.device(cfg.MODEL.DEVICE))
     with exact, Progress("fidelity", total=total, unit="batches") as progress:
         for student in students:
-            comparison = _Comparison(_load_student(cfg, student, cached))
+            comparison = _Comparison(_load_student(setup, student, cached))
             for batch in progress.over(batches):
                 comparison.add([dataset[draw] for draw in batch], *sources)
             found.append(comparison.result(student))
@@ -200,19 +199,14 @@ def checkpoints_of(folder: Path) -> list[str]:
     return [INITIAL, *dict.fromkeys(map(str, (*half, *end)))]
 
 
-def _teachers(cfg: CfgNode) -> tuple[Teacher, Teacher]:
+def _teachers(setup: Setup) -> tuple[Teacher, Teacher]:
     """The live and the cached teacher of one config."""
-    found = []
-    for source in ("live", "cache"):
-        one = cfg.clone()
-        one.defrost()
-        one.TEACHER.SOURCE = source
-        if source == "live":
-            one.TEACHER.PRECISION = "float32"  # the reference, whatever the dump computed in
-        teacher = open_teacher(one)
-        assert teacher is not None
-        found.append(teacher)
-    return found[0], found[1]
+    stated = setup.settings.teacher
+    # The live one is the reference, whatever the dump computed in.
+    live = open_teacher(setup, replace(stated, source="live", precision="float32"))
+    cached = open_teacher(setup, replace(stated, source="cache"))
+    assert live is not None and cached is not None
+    return live, cached
 
 
 def _spread(num_images: int, num_views: int, count: int) -> list[Draw]:
@@ -222,11 +216,12 @@ def _spread(num_images: int, num_views: int, count: int) -> list[Draw]:
     return [Draw(position=one // num_views, view=one % num_views) for one in chosen.tolist()]
 
 
-def _load_student(cfg: CfgNode, student: str, teacher: Teacher) -> Distiller:
+def _load_student(setup: Setup, student: str, teacher: Teacher) -> Distiller:
     """Build a student with its adaptation, in training mode, as training would have it."""
+    cfg = setup.cfg
     torch.manual_seed(max(cfg.SEED, 0))
     detector = build_detector(cfg)
-    distiller = build_distiller(cfg, detector, teacher)
+    distiller = build_distiller(setup, detector, teacher)
     if student != INITIAL:
         saved = _load_weights(detector, student, strict=True)
         if distiller.adaptation.conv is not None:
@@ -236,7 +231,7 @@ def _load_student(cfg: CfgNode, student: str, teacher: Teacher) -> Distiller:
     if cfg.MODEL.WEIGHTS:
         _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
     if teacher.config.inherit == "head":
-        inherit_head(detector, family_of(cfg), teacher.cfg)
+        inherit_head(detector, setup)
     return distiller.train()
 
 

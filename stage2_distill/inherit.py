@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 
-from detectron2.config import CfgNode
 from torch import nn
 
-from detectors import DetectorFamily, family_of, load_model
+from detectors import Setup, load_model
 
 logger = logging.getLogger(__name__)
 
 
-def inherit_head(student: nn.Module, family: DetectorFamily, teacher_cfg: CfgNode) -> list[str]:
+def inherit_head(student: nn.Module, setup: Setup) -> list[str]:
     """Copy every tensor of the teacher's head into the student's that has its name and shape.
 
     Args:
         student: is modified.
-        family: of the student.
-        teacher_cfg: the teacher's config; its weights are read on the CPU.
+        setup: the student's; the teacher's weights are read on the CPU.
 
     Returns:
         Names of what was copied, within the head.
@@ -27,11 +25,11 @@ def inherit_head(student: nn.Module, family: DetectorFamily, teacher_cfg: CfgNod
         FileNotFoundError: the teacher's weights are not here.
         ValueError: nothing fits.
     """
-    teacher_cfg = teacher_cfg.clone()
+    teacher_cfg = setup.trained_teacher_cfg.clone()
     teacher_cfg.defrost()
     teacher_cfg.MODEL.DEVICE = "cpu"
-    theirs = family_of(teacher_cfg).head(load_model(teacher_cfg)).state_dict()
-    head = family.head(student)
+    theirs = setup.teacher_family.head(load_model(teacher_cfg)).state_dict()
+    head = setup.family.head(student)
     ours = head.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in ours and ours[k].shape == v.shape}
     rest = [

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from detectors import Setup
 from detectors.command import register_data, set_up
 from detectors.datasets import require_fit
 from detectors.failures import in_one_line
@@ -39,7 +40,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
     set_up(cfg, args, use=("TRAIN",))
-    paths = draw_views(cfg, count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR))
+    paths = draw_views(Setup(cfg), count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR))
     with Progress("pictures", total=args.count, unit="views") as progress:
         for path in progress.over(paths):
             progress.say(str(path), file=sys.stdout)
@@ -52,7 +53,7 @@ def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
         logger.warning("%s", warning)
     require_fit(cfg, ("TRAIN",))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
-    found = measure(cfg, students, args.views)
+    found = measure(Setup(cfg), students, args.views)
     for line in [json.dumps(found.to_json())] if args.json else found.lines():
         print(line)
     return 0 if found.reached else 1

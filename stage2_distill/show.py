@@ -14,8 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from torch import Tensor
 
-from configs.loader import settings
-from detectors import family_of, load_model, training_images
+from detectors import Setup, load_model, training_images
 
 from .data import ViewDataset
 from .gism import GeneralInstances, select
@@ -27,14 +26,14 @@ _MIN_SCORE = 0.3
 
 
 @torch.no_grad()
-def draw_views(cfg: CfgNode, *, count: int, folder: Path) -> Iterator[Path]:
+def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
     """Draw the first view of `count` training images, evenly spread over the dataset.
 
     Each picture has three panels: ground truth and the teacher's detections, the student's
     detections, and the GIs (solid: the teacher's box, dashed: the student's).
 
     Args:
-        cfg: a distillation config; MODEL.WEIGHTS names the student.
+        setup: of a distillation config; MODEL.WEIGHTS names the student.
         count: number of pictures.
         folder: where to write `view_<image id>.png`.
 
@@ -44,13 +43,14 @@ def draw_views(cfg: CfgNode, *, count: int, folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: TEACHER.SOURCE is none, or the weights or the cache do not fit.
     """
-    teacher = open_teacher(cfg)
+    cfg, family = setup.cfg, setup.family
+    teacher = open_teacher(setup)
     if teacher is None:
         raise ValueError("TEACHER.SOURCE is none: there is no teacher to show; use cache or live")
-    student, family = load_model(cfg), family_of(cfg)
+    student = load_model(cfg)
     source = teacher.source(student_format=cfg.INPUT.FORMAT)
-    images = training_images(cfg)
-    dataset = ViewDataset(images, cfg, teacher.reader)
+    images = training_images(setup)
+    dataset = ViewDataset(images, setup, teacher.reader)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     folder.mkdir(parents=True, exist_ok=True)
     for position in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist():
@@ -64,7 +64,7 @@ def draw_views(cfg: CfgNode, *, count: int, folder: Path) -> Iterator[Path]:
             anchors=outputs.anchors,
             image_sizes=outputs.image_sizes,
             box_transform=family.box_transform(student),
-            config=settings(cfg).gid,
+            config=setup.settings.gid,
         )
         as_teacher = replace(
             outputs, logits=torch.logit(given.probabilities, eps=1e-6), deltas=given.deltas

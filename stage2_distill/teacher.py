@@ -16,9 +16,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from configs.loader import settings, teacher_config
 from configs.nodes import TeacherConfig
-from detectors import DetectorFamily, family_of, load_model
+from detectors import DetectorFamily, Setup, load_model
 from detectors.arithmetic import arithmetic
 from storage import CacheReader, DecodedOutputs, Geometry
 
@@ -175,43 +174,47 @@ class Teacher:
     """The teacher of a run, checked against the student, nothing of it loaded yet.
 
     Attributes:
-        cfg: the teacher's own config.
+        cfg, family: the teacher's own.
         config: the node TEACHER of the student's.
         reader: its open cache; None when it runs live.
     """
 
     cfg: CfgNode
+    family: DetectorFamily
     config: TeacherConfig
     reader: CacheReader | None
 
     def source(self, *, student_format: str) -> TeacherSource:
         """Make ready to give outputs; a live teacher is loaded here."""
-        family = family_of(self.cfg)
         if self.reader is not None:
-            return CachedTeacher(self.reader, family, self.cfg)
+            return CachedTeacher(self.reader, self.family, self.cfg)
         return LiveTeacher(
             load_model(self.cfg),
-            family,
+            self.family,
             self.cfg,
             student_format=student_format,
             config=self.config,
         )
 
 
-def open_teacher(cfg: CfgNode) -> Teacher | None:
+def open_teacher(setup: Setup, config: TeacherConfig | None = None) -> Teacher | None:
     """Find the teacher that a student's config names; None with TEACHER.SOURCE none.
+
+    Args:
+        setup: of the student.
+        config: in place of its node TEACHER.
 
     Raises:
         FileNotFoundError: no such config, weights or cache.
         ValueError: teacher and student do not match, or the cache is not the one for this config.
     """
-    config = settings(cfg).teacher
+    config = config or setup.settings.teacher
     if config.source == "none":
         return None
-    teacher = teacher_config(cfg, needs_weights=config.source == "live")
-    check_pairing(cfg, teacher)
-    reader = open_cache(cfg) if config.source == "cache" else None
-    return Teacher(cfg=teacher, config=config, reader=reader)
+    cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
+    check_pairing(setup)
+    reader = open_cache(setup) if config.source == "cache" else None
+    return Teacher(cfg=cfg, family=setup.teacher_family, config=config, reader=reader)
 
 
 def _joined(parts: list[DecodedOutputs]) -> DecodedOutputs:

@@ -10,8 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
-from configs.loader import settings, teacher_config
-from detectors import export_model, family_of, weights_path
+from detectors import export_model, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.scaling import fitted_to_ranks
 from detectors.trainer import Trainer
@@ -50,12 +49,16 @@ class DistillTrainer(Trainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         # All of this is checked before any model is built; the data is cut for the ranks first.
-        cfg = fitted_to_ranks(cfg)
-        self._teacher = open_teacher(cfg)
-        if settings(cfg).teacher.inherit == "head":
-            weights_path(teacher_config(cfg).MODEL.WEIGHTS)
-        self._data = build_data(cfg, self._teacher.reader if self._teacher else None)
-        super().__init__(cfg)
+        self.cfg = fitted_to_ranks(cfg)
+        self._teacher = open_teacher(self.setup)
+        if self._inherits_head:
+            weights_path(self.setup.trained_teacher_cfg.MODEL.WEIGHTS)
+        self._data = build_data(self.setup, self._teacher.reader if self._teacher else None)
+        super().__init__(self.cfg)
+
+    @property
+    def _inherits_head(self) -> bool:
+        return self.setup.settings.teacher.inherit == "head"
 
     def build_train_loader(self, cfg: CfgNode) -> DeviceLoader:
         """The loader of views and codes."""
@@ -64,11 +67,11 @@ class DistillTrainer(Trainer):
     @property
     def counts_globally(self) -> bool:
         """See `Trainer`."""
-        return settings(self.cfg).gid.counts == "global"
+        return self.setup.settings.gid.counts == "global"
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """Put the detector into the distilling step."""
-        self.distiller = build_distiller(self.cfg, detector, self._teacher)
+        self.distiller = build_distiller(self.setup, detector, self._teacher)
         return self.distiller
 
     def extra_checkpointables(self) -> dict[str, Any]:
@@ -79,8 +82,8 @@ class DistillTrainer(Trainer):
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""
         anew = not (resume and self.checkpointer.has_checkpoint())
         super().resume_or_load(resume=resume)
-        if anew and settings(self.cfg).teacher.inherit == "head":
-            inherit_head(self.detector, family_of(self.cfg), teacher_config(self.cfg))
+        if anew and self._inherits_head:
+            inherit_head(self.detector, self.setup)
         self._data.sampler.first_iter = self.start_iter
 
     def build_writers(self) -> list[EventWriter]:

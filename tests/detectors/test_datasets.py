@@ -17,7 +17,7 @@ from configs.loader import load_config
 from dataset.__main__ import main as dataset_main
 from dataset.reading import load_annotations
 from dataset.synthetic import SyntheticConfig, write_synthetic
-from detectors import training_images
+from detectors import Setup, training_images
 from detectors.__main__ import main
 from detectors.command import register_data, set_up
 from detectors.datasets import require_fit
@@ -295,11 +295,11 @@ def test_a_set_without_objects_can_be_trained_on_if_asked_for(data: Data) -> Non
     config = str(data(train=lambda document: document["annotations"].clear()))
     cfg = load_config(config, ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"])
     register_data(cfg)
-    assert len(training_images(cfg)) == 6
+    assert len(training_images(Setup(cfg))) == 6
     with pytest.raises(
         ValueError, match=r"no image has an object .*\.FILTER_EMPTY_ANNOTATIONS Fal"
     ):
-        training_images(load_config(config))
+        training_images(Setup(load_config(config)))
 
 
 def test_a_dataset_of_another_evaluator_is_left_alone(data: Data) -> None:
@@ -310,7 +310,7 @@ def test_a_dataset_of_another_evaluator_is_left_alone(data: Data) -> None:
     try:
         cfg = load_config(str(data()), ["DATASETS.TRAIN", "('test_own',)"])
         register_data(cfg)
-        assert training_images(cfg) == [{"file_name": "x", "image_id": "any"}]
+        assert training_images(Setup(cfg)) == [{"file_name": "x", "image_id": "any"}]
     finally:
         DatasetCatalog.remove("test_own")
         MetadataCatalog.remove("test_own")

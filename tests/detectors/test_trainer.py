@@ -17,7 +17,7 @@ from detectron2.engine import HookBase
 from configs.loader import load_config
 from dataset.scenes import CLASS_NAMES
 from dataset.synthetic import SyntheticConfig, write_synthetic
-from detectors import training_images
+from detectors import Setup, training_images
 from detectors.__main__ import main
 from detectors.command import register_data
 from detectors.trainer import Trainer
@@ -58,7 +58,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_training_sees_the_images_asked_for_alone(config: Path, tmp_path: Path) -> None:
     everything = load_config(str(config))
     register_data(everything)
-    chosen = sorted(image["image_id"] for image in training_images(everything))[::3]
+    chosen = sorted(image["image_id"] for image in training_images(Setup(everything)))[::3]
     listed = tmp_path / "images.txt"
     listed.write_text("".join(f"{image_id}\n" for image_id in chosen))
     cfg = load_config(str(config), ["DATASET.IMAGE_LIST", str(listed)])

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from configs.loader import load_config
-from detectors import checkpoint, export_model
+from detectors import Setup, checkpoint, export_model
 from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data
@@ -32,7 +32,7 @@ from tests.tiny import random_detector
 def check(path: Path, *overrides: str) -> CacheReader:
     cfg = load_config(str(path), overrides)
     register_data(cfg)
-    return open_cache(cfg)
+    return open_cache(Setup(cfg))
 
 
 @pytest.fixture
@@ -234,13 +234,13 @@ def test_a_student_whose_anchors_are_not_the_teachers_is_refused(
             cfg.MODEL[node][key] = value
     register_data(cfg)
     with pytest.raises(ValueError, match=f"teacher and student do not match: .*{message}"):
-        open_teacher(cfg)
+        open_teacher(Setup(cfg))
 
 
 def first_batch(path: Path) -> list[dict[str, Any]]:
     cfg = load_config(str(path))
     register_data(cfg)
-    return next(iter(build_data(cfg, open_cache(cfg)).loader))
+    return next(iter(build_data(Setup(cfg), open_cache(Setup(cfg))).loader))
 
 
 @pytest.fixture

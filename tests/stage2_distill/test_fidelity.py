@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from configs.loader import load_config
+from detectors import Setup
 from detectors.command import register_data
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
@@ -83,8 +84,8 @@ def test_the_initial_student_is_the_one_that_training_begins_with(
 ) -> None:
     trainer = build(configure(SEED=5, **changes))
     trainer.resume_or_load(resume=False)
-    teacher, _ = fidelity._teachers(trainer.cfg)
-    student = fidelity._load_student(trainer.cfg, INITIAL, teacher)
+    teacher, _ = fidelity._teachers(trainer.setup)
+    student = fidelity._load_student(trainer.setup, INITIAL, teacher)
     for mine, theirs in (
         (student.detector.state_dict(), trainer.detector.state_dict()),
         (student.adaptation.state_dict(), trainer.distiller.adaptation.state_dict()),
@@ -194,7 +195,7 @@ def test_fidelity_and_show_report_how_far_they_are(
     monkeypatch.setattr("storage.progress.LINE_EVERY_SEC", 0.0)
     cfg = load_config(str(config))
     register_data(cfg)
-    fidelity.measure(cfg, [INITIAL], 8)
+    fidelity.measure(Setup(cfg), [INITIAL], 8)
     assert re.search(r"fidelity: (\d+) of \1 batches, ", capsys.readouterr().err)
     overrides = ["MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/student_final.pth"]
     arguments = ["--output", str(tmp_path / "pictures"), "--config-file", str(config)]

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 
 from configs.loader import load_config
-from detectors import family_of
+from detectors import Setup
 from stage2_distill.inherit import inherit_head
 from stage2_distill.trainer import DistillTrainer
 from tests.stage2_distill.conftest import STUDENT, Configure
@@ -60,13 +60,11 @@ def test_of_another_pyramid_only_what_fits_is_copied_and_the_rest_is_named(
     assert "cls_score.weight: student (15, 12, 3, 3), teacher (15, 8, 3, 3)" in line
 
 
-def test_a_head_of_which_nothing_fits_is_refused(configure: Configure, folder: Any) -> None:
+def test_a_head_of_which_nothing_fits_is_refused(configure: Configure) -> None:
     student = load_config(str(configure()), ["MODEL.RETINANET.NUM_CLASSES", "7"])
     student.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[1.0]]
-    teacher = load_config(str(folder / "teacher.yaml"))
-    teacher.MODEL.WEIGHTS = str(folder / "teacher.pth")
     with pytest.raises(ValueError, match=r"no tensor .* fits .*student \(7,\), teacher \(15,\)"):
-        inherit_head(build_model(student), family_of(student), teacher)
+        inherit_head(build_model(student), Setup(student))
 
 
 def test_a_resumed_student_keeps_its_own_head(configure: Configure) -> None:

@@ -143,7 +143,7 @@ def share_of(rank: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patched:
         patched.setattr(data.comm, "get_rank", lambda: rank)
         patched.setattr(data.comm, "get_world_size", lambda: RANKS)
-        loader = data.build_data(trainer.cfg, trainer._teacher.reader).loader
+        loader = data.build_data(trainer.setup, trainer._teacher.reader).loader
     return trainer, iter(loader)
 
 

@@ -25,8 +25,8 @@ from storage.repairs import drop_shards
 from tests.storage.cases import (
     WIDE,
     contents,
-    first_path,
     fill,
+    first_path,
     flip,
     make_cache,
     make_index,
