@@ -10,7 +10,11 @@ from detectron2.config import CfgNode
 
 from configs.loader import settings, teacher_config
 from configs.nodes import Settings
+from dataset.views import Augmentation
 from detectors import DetectorFamily, family_of
+from storage import Preset, get_preset
+
+from .stored import Stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,24 @@ class Setup:
     def teacher_family(self) -> DetectorFamily:
         """The family of the teacher."""
         return family_of(self.teacher_cfg)
+
+    @cached_property
+    def stored(self) -> Stored:
+        """What a cache keeps of the teacher."""
+        cache = self.settings.cache
+        return Stored.of(
+            self.teacher_cfg, self.teacher_family, signals=cache.signals, levels=cache.levels
+        )
+
+    @cached_property
+    def preset(self) -> Preset:
+        """The table that chooses the codecs of a cache."""
+        return get_preset(self.settings.cache.preset, **self.settings.cache.preset_options)
+
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """What decides the views."""
+        return Augmentation.of_config(self.settings.views)
 
     @property
     def trained_teacher_cfg(self) -> CfgNode:

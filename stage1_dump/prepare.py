@@ -40,36 +40,36 @@ class Prepared:
     """A dump, ready to start.
 
     Attributes:
-        settings: our own config nodes.
-        teacher_cfg, family: the teacher's.
+        setup: the config and what follows from it.
         annotations: the file that names the images.
         images: the planned images.
         image_root: folder that holds them.
         index: the plan.
         shard_records: records of a full shard.
         geometries: one for each bucket, in the order of the index's bucket numbers.
-        preset: the table that chooses the codecs.
     """
 
-    settings: Settings
-    teacher_cfg: CfgNode
-    family: DetectorFamily
+    setup: Setup
     annotations: str
     images: ImageTable
     image_root: str
     index: Index
     shard_records: int
     geometries: tuple[Geometry, ...]
-    preset: Preset
 
     @property
-    def augmentation(self) -> Augmentation:
-        """What decides the views."""
-        return Augmentation.of_config(self.settings.views)
+    def settings(self) -> Settings:
+        """Our own config nodes."""
+        return self.setup.settings
+
+    @property
+    def teacher_cfg(self) -> CfgNode:
+        """The teacher's config."""
+        return self.setup.teacher_cfg
 
     def codec(self, preset: Preset | None = None) -> RecordCodec:
         """What encodes a record, with the config's preset or another."""
-        return _codec(self.teacher_cfg, preset or self.preset)
+        return _codec(self.setup, preset or self.setup.preset)
 
     def manifest(
         self,
@@ -85,19 +85,17 @@ class Prepared:
             numerics: what `numerics.fixed_numerics` gave.
             preset: another than that of the config.
         """
-        preset = preset or self.preset
-        known = num_classes(self.teacher_cfg)
-        assert known is not None, "a family names its classes"
+        preset = preset or self.setup.preset
         return Manifest.create(
             preset=preset.name,
             codec=self.codec(preset),
-            levels=family_of(self.teacher_cfg).levels(self.teacher_cfg),
-            num_classes=known[1],
+            levels=self.setup.stored.levels,
+            num_classes=num_classes(self.teacher_cfg),
             geometries=self.geometries,
             shard_records=self.shard_records,
             teacher=teacher,
             dataset=dataset_fingerprint(self.images),
-            augmentation=self.augmentation.fingerprint,
+            augmentation=self.setup.augmentation.fingerprint,
             numerics=numerics,
         )
 
@@ -114,23 +112,18 @@ def prepare(cfg: CfgNode) -> Prepared:
     ours = setup.settings
     if not ours.cache.location:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
-    teacher_cfg, family = setup.trained_teacher_cfg, setup.teacher_family
-    annotations, image_root = _locate(cfg, teacher_cfg)
+    annotations, image_root = _locate(cfg, setup.trained_teacher_cfg)
     images = planned_images(annotations, ours.dataset)
-    preset = get_preset(ours.cache.preset, **ours.cache.preset_parameters)
-    shard_records = ours.cache.shard_records or _fitting_records(ours, family, teacher_cfg, preset)
-    index, geometries = _plan(ours, family, teacher_cfg, images, shard_records)
+    shard_records = ours.cache.shard_records or _fitting_records(setup)
+    index, geometries = _plan(setup, images, shard_records)
     return Prepared(
-        settings=ours,
-        teacher_cfg=teacher_cfg,
-        family=family,
+        setup=setup,
         annotations=annotations,
         images=images,
         image_root=image_root,
         index=index,
         shard_records=shard_records,
         geometries=geometries,
-        preset=preset,
     )
 
 
@@ -140,55 +133,48 @@ def with_views(prepared: Prepared, num_views: int) -> Prepared:
     Raises:
         ValueError: the number is beyond the limits of VIEWS.NUM or of a cache.
     """
-    views = replace(prepared.settings.views, num=num_views)
-    ours = replace(prepared.settings, views=views)
-    index, geometries = _plan(
-        ours, prepared.family, prepared.teacher_cfg, prepared.images, prepared.shard_records
-    )
-    return replace(prepared, settings=ours, index=index, geometries=geometries)
+    cfg = prepared.setup.cfg.clone()
+    cfg.defrost()
+    cfg.VIEWS.NUM = num_views
+    setup = Setup(cfg)
+    index, geometries = _plan(setup, prepared.images, prepared.shard_records)
+    return replace(prepared, setup=setup, index=index, geometries=geometries)
 
 
 def _plan(
-    ours: Settings,
-    family: DetectorFamily,
-    teacher_cfg: CfgNode,
-    images: ImageTable,
-    shard_records: int,
+    setup: Setup, images: ImageTable, shard_records: int
 ) -> tuple[Index, tuple[Geometry, ...]]:
     """The records, and the geometry of each of their buckets."""
     config = PlanConfig(
-        views=ours.views,
-        size_divisibility=family.size_divisibility(teacher_cfg),
+        views=setup.settings.views,
+        size_divisibility=setup.teacher_family.size_divisibility(setup.teacher_cfg),
         shard_records=shard_records,
     )
     index = make_plan(images, config)
     sizes = [bucket_size(name) for name in index.bucket_names]
-    return index, tuple(family.geometry(teacher_cfg, *size) for size in sizes)
+    return index, tuple(setup.stored.geometry(*size) for size in sizes)
 
 
-def _fitting_records(
-    ours: Settings, family: DetectorFamily, teacher_cfg: CfgNode, preset: Preset
-) -> int:
+def _fitting_records(setup: Setup) -> int:
     """Records of a shard for CACHE.SHARD_BYTES.
 
     Of the largest view that the config allows, not of those that are planned, and of its bytes
     before compression: neither views that come later nor better knowledge of a codec may change
     the shards of a cache.
     """
-    step = family.size_divisibility(teacher_cfg)
-    largest = Augmentation.of_config(ours.views).largest_size
-    height, width = (-(-side // step) * step for side in largest)
-    geometry = family.geometry(teacher_cfg, height, width)
+    step = setup.teacher_family.size_divisibility(setup.teacher_cfg)
+    height, width = (-(-side // step) * step for side in setup.augmentation.largest_size)
+    arrays = _codec(setup, setup.preset).arrays(setup.stored.geometry(height, width))
     return records_that_fit(
-        [array.num_bytes for array in _codec(teacher_cfg, preset).arrays(geometry)],
-        shard_bytes=ours.cache.shard_bytes,
-        batch=ours.teacher.batch,
+        [array.num_bytes for array in arrays],
+        shard_bytes=setup.settings.cache.shard_bytes,
+        batch=setup.settings.teacher.batch,
     )
 
 
-def _codec(teacher_cfg: CfgNode, preset: Preset) -> RecordCodec:
-    signals = family_of(teacher_cfg).signals(teacher_cfg)
-    return RecordCodec.of_preset(preset, signals, teacher_cfg.TEST.DETECTIONS_PER_IMAGE)
+def _codec(setup: Setup, preset: Preset) -> RecordCodec:
+    kept = setup.teacher_cfg.TEST.DETECTIONS_PER_IMAGE
+    return RecordCodec.of_preset(preset, setup.stored.signals, kept)
 
 
 def _locate(cfg: CfgNode, teacher_cfg: CfgNode) -> tuple[str, str]:

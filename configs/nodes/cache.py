@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from configs.rules import Several, Text
+
 from .base import FieldChecks
 
 # What the cache format allows in one shard.
@@ -19,7 +21,6 @@ class CacheConfig:
     """
 
     node: ClassVar[str] = "CACHE"
-    PRESETS: ClassVar[tuple[str, ...]] = ("exact", "balanced", "compact")
     DTYPES: ClassVar[tuple[str, ...]] = ("float32", "float16")
     PIXELS: ClassVar[tuple[str, ...]] = ("strict", "tolerate")
     # Object stores that the storage knows.
@@ -27,12 +28,19 @@ class CacheConfig:
 
     # Folder, or URL of an object store (s3://bucket/prefix).
     location: str = ""
-    # Codec choice.
+    # Which codec holds each kind of signal: exact, balanced, compact, or a preset that a module of
+    # IMPORTS registers.
     preset: str = "balanced"
     # Storage type of preset exact.
     dtype: str = "float32"
     # Class scores kept exactly in one record by the sparse presets; 0: the preset's own rule.
     scores_kept: int = 0
+    # Names of the teacher's signals to store, such as features; empty: all. Training refuses a
+    # cache without those that it needs.
+    signals: tuple[str, ...] = ()
+    # Names of the pyramid levels to store, such as p3; empty: all. What belongs to the others takes
+    # no part in distillation.
+    levels: tuple[str, ...] = ()
     # Records in one shard, the unit of computing, committing and verifying; 0: as many as
     # SHARD_BYTES holds of the largest view that VIEWS allows, in whole teacher batches.
     shard_records: int = 32
@@ -48,15 +56,18 @@ class CacheConfig:
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
         checks.place("location", self.SCHEMES)
-        checks.choice("preset", self.PRESETS)
+        checks.check("preset", Text(needed=True))
         checks.choice("dtype", self.DTYPES)
         checks.integer("scores_kept", at_least=0)
+        for name in ("signals", "levels"):
+            checks.check(name, Several(item=Text(needed=True), at_least=0))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         checks.integer("shard_records", at_least=0, at_most=MAX_SHARD_RECORDS)
         checks.integer("shard_bytes", at_least=1, at_most=2**40)
         checks.choice("pixels", self.PIXELS)
         checks.integer("prefetch_bytes", at_least=1, at_most=2**50)
         # An option that is accepted and ignored misleads.
-        if self.preset != "exact" and self.dtype != "float32":
+        if self.preset in ("balanced", "compact") and self.dtype != "float32":
             raise checks.refusal("dtype", f"float32 with CACHE.PRESET {self.preset}")
         if self.preset == "exact" and self.scores_kept != 0:
             raise checks.refusal(
@@ -69,8 +80,7 @@ class CacheConfig:
             )
 
     @property
-    def preset_parameters(self) -> dict[str, Any]:
-        """The preset's parameters that differ from its own defaults, by name."""
-        if self.preset == "exact":
-            return {"dtype": self.dtype}
-        return {"scores_kept": self.scores_kept} if self.scores_kept else {}
+    def preset_options(self) -> dict[str, Any]:
+        """The preset's options that differ from its own defaults, by name."""
+        options = {"dtype": self.dtype, "scores_kept": self.scores_kept}
+        return {name: one for name, one in options.items() if one != getattr(CacheConfig, name)}

@@ -90,7 +90,7 @@ def get_preset(name: str, **options: Any) -> Preset:
         ValueError: no such preset, or an option that it does not take; lists what there is.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r}: expected one of {', '.join(sorted(PRESETS))}")
+        raise ValueError(f"CACHE.PRESET {name!r}: expected one of {', '.join(sorted(PRESETS))}")
     try:
         return Preset(name=name, table=PRESETS[name](**options))
     except TypeError as error:
