@@ -155,7 +155,7 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
 
     Raises:
         FileNotFoundError, ValueError: as `configs.loader.load_config`, of a key that the command
-            would ignore, and as `configs.imports.import_modules`.
+            would ignore, as `configs.imports.import_modules`, and of a `MODEL.FAMILY` that is none.
     """
     from configs.loader import IMPORTS, load_config
     from configs.origins import place_of
@@ -165,6 +165,10 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     refuse_ignored(cfg, reader)
     import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
     import_modules(args.imports, "--import")
+    if cfg.MODEL.FAMILY:
+        from .families import find_family
+
+        find_family(cfg)  # plain training would not ask
     cfg.IMPORTS = tuple(dict.fromkeys((*cfg.IMPORTS, *args.imports)))
     return cfg
 

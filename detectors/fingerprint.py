@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .family import family_of
+from .families import family_of
 from .weights_file import read_weights_file
 
 _ANCHORS = "anchor_generator.cell_anchors"
@@ -28,8 +28,15 @@ def teacher_fingerprint(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
 
 
 def config_fingerprint(cfg: CfgNode) -> dict[str, Any]:
-    """The part of the config that changes a model's outputs, as plain JSON values."""
-    return json.loads(json.dumps(family_of(cfg).output_config(cfg)))
+    """The part of the config that changes a model's outputs, as plain JSON values.
+
+    It names the family where that is not the model's own name.
+    """
+    family = family_of(cfg)
+    found = family.identity(cfg)
+    if family.name != cfg.MODEL.META_ARCHITECTURE:
+        found = {**found, "FAMILY": family.name}
+    return json.loads(json.dumps(found))
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

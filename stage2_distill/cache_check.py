@@ -55,22 +55,17 @@ def open_cache(cfg: CfgNode) -> CacheReader:
 
 
 def check_pairing(student: CfgNode, teacher: CfgNode) -> None:
-    """Refuse a teacher and a student whose anchors do not correspond one to one.
+    """Refuse a teacher and a student whose places do not correspond one to one.
 
     Raises:
-        ValueError: they differ in classes, levels or anchors.
+        ValueError: they differ in what their families say that they must share.
     """
-    ours, theirs = (family_of(c).geometry(c, 256, 256) for c in (student, teacher))
-    facts = [
-        ("number of classes", ours.num_classes, theirs.num_classes),
-        ("pyramid levels", ours.level_sizes, theirs.level_sizes),
-        ("anchors a position", ours.num_anchors, theirs.num_anchors),
+    ours, theirs = (family_of(cfg).pairing(cfg) for cfg in (student, teacher))
+    different = [
+        f"{fact}: student {ours.get(fact)}, teacher {theirs.get(fact)}"
+        for fact in ours | theirs
+        if ours.get(fact) != theirs.get(fact)
     ]
-    generators = (student.MODEL.ANCHOR_GENERATOR, teacher.MODEL.ANCHOR_GENERATOR)
-    facts += [
-        (f"MODEL.ANCHOR_GENERATOR.{k}", generators[0][k], generators[1][k]) for k in generators[0]
-    ]
-    different = [f"{name}: student {a}, teacher {b}" for name, a, b in facts if a != b]
     if different:
         raise ValueError("teacher and student do not match: " + "; ".join(different))
 
