@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,6 +17,7 @@ from storage import CacheReader
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EXTENDING.md").read_text()
 COMMANDS = re.findall(r"^python -m (.*)$", PAGE, flags=re.MULTILINE)
+MODULES = ("my_project.models", "my_project.detector", "my_project.data")
 # Of a machine without a GPU and without spare cores.
 SMALL = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
 
@@ -70,15 +72,16 @@ def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> No
     for name in ("teacher", "student"):
         assert "birds_val/AP50" in (dumped / "output" / name / "metrics.json").read_text()
         saved = yaml.safe_load((dumped / "output" / name / "config.yaml").read_text())
-        assert tuple(saved["IMPORTS"]) == ("my_project.models", "my_project.data")
-    assert (dumped / "output/student/student_final.pth").is_file()
+        assert tuple(saved["IMPORTS"]) == MODULES
+    weights = torch.load(dumped / "output/student/student_final.pth", weights_only=True)["model"]
+    assert "head.shared.weight" in weights
 
 
 def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:
     for name in ("teacher.yaml", "student.yaml"):
         text = re.sub(r"^IMPORTS.*\n", "", (dumped / name).read_text(), flags=re.MULTILINE)
         (dumped / f"bare_{name}").write_text(text.replace(" teacher.yaml", " bare_teacher.yaml"))
-    imports = ("--import", "my_project.data", "--import", "my_project.models")
+    imports = [part for name in reversed(MODULES) for part in ("--import", name)]
     command = COMMANDS[1].replace("student.yaml", "bare_student.yaml CACHE.LOCATION output/other")
     run(dumped, command, *imports)
     caches = [dumped / "output" / name for name in ("cache", "other")]
