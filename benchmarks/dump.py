@@ -239,8 +239,7 @@ def _write_teacher(setting: Setting, rank: int, count: int) -> None:
     image = min((setting.folder / "data" / "images").iterdir())
     sample = torch.from_numpy(read_image(str(image), "BGR").copy()).permute(2, 0, 1)
     with torch.no_grad():
-        images = model.preprocess_image([{"image": sample}])
-        outputs = family_of(cfg).run(model, images)
+        outputs = family_of(cfg).run(model, [{"image": sample}])
         model.head.cls_score.weight.mul_(_LOGIT_STD / outputs.logits.std())
     export_model(model, setting.folder / "teacher.pth")
 

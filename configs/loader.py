@@ -56,6 +56,8 @@ def default_config() -> CfgNode:
     # SIGUSR1 or SIGUSR2, if the scheduler sends one before it preempts: it ends a training as
     # SIGTERM does, after a whole step that is saved. Empty: none.
     cfg.SOLVER.PREEMPTION_SIGNAL = ""
+    # The family of a detector whose class does not tell it; see `detectors.families`.
+    cfg.MODEL.FAMILY = ""
     # Modules of the user's, imported before anything is built; see `configs.imports`.
     cfg.IMPORTS = ()
     for name, node in NODES.items():

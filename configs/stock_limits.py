@@ -75,6 +75,7 @@ LIMITS: dict[str, Rule] = {
     "MODEL.BACKBONE.FREEZE_AT": Whole(0, 5),
     "MODEL.BACKBONE.NAME": Text(needed=True),
     "MODEL.DEVICE": Text(pattern=r"cpu|cuda(:\d{1,3})?", described="cpu, cuda or cuda:N"),
+    "MODEL.FAMILY": Text(),
     "MODEL.FPN.FUSE_TYPE": Choice(("sum", "avg")),
     "MODEL.FPN.IN_FEATURES": Several(item=Text(needed=True), at_least=0),
     "MODEL.FPN.NORM": Text(),

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import SafeCheckpointer, export_model, load_model, weights_path
-    from .family import DetectorFamily, family_of
+    from .families import DenseOutputs, DetectorFamily, family_of, register_family
     from .fingerprint import config_fingerprint, teacher_fingerprint
     from .images import to_model_image, training_images
-    from .outputs import DenseOutputs
     from .setup import Setup
 
 # Before any other package of ours is imported by its name, which a folder of the user's may have.
@@ -27,10 +26,9 @@ warnings.filterwarnings("ignore", message=".*(torch.jit.script|torch.meshgrid)")
 
 _MODULES = {
     "checkpoint": ("SafeCheckpointer", "export_model", "load_model", "weights_path"),
-    "family": ("DetectorFamily", "family_of"),
+    "families": ("DenseOutputs", "DetectorFamily", "family_of", "register_family"),
     "fingerprint": ("config_fingerprint", "teacher_fingerprint"),
     "images": ("to_model_image", "training_images"),
-    "outputs": ("DenseOutputs",),
     "setup": ("Setup",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -44,6 +42,7 @@ __all__ = [
     "export_model",
     "family_of",
     "load_model",
+    "register_family",
     "teacher_fingerprint",
     "to_model_image",
     "training_images",

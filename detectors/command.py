@@ -159,14 +159,18 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     and import the modules that either names.
 
     Raises:
-        FileNotFoundError, ValueError: as `configs.loader.load_config`, and of a key that the
-            command would ignore.
+        FileNotFoundError, ValueError: as `configs.loader.load_config`, of a key that the command
+            would ignore, and of a `MODEL.FAMILY` that is none.
     """
     from configs.loader import load_config
     from configs.stock_keys import refuse_ignored
 
     cfg = load_config(args.config_file, args.opts, args.imports)
     refuse_ignored(cfg, reader)
+    if cfg.MODEL.FAMILY:
+        from .families import find_family
+
+        find_family(cfg)  # plain training would not ask
     return cfg
 
 

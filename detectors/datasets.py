@@ -15,7 +15,7 @@ from dataset.reading import Annotations
 from dataset.registry import adopt, is_coco, locate, register_folder
 from dataset.subset import chosen_images
 
-from .family import num_classes
+from .families import num_classes
 from .setup import Setup
 
 _SHOWN_CATEGORIES = 5

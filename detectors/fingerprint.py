@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from configs.nodes import NODES, users_nodes
 
-from .family import family_of
+from .families import family_of
 from .weights_file import read_weights_file
 
 _ANCHORS = "anchor_generator.cell_anchors"
@@ -33,10 +33,14 @@ def teacher_fingerprint(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
 def config_fingerprint(cfg: CfgNode) -> dict[str, Any]:
     """The part of the config that changes a model's outputs, as plain JSON values.
 
-    Of the user's own nodes it holds what differs from the defaults, so that a cache is the same
-    with and without a module that its teacher has no use for.
+    It names the family where that is not the model's own name. Of the user's own nodes it holds
+    what differs from the defaults, so that a cache is the same with and without a module that its
+    teacher has no use for.
     """
-    config = family_of(cfg).output_config(cfg)
+    family = family_of(cfg)
+    config = dict(family.identity(cfg))
+    if family.name != cfg.MODEL.META_ARCHITECTURE:
+        config["FAMILY"] = family.name
     for name, node in users_nodes(cfg).items():
         defaults = {item.name.upper(): item.default for item in fields(NODES[name])}
         changed = {key: value for key, value in node.items() if value != defaults[key]}

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from detectors import DenseOutputs, DetectorFamily, family_of, load_model
@@ -57,11 +56,8 @@ class Teacher:
             Outputs in float32, which holds every bfloat16 and float16 exactly.
         """
         on_device = [image.to(self.device, non_blocking=True) for image in images]
-        # Zeros fill the padding after normalisation, as in detectron2's own inference.
-        preprocess: Any = self.model.preprocess_image
-        batch: ImageList = preprocess([{"image": image} for image in on_device])
         with arithmetic(self.precision, self.device):
-            outputs = self.family.run(self.model, batch)
+            outputs = self.family.run(self.model, [{"image": image} for image in on_device])
         return replace(
             outputs,
             features=[level.float() for level in outputs.features],

@@ -54,24 +54,18 @@ def open_cache(setup: Setup) -> CacheReader:
 
 
 def check_pairing(setup: Setup) -> None:
-    """Refuse a teacher and a student whose anchors do not correspond one to one.
+    """Refuse a teacher and a student whose places do not correspond one to one.
 
     Raises:
-        ValueError: they differ in classes, levels or anchors.
+        ValueError: they differ in what their families say that they must share.
     """
-    student, teacher = setup.cfg, setup.teacher_cfg
-    ours = setup.family.geometry(student, 256, 256)
-    theirs = setup.teacher_family.geometry(teacher, 256, 256)
-    facts = [
-        ("number of classes", ours.num_classes, theirs.num_classes),
-        ("pyramid levels", ours.level_sizes, theirs.level_sizes),
-        ("anchors a position", ours.num_anchors, theirs.num_anchors),
+    ours = setup.family.pairing(setup.cfg)
+    theirs = setup.teacher_family.pairing(setup.teacher_cfg)
+    different = [
+        f"{fact}: student {ours.get(fact)}, teacher {theirs.get(fact)}"
+        for fact in ours | theirs
+        if ours.get(fact) != theirs.get(fact)
     ]
-    generators = (student.MODEL.ANCHOR_GENERATOR, teacher.MODEL.ANCHOR_GENERATOR)
-    facts += [
-        (f"MODEL.ANCHOR_GENERATOR.{k}", generators[0][k], generators[1][k]) for k in generators[0]
-    ]
-    different = [f"{name}: student {a}, teacher {b}" for name, a, b in facts if a != b]
     if different:
         raise ValueError("teacher and student do not match: " + "; ".join(different))
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from configs.nodes import GidConfig
 from detectors import DenseOutputs, DetectorFamily, Setup
+from detectors.families import TrainingStep
 from detectors.readback import Readback
 
 from .adaptation import Adaptation
 from .gism import Finite, GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
-from .losses import assign_anchors, gid_losses, warmup_factor
+from .losses import gid_losses, warmup_factor
 from .pooling import GiPooler
 from .teacher import Teacher, TeacherSource
 from .teacher_batch import TeacherBatch
@@ -63,7 +64,7 @@ class Distiller(nn.Module):
         outputs = self.run_student(batch)
         targets = [x["instances"].to(outputs.logits.device) for x in batch]
         if self._source is None:
-            return self._own_losses(outputs, *self._family.assign(self.detector, outputs, targets))
+            return self._training_step(outputs, targets).losses()
         device = outputs.logits.device
         # The student's mixed precision is not the teacher's; and stacking codes, which may be
         # float16, is refused or rounds under it.
@@ -73,7 +74,7 @@ class Distiller(nn.Module):
 
     def run_student(self, batch: list[dict[str, Any]]) -> DenseOutputs:
         """The student's outputs for the loader's items."""
-        return self._family.run(self.detector, self._family.preprocess(self.detector, batch))
+        return self._family.run(self.detector, batch)
 
     def general_instances(self, teacher: TeacherBatch, outputs: DenseOutputs) -> GeneralInstances:
         """GISM on teacher and student: the GIs of each image, of all kinds."""
@@ -87,11 +88,9 @@ class Distiller(nn.Module):
         boxes, valid = Readback(instances.boxes, instances.valid).wait()
         return self._losses_at(boxes, valid, assigned, teacher, outputs)
 
-    def _own_losses(
-        self, outputs: DenseOutputs, labels: Tensor, boxes: list[Tensor]
-    ) -> dict[str, Tensor]:
+    def _training_step(self, outputs: DenseOutputs, targets: list[Instances]) -> TrainingStep:
         together = self._gid.counts == "global"
-        return self._family.losses(self.detector, outputs, labels, boxes, global_counts=together)
+        return self._family.training_step(self.detector, outputs, targets, global_counts=together)
 
     def _all_losses(
         self, teacher: TeacherBatch, outputs: DenseOutputs, targets: list[Instances]
@@ -106,13 +105,13 @@ class Distiller(nn.Module):
             FloatingPointError: outputs are not finite.
         """
         found, finite = propose(teacher, outputs.logits, outputs.deltas, **self._selection(outputs))
-        labels, boxes = self._family.assign(self.detector, outputs, targets)
+        own = self._training_step(outputs, targets)
         ground_truth = [target.gt_boxes.tensor for target in targets]
-        kinds = kinds_of(found, labels, ground_truth, num_classes=int(outputs.logits.shape[-1]))
+        kinds = kinds_of(found, own.positive, ground_truth)
         chosen = filter_by_mode(found, kinds, self._gid.mode)
         reading = Readback(finite.flags, kinds, found.valid, chosen.boxes, chosen.valid)
         assigned = self._assigned(chosen, teacher, outputs)
-        losses = self._own_losses(outputs, labels, boxes)
+        losses = own.losses()
         flags, kinds, every, chosen_boxes, valid = reading.wait()
         failure = Finite(flags=flags).failure()
         if failure:
@@ -140,8 +139,11 @@ class Distiller(nn.Module):
     def _assigned(
         self, instances: GeneralInstances, teacher: TeacherBatch, outputs: DenseOutputs
     ) -> Tensor:
-        matcher = self._family.matcher(self.detector)
-        return assign_anchors(matcher, instances, outputs.anchors, teacher.valid)
+        """Places (A,) int64 in N * R of the response loss; a GPU is waited for."""
+        assigned = self._family.assign_boxes(
+            self.detector, outputs, instances.boxes, instances.valid, teacher.valid
+        )
+        return assigned.flatten().nonzero().squeeze(1)
 
     def _losses_at(
         self,
@@ -179,11 +181,11 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         ValueError: GID.ADAPTATION none, with pyramids of different channel counts.
     """
     cfg, family, gid = setup.cfg, setup.family, setup.settings.gid
-    student_channels = _channels(family, cfg)
+    student_channels = family.channels(cfg)
     adaptation = Adaptation(
         gid.adaptation if teacher else "none",
         student_channels=student_channels,
-        teacher_channels=_channels(teacher.family, teacher.cfg) if teacher else student_channels,
+        teacher_channels=teacher.family.channels(teacher.cfg) if teacher else student_channels,
     ).to(cfg.MODEL.DEVICE)
     return Distiller(
         detector,
@@ -193,9 +195,3 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         pooler=GiPooler(family.strides(cfg), gid),
         gid=gid,
     )
-
-
-def _channels(family: DetectorFamily, cfg: CfgNode) -> int:
-    """Channels of the pyramid, asked of the backbone, which need not be an FPN."""
-    side = family.size_divisibility(cfg)
-    return family.geometry(cfg, side, side).channels

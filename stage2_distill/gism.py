@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from configs.nodes import GidConfig
+from detectors.families import BoxTransform
 from stage2_distill.nms import keep_first
 from stage2_distill.teacher_batch import TeacherBatch
 
@@ -33,13 +33,6 @@ _CHUNK_ELEMENTS_ON_GPU = 1 << 25
 KINDS = ("pos", "semi_pos", "neg", "other")
 _SEMI_POSITIVE_ABOVE = 0.7
 _NEGATIVE_BELOW = 0.3
-
-
-class BoxTransform(Protocol):
-    """What GISM needs of detectron2's Box2BoxTransform or Box2BoxTransformLinear."""
-
-    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Decode (P, 4) deltas at (P, 4) anchors into (P, 4) boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +184,7 @@ def propose(
 
 
 @torch.no_grad()
-def kinds_of(
-    instances: GeneralInstances,
-    anchor_labels: Tensor,
-    gt_boxes: Sequence[Tensor],
-    *,
-    num_classes: int,
-) -> Tensor:
+def kinds_of(instances: GeneralInstances, positive: Tensor, gt_boxes: Sequence[Tensor]) -> Tensor:
     """Say how each GI relates to ground truth.
 
     Positive: the detector assigned its anchor to an object. Semi-positive: it did not, but more
@@ -205,21 +192,17 @@ def kinds_of(
 
     Args:
         instances: of N images.
-        anchor_labels: (N, R) int: the class of the anchor in ground truth; `num_classes` for
-            background, -1 for ignored.
+        positive: (N, R) bool, whether the detector assigned the anchor to an object.
         gt_boxes: N times (objects of the image, 4).
-        num_classes: K.
 
     Returns:
         (N, G) int64, indices into KINDS.
     """
-    label = anchor_labels.gather(1, instances.anchor_index)
-    positive = (label >= 0) & (label < num_classes)
     inside = _largest_share_inside(instances.boxes, gt_boxes)
     pos, semi_positive, negative, other = range(len(KINDS))
     kinds = torch.where(inside < _NEGATIVE_BELOW, negative, other)
     kinds = kinds.masked_fill_(inside > _SEMI_POSITIVE_ABOVE, semi_positive)
-    return kinds.masked_fill_(positive, pos)
+    return kinds.masked_fill_(positive.gather(1, instances.anchor_index), pos)
 
 
 def filter_by_mode(instances: GeneralInstances, kinds: Tensor, mode: str) -> GeneralInstances:

@@ -15,19 +15,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.matcher import Matcher
 from torch import Tensor
 
 from configs.nodes import GidConfig
 from detectors.ranks import mean_over_ranks
 from stage2_distill.adaptation import Adaptation
-from stage2_distill.gism import GeneralInstances
 from stage2_distill.pooling import GiPooler, Rois
 from stage2_distill.teacher_batch import TeacherBatch
-
-# Overlaps of anchors and GIs computed at once, 64 MiB a temporary: those of ten GIs an image, for
-# eight images of 800x1344, or of one image on a CPU.
-_CHUNK_ELEMENTS = 1 << 24
 
 # Two GIs at one place have distance 0, where the square root has no derivative.
 _SQUARED_DISTANCE_FLOOR = 1e-12
@@ -54,8 +48,8 @@ def gid_losses(
             with the scope `image`).
         teacher: the teacher's outputs on the batch's grid.
         rois: the GIs of the N images, from the pooler.
-        assigned: (A,) int64, places in N * R of the anchors of the response loss, from
-            `assign_anchors` or the detector's own rule.
+        assigned: (A,) int64, ascending: places in N * R of the response loss, which the family's
+            `assign_boxes` finds.
         student_features: L tensors (N, C, H_l, W_l), before the adaptation.
         student_logits: (N, R, K), before the sigmoid.
         student_deltas: (N, R, 4).
@@ -94,36 +88,6 @@ def gid_losses(
 def warmup_factor(iteration: int, warmup_iters: int) -> float:
     """Linear ramp of the distillation weights: from 1 / warmup_iters at iteration 0 up to 1."""
     return min(1.0, (iteration + 1) / max(1, warmup_iters))
-
-
-@torch.no_grad()
-def assign_anchors(
-    matcher: Matcher, instances: GeneralInstances, anchors: Tensor, valid: Tensor
-) -> Tensor:
-    """Find the anchors that the student's matcher assigns to GI boxes.
-
-    This is detectron2's rule, for all images at once and without its lists of indices: an anchor is
-    assigned by a threshold on its best overlap or, with low-quality matches, because no other
-    meets one of the GIs better. Anchors outside a record's own grid are not offered, so that none
-    of them can take the place of a GI's best anchor. A GI that overlaps no anchor assigns none
-    (detectron2's low-quality matches would give it every anchor: all tie at IoU 0).
-
-    Args:
-        matcher: the student's `anchor_matcher`.
-        instances: of N images, G places each.
-        anchors: (R, 4), XYXY_ABS.
-        valid: (N, R) bool.
-
-    Returns:
-        (A,) int64, ascending: places in N * R of the assigned anchors.
-    """
-    boxes = instances.boxes.masked_fill(~instances.valid[..., None], 0.0)
-    step = max(1, _CHUNK_ELEMENTS // max(1, boxes.shape[1] * len(anchors)))
-    if boxes.device.type == "cpu":
-        step = 1  # within the cache
-    parts = zip(boxes.split(step), valid.split(step), strict=True)
-    assigned = [_match(matcher, some, anchors.float(), usable) for some, usable in parts]
-    return torch.cat(assigned).flatten().nonzero().squeeze(1)
 
 
 def feature_loss(
@@ -209,37 +173,6 @@ def response_loss(
         classification = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="sum")
         regression = F.smooth_l1_loss(deltas, targets, reduction="sum", beta=beta)
     return classification / divisor, regression / divisor
-
-
-def _match(matcher: Matcher, boxes: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
-    """Assigned anchors (n, R) bool of n images, whose boxes (n, G, 4) are empty where none is."""
-    overlap = _overlaps(boxes.flatten(0, 1), anchors).unflatten(0, boxes.shape[:2])
-    overlap.masked_fill_(~valid[:, None], 0.0)
-    best = overlap.amax(dim=1)  # [n, R]
-    assigned = torch.zeros_like(valid)
-    ranges = zip(matcher.thresholds[:-1], matcher.thresholds[1:], matcher.labels, strict=True)
-    for low, high, label in ranges:
-        # At -inf it would be an anchor that meets no GI.
-        if label == 1 and low > 0:
-            assigned |= (best >= low) & (best < high)
-    if matcher.allow_low_quality_matches:
-        highest = overlap.amax(dim=2, keepdim=True)  # [n, G, 1]
-        highest.masked_fill_(highest == 0, -1.0)
-        assigned |= (overlap == highest).any(dim=1)
-    return assigned & valid
-
-
-def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU (G, R) of boxes (G, 4) and anchors (R, 4), rounded as detectron2 does.
-
-    The anchors must not be empty: then no union is, and an empty box overlaps nothing.
-    """
-    ours, theirs = boxes[:, :, None].unbind(1), anchors.unbind(1)
-    width = torch.minimum(ours[2], theirs[2]).sub_(torch.maximum(ours[0], theirs[0])).clamp_(min=0)
-    height = torch.minimum(ours[3], theirs[3]).sub_(torch.maximum(ours[1], theirs[1])).clamp_(min=0)
-    intersection = width.mul_(height)
-    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (ours, theirs)]
-    return intersection.div_((areas[0] + areas[1]).sub_(intersection))
 
 
 def _counts(

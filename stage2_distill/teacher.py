@@ -158,10 +158,9 @@ class LiveTeacher:
         """Outputs for (3, H, W) uint8 views of one padded size, as a lossless cache has them."""
         if self._flip_channels:
             images = [image.flip(0) for image in images]
-        padded = self._family.preprocess(self._model, [{"image": x} for x in images])
         # Its own precision: the student's mixed precision does not reach the teacher.
         with arithmetic(self._precision, device):
-            raw = self._family.run(self._model, padded).raw()
+            raw = self._family.run(self._model, [{"image": x} for x in images]).raw()
         return DecodedOutputs(
             features=raw.features.float(),
             probabilities=raw.logits.float().sigmoid(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,7 +17,7 @@ from storage import CacheReader
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EXTENDING.md").read_text()
 COMMANDS = re.findall(r"^python -m (.*)$", PAGE, flags=re.MULTILINE)
-MODULES = tuple(f"my_project.{one}" for one in ("nodes", "models", "data", "steps"))
+MODULES = tuple(f"my_project.{one}" for one in ("nodes", "models", "detector", "data", "steps"))
 # Of a machine without a GPU and without spare cores.
 SMALL = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
 
@@ -73,7 +74,8 @@ def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> No
         saved = yaml.safe_load((dumped / "output" / name / "config.yaml").read_text())
         assert tuple(saved["IMPORTS"]) == MODULES
         assert saved["TWO_LEVELS"] == {"CHANNELS": 24 if name == "teacher" else 8}
-    assert (dumped / "output/student/student_final.pth").is_file()
+    weights = torch.load(dumped / "output/student/student_final.pth", weights_only=True)["model"]
+    assert "head.shared.weight" in weights
 
 
 def test_views_have_the_augmentation_of_the_page(dumped: Path) -> None:

@@ -46,6 +46,7 @@ REFUSED: dict[str, list[Any]] = {
     "MODEL.BACKBONE.FREEZE_AT": [-1, 6, 1.0],
     "MODEL.BACKBONE.NAME": ["", 1],
     "MODEL.DEVICE": ["foo", "cuda:", "cuda:x", "CPU", "", 0],
+    "MODEL.FAMILY": [None, 1],
     "MODEL.FPN.FUSE_TYPE": ["max", 1],
     "MODEL.FPN.IN_FEATURES": [[""], [3], None],
     "MODEL.FPN.NORM": [None, 1],

@@ -183,7 +183,7 @@ def test_strides_are_those_of_the_backbone_whatever_its_maps_are_called(
     assert family.size_divisibility(cfg) == 32
 
     model = random_detector(cfg, seed=0)
-    outputs = family.run(model, family.preprocess(model, random_batch([(64, 96)])))
+    outputs = family.run(model, random_batch([(64, 96)]))
     geometry = family.geometry(cfg, 64, 96)
     assert list(geometry.level_sizes) == outputs.level_sizes
     assert outputs.raw().features.shape == (1, geometry.channels, geometry.num_positions)
@@ -199,7 +199,7 @@ def test_anchors_in_detectron2_s_short_form_are_counted(write: Write) -> None:
 def test_the_backbone_is_built_once_a_config_and_draws_nothing(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from detectors import retinanet
+    from detectors.families import retinanet
 
     built = []
 

@@ -138,7 +138,7 @@ def select(
     return result
 
 
-def kinds(selection: Selection, labels: Array, gt_boxes: Array, num_classes: int) -> list[str]:
+def kinds(selection: Selection, positive: Array, gt_boxes: Array) -> list[str]:
     """Positive, semi-positive, negative or other, for each GI; marks close calls as ambiguous."""
     found = []
     for r, box in zip(selection.anchors, selection.boxes, strict=True):
@@ -146,7 +146,7 @@ def kinds(selection: Selection, labels: Array, gt_boxes: Array, num_classes: int
         for gt in gt_boxes:
             inside = max(inside, intersection(box, tuple(gt)) / area(box))
         selection.ambiguous |= min(abs(inside - 0.7), abs(inside - 0.3)) < 1e-4
-        if 0 <= labels[r] < num_classes:
+        if positive[r]:
             found.append("pos")
         elif inside > 0.7:
             found.append("semi_pos")

@@ -217,11 +217,15 @@ def test_a_cache_that_is_not_there_is_refused(
         ({"RETINANET": {"NUM_CLASSES": 3}}, "number of classes: student 3, teacher"),
         (
             {"ANCHOR_GENERATOR": {"ASPECT_RATIOS": [[1.0]]}},
-            "anchors a position: student 1, teacher 3",
+            "anchors per position: student 1, teacher 3",
         ),
         (
             {"ANCHOR_GENERATOR": {"SIZES": [[9], [16], [32], [64], [128]]}},
             r"ANCHOR_GENERATOR\.SIZES: student \[\[9\]",
+        ),
+        (
+            {"RETINANET": {"BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0)}},
+            r"RETINANET\.BBOX_REG_WEIGHTS: student \(10\.0,",
         ),
     ],
 )

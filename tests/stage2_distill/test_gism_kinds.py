@@ -15,6 +15,8 @@ from tests.stage2_distill import reference
 from tests.stage2_distill.cases import STYLES, expected, instances, make_case, tensor
 
 SEEDS = st.integers(0, 2**32 - 1)
+# Three images without a positive anchor.
+NOWHERE = torch.zeros(3, 5, dtype=torch.bool)
 
 
 @settings(max_examples=200, deadline=None)
@@ -27,11 +29,11 @@ def test_kinds_equal_the_reference(seed: int, style: str, objects: int) -> None:
     corners = rng.uniform(0, 25, (objects, 2))
     gt = np.concatenate([corners, corners + rng.uniform(5, 40, (objects, 2))], axis=1)
     gt = gt.astype(np.float32)
-    labels = rng.choice([-1, 0, 1, 2, 2, 2], len(case.anchors))
-    names = reference.kinds(wanted, labels, gt.astype(float), num_classes=2)
+    positive = rng.random(len(case.anchors)) < 1 / 3
+    names = reference.kinds(wanted, positive, gt.astype(float))
     assume(not wanted.ambiguous)
     found = case.select(config)
-    kinds = kinds_of(found, tensor(labels)[None], [tensor(gt)], num_classes=2)
+    kinds = kinds_of(found, tensor(positive)[None], [tensor(gt)])
     assert [gism.KINDS[k] for k in kinds[found.valid]] == names
     assert count_kinds(kinds, found.valid) == {name: names.count(name) for name in gism.KINDS}
     for mode in ("pos", "semi_pos", "neg"):
@@ -49,15 +51,13 @@ def test_the_limits_between_the_kinds_belong_to_other() -> None:
         [0.0, 900.0, 100.0, 1000.0],  # 0.3 of it
         [0.0, 899.0, 100.0, 1000.0],  # a little less
     ]
-    labels = torch.tensor([[2, 2, -1, -1]])
-    kinds = kinds_of(instances([torch.tensor(boxes)]), labels, [gt], num_classes=2)
+    kinds = kinds_of(instances([torch.tensor(boxes)]), NOWHERE[:1], [gt])
     assert [gism.KINDS[k] for k in kinds[0]] == ["other", "semi_pos", "other", "neg"]
 
 
 def test_images_without_objects_or_instances_have_kinds_too() -> None:
-    labels = torch.full((2, 5), 3)
     found = instances([torch.zeros(0, 4), torch.tensor([[0.0, 0.0, 20.0, 20.0]])])
-    kinds = kinds_of(found, labels, [torch.zeros(0, 4)] * 2, num_classes=3)
+    kinds = kinds_of(found, NOWHERE[:2], [torch.zeros(0, 4)] * 2)
     assert kinds[found.valid].tolist() == [gism.KINDS.index("neg")]
     assert count_kinds(kinds, found.valid) == {"pos": 0, "semi_pos": 0, "neg": 1, "other": 0}
     assert not filter_by_mode(found, kinds, "pos").valid.any()
@@ -66,9 +66,8 @@ def test_images_without_objects_or_instances_have_kinds_too() -> None:
 def test_an_object_counts_for_its_own_image_alone() -> None:
     box = torch.tensor([[0.0, 0.0, 20.0, 20.0]])
     found = instances([box, box, box])
-    labels = torch.full((3, 5), 2)
     objects = [torch.zeros(0, 4), torch.cat([box + 15, box]), box + 100]
-    kinds = kinds_of(found, labels, objects, num_classes=2)[:, 0]
+    kinds = kinds_of(found, NOWHERE, objects)[:, 0]
     assert [gism.KINDS[k] for k in kinds] == ["neg", "semi_pos", "neg"]
 
 

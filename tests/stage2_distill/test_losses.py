@@ -15,12 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from configs.nodes import GidConfig
+from detectors.families.matching import assigned_anchors
 from stage2_distill.adaptation import Adaptation
-from stage2_distill.losses import (
-    assign_anchors,
-    gid_losses,
-    warmup_factor,
-)
+from stage2_distill.losses import gid_losses, warmup_factor
 from stage2_distill.pooling import GiPooler
 from tests.stage2_distill import reference
 from tests.stage2_distill.cases import STRIDES, STYLES, Case, expected, make_case, matcher, tensor
@@ -36,6 +33,9 @@ def run(
     """The package's way from outputs to losses, as a training step takes it."""
     found = case.select(config)
     teacher = case.teacher()
+    assigned = assigned_anchors(
+        matcher(), found.boxes, found.valid, tensor(case.anchors), teacher.valid
+    )
     pooler = GiPooler(STRIDES, config)
     channels = case.student_features[0].shape[1]
     layer = adaptation or Adaptation(
@@ -45,7 +45,7 @@ def run(
         "config": config,
         "teacher": teacher,
         "rois": pooler.place(found.boxes, found.valid, "cpu"),
-        "assigned": assign_anchors(matcher(), found, tensor(case.anchors), teacher.valid),
+        "assigned": assigned.flatten().nonzero()[:, 0],
         "student_features": [tensor(level) for level in case.student_features],
         "student_logits": tensor(case.logits),
         "student_deltas": tensor(case.student_deltas),

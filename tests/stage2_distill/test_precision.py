@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.loader import load_config
-from detectors.retinanet import RetinaNetFamily
+from detectors.families.retinanet import RetinaNetFamily
 from stage1_dump.dump import run as dump
 from stage2_distill.__main__ import main
 from stage2_distill.fidelity import INITIAL
@@ -22,10 +22,10 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     run = RetinaNetFamily.run
 
-    def spy(self: RetinaNetFamily, model: Any, images: Any) -> Any:
+    def spy(self: RetinaNetFamily, model: Any, batch: Any) -> Any:
         precision = torch.get_float32_matmul_precision()
         found.append(torch.backends.cudnn.allow_tf32 or precision != "highest")
-        return run(self, model, images)
+        return run(self, model, batch)
 
     monkeypatch.setattr(RetinaNetFamily, "run", spy)
     return found

@@ -1,4 +1,4 @@
-"""The response loss, and the anchors that it is computed at."""
+"""The response loss at given places."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stage2_distill.losses import assign_anchors, response_loss
+from stage2_distill.losses import response_loss
 from stage2_distill.teacher_batch import TeacherBatch
 from tests.stage2_distill import reference
-from tests.stage2_distill.cases import STYLES, instances, make_anchors, make_case, matcher, tensor
+from tests.stage2_distill.cases import STYLES, make_case, tensor
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -86,38 +86,3 @@ def test_only_assigned_anchors_get_a_response_gradient() -> None:
     for leaf in (logits, deltas):
         assert leaf.grad is not None
         assert torch.equal(leaf.grad.bool().any(dim=2), assigned)
-
-
-@settings(max_examples=200, deadline=None)
-@given(seed=SEEDS, low_quality=st.booleans(), count=st.integers(0, 3), hidden=st.floats(0, 1))
-def test_assignment_equals_the_reference(
-    seed: int, low_quality: bool, count: int, hidden: float
-) -> None:
-    rng = np.random.default_rng(seed)
-    anchors = make_anchors([(3, 4), (2, 2)], 2)
-    corners = rng.random((count, 2)) * 20
-    boxes = np.concatenate([corners, corners + 10 + rng.random((count, 2)) * 30], axis=1)
-    boxes = boxes.astype(np.float32)
-    valid = rng.random(len(anchors)) >= hidden
-    wanted = reference.assign(boxes, anchors, valid, 0.4, 0.5, low_quality)
-    found = assign_anchors(
-        matcher(low_quality), instances([tensor(boxes)]), tensor(anchors), tensor(valid)[None]
-    )
-    np.testing.assert_array_equal(found.numpy(), wanted.nonzero()[0])
-
-
-def test_an_anchor_outside_the_records_grid_is_never_a_best_match() -> None:
-    anchors = torch.tensor([[0.0, 0, 20, 20], [0, 0, 60, 20], [200, 200, 220, 220]])
-    box = torch.tensor([[0.0, 0.0, 20.0, 20.0]])
-    both = torch.tensor([[True, True, True], [False, True, True]])
-    found = assign_anchors(matcher(), instances([box, box]), anchors, both)
-    assert found.tolist() == [0, 3 + 1]
-
-
-def test_a_box_that_meets_no_anchor_assigns_none() -> None:
-    anchors = torch.tensor([[0.0, 0, 20, 20], [10, 0, 30, 20]])
-    far = torch.tensor([500.0, 500.0, 540.0, 540.0])
-    near = torch.tensor([0.0, 0.0, 12.0, 12.0])
-    valid = torch.ones(2, 2, dtype=torch.bool)
-    found = instances([far[None], torch.stack([far, near])])
-    assert assign_anchors(matcher(), found, anchors, valid).tolist() == [2]

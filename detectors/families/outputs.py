@@ -1,6 +1,6 @@
 """What a dense detector says of a batch, in the one form that both stages use.
 
-Shape letters: N images, K classes, A anchors a position, R anchors an image (all levels),
+Shape letters: N images, K classes, A anchors per position, R anchors of an image (all levels),
 C channels, L levels. Anchors are in the order level, H, W, A.
 """
 

@@ -6,26 +6,29 @@ one, so that the outputs between them can be cached and distilled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from storage import Geometry, Signal
 
-from .building import of_the_model
+from ..building import of_the_model
+from ..ranks import mean_over_ranks
+from .base import TrainingStep
+from .matching import assigned_anchors
 from .outputs import DenseOutputs
-from .ranks import mean_over_ranks
 
 # Settings of MODEL.RETINANET that act in training alone: two teachers that differ in them, but
 # not in their weights, compute the same outputs.
@@ -46,6 +49,13 @@ class RetinaNetFamily:
     """The `DetectorFamily` of detectron2's RetinaNet."""
 
     name = "RetinaNet"
+    architecture = RetinaNet
+    replaced: tuple[str, ...] = (
+        "forward",
+        "forward_inference",
+        "forward_training",
+        "_transpose_dense_predictions",
+    )
     num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
 
     def size_divisibility(self, cfg: CfgNode) -> int:
@@ -67,13 +77,17 @@ class RetinaNetFamily:
             Signal("deltas", "deltas", anchors),
         )
 
+    def channels(self, cfg: CfgNode) -> int:
+        """See `DetectorFamily`."""
+        return _layout(cfg).channels
+
     def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
         """See `DetectorFamily`."""
         strides = _layout(cfg).strides
         # Every level halves the one below and rounds up (3x3 convolution, stride 2, padding 1).
         return Geometry(height, width, tuple((-(-height // s), -(-width // s)) for s in strides))
 
-    def output_config(self, cfg: CfgNode) -> dict[str, Any]:
+    def identity(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""
         model = cfg.MODEL
         retinanet = {k: v for k, v in model.RETINANET.items() if k not in _TRAINING_ONLY}
@@ -92,12 +106,21 @@ class RetinaNetFamily:
             "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
         }
 
-    def preprocess(self, model: RetinaNet, batch: list[dict[str, Any]]) -> ImageList:
+    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""
-        return model.preprocess_image(batch)
+        layout = _layout(cfg)
+        generator = cfg.MODEL.ANCHOR_GENERATOR
+        return {
+            "number of classes": cfg.MODEL.RETINANET.NUM_CLASSES,
+            "strides of the levels": layout.strides,
+            "anchors per position": layout.num_anchors,
+            "MODEL.RETINANET.BBOX_REG_WEIGHTS": cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS,
+            **{f"MODEL.ANCHOR_GENERATOR.{key}": value for key, value in generator.items()},
+        }
 
-    def run(self, model: RetinaNet, images: ImageList) -> DenseOutputs:
+    def run(self, model: RetinaNet, batch: list[dict[str, Any]]) -> DenseOutputs:
         """See `DetectorFamily`."""
+        images = model.preprocess_image(batch)
         pyramid = model.backbone(images.tensor)
         features = [pyramid[name] for name in model.head_in_features]
         level_logits, level_deltas = model.head(features)
@@ -112,33 +135,31 @@ class RetinaNetFamily:
             image_sizes=[(int(h), int(w)) for h, w in images.image_sizes],
         )
 
-    def assign(
-        self, model: RetinaNet, outputs: DenseOutputs, targets: list[Instances]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See `DetectorFamily`."""
-        labels, boxes = model.label_anchors([Boxes(outputs.anchors)], targets)
-        return torch.stack(labels), boxes
-
-    def losses(
+    def training_step(
         self,
         model: RetinaNet,
         outputs: DenseOutputs,
-        labels: Tensor,
-        boxes: list[Tensor],
+        targets: list[Instances],
         *,
         global_counts: bool = False,
-    ) -> dict[str, Tensor]:
+    ) -> TrainingStep:
         """See `DetectorFamily`."""
-        average = getattr(model, "loss_normalizer", _INITIAL_NORMALIZER)
+        anchors = [Boxes(outputs.anchors)]
+        labels, boxes = model.label_anchors(anchors, targets)
+        stacked = torch.stack(labels)
+        positive = (stacked >= 0) & (stacked != model.num_classes)
         # RetinaNet.losses concatenates the levels: one list entry for all of them gives the same
         # sums without a second copy of the logits.
-        found = model.losses(
-            [Boxes(outputs.anchors)], [outputs.logits], list(labels), [outputs.deltas], boxes
-        )
+        losses = partial(model.losses, anchors, [outputs.logits], labels, [outputs.deltas], boxes)
         if global_counts:
-            factor = _count_globally(model, labels, average)
-            found = {name: loss * factor for name, loss in found.items()}
-        return found
+            losses = partial(_losses_by_global_counts, model, losses, positive)
+        return TrainingStep(positive=positive, ignored=stacked < 0, losses=losses)
+
+    def assign_boxes(
+        self, model: RetinaNet, outputs: DenseOutputs, boxes: Tensor, valid: Tensor, usable: Tensor
+    ) -> Tensor:
+        """See `DetectorFamily`."""
+        return assigned_anchors(model.anchor_matcher, boxes, valid, outputs.anchors, usable)
 
     def detections(self, model: RetinaNet, outputs: DenseOutputs) -> list[Instances]:
         """See `DetectorFamily`."""
@@ -156,37 +177,33 @@ class RetinaNetFamily:
             results.append(detector_postprocess(found, *size))
         return results
 
-    def head(self, model: RetinaNet) -> nn.Module:
-        """See `DetectorFamily`."""
-        return model.head
-
-    def matcher(self, model: RetinaNet) -> Matcher:
-        """See `DetectorFamily`."""
-        return model.anchor_matcher
-
     def box_transform(self, model: RetinaNet) -> Box2BoxTransform:
         """See `DetectorFamily`."""
         return model.box2box_transform
 
+    def head(self, model: RetinaNet) -> nn.Module:
+        """See `DetectorFamily`."""
+        return model.head
 
-def _count_globally(model: RetinaNet, labels: Tensor, average: float) -> float:
-    """Redo the update of the loss normaliser with the positive anchors of all ranks.
+
+def _losses_by_global_counts(
+    model: RetinaNet, losses: Callable[[], dict[str, Tensor]], positive: Tensor
+) -> dict[str, Tensor]:
+    """Losses whose normaliser is updated with the positive anchors of all ranks.
 
     Args:
-        model: has just normalised its losses by its own positives.
-        labels: (N, R), as `assign` gives them.
-        average: the normaliser before that.
-
-    Returns:
-        What its losses are to be multiplied by.
+        model: holds the normaliser.
+        losses: its own, normalised by this rank's positives.
+        positive: (N, R) bool.
     """
+    average = getattr(model, "loss_normalizer", _INITIAL_NORMALIZER)
+    found = losses()
     own = model.loss_normalizer
-    positives = ((labels >= 0) & (labels != model.num_classes)).sum().float()
     ranks = comm.get_world_size()
-    total = mean_over_ranks(positives).item() * ranks
+    total = mean_over_ranks(positive.sum().float()).item() * ranks
     model.loss_normalizer = average
     together = model._ema_update("loss_normalizer", max(total, 1), _INITIAL_NORMALIZER)
-    return own * ranks / together
+    return {name: loss * (own * ranks / together) for name, loss in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +211,9 @@ class _Layout:
     """What the backbone and the anchor generator of a config say of themselves.
 
     Attributes:
-        strides: pixels a position, for every level of the head.
+        strides: pixels per position, for every level of the head.
         channels: of every level.
-        num_anchors: at a position.
+        num_anchors: per position.
         size_divisibility: the model pads images to multiples of this, pixels.
     """
 

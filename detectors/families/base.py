@@ -1,0 +1,140 @@
+"""What distillation asks of a detector: the questions that a family answers.
+
+A *family* knows one kind of detectron2 model: how to take it apart, what its training says of the
+places of its head, and what of its config decides its outputs. It answers; it hands out no part of
+the model that others would have to know. It holds no weights, so that one family serves teacher and
+student.
+
+Shape letters: N images, K classes, R places of an image (anchors or positions, all levels),
+G boxes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from storage import Geometry, Signal
+
+from .outputs import DenseOutputs
+
+
+class BoxTransform(Protocol):
+    """What detectron2's Box2BoxTransform and Box2BoxTransformLinear have in common."""
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Decode (P, 4) deltas at (P, 4) anchors into (P, 4) boxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """What a detector's own training says of a batch.
+
+    Attributes:
+        positive: (N, R) bool, the places assigned to an object.
+        ignored: (N, R) bool, the places that its losses leave out.
+        losses: computes them by name, exactly as stock training has them; to be called once, since
+            it moves the detector's running averages. They are apart from the labels because a GPU
+            is waited for in between: who looks at the labels first has its own work launched before
+            the losses, and reads it back while they are computed.
+    """
+
+    positive: Tensor
+    ignored: Tensor
+    losses: Callable[[], dict[str, Tensor]]
+
+
+class DetectorFamily(Protocol):
+    """One kind of detector. Every method is a function of its arguments alone."""
+
+    # Under this name it is registered, and `MODEL.FAMILY` finds it.
+    name: str
+    # The class of its models; a meta-architecture that derives from it is of this family too.
+    architecture: type[nn.Module]
+    # Methods of that class which this family goes around: a model with its own would be distilled
+    # as if it had none.
+    replaced: tuple[str, ...]
+    # The config key that holds the number of classes, such as MODEL.RETINANET.NUM_CLASSES.
+    num_classes_key: str
+
+    def size_divisibility(self, cfg: CfgNode) -> int:
+        """The number of pixels to a multiple of which views are padded."""
+        ...
+
+    def levels(self, cfg: CfgNode) -> dict[str, int]:
+        """Name of every level, finest first, to its stride: pixels per position."""
+        ...
+
+    def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
+        """What a record holds of such a detector; the names are those of `DenseOutputs.signals`."""
+        ...
+
+    def channels(self, cfg: CfgNode) -> int:
+        """Channels of every level of the pyramid."""
+        ...
+
+    def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
+        """Array sizes for views padded to `height` x `width` pixels; builds no model."""
+        ...
+
+    def identity(self, cfg: CfgNode) -> dict[str, Any]:
+        """The part of the config that changes what the model computes."""
+        ...
+
+    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
+        """What teacher and student must share for their places to correspond: fact to value."""
+        ...
+
+    def run(self, model: nn.Module, batch: list[dict[str, Any]]) -> DenseOutputs:
+        """Normalise and pad detectron2 inputs as the model itself does; run backbone and head."""
+        ...
+
+    def training_step(
+        self,
+        model: nn.Module,
+        outputs: DenseOutputs,
+        targets: list[Instances],
+        *,
+        global_counts: bool = False,
+    ) -> TrainingStep:
+        """Assign ground truth to places, and prepare the detector's own losses.
+
+        With `global_counts` these are normalised by what all ranks count together, so that their
+        mean over the ranks is the loss of all images; every rank must compute them.
+        """
+        ...
+
+    def assign_boxes(
+        self, model: nn.Module, outputs: DenseOutputs, boxes: Tensor, valid: Tensor, usable: Tensor
+    ) -> Tensor:
+        """Find the places that the model's training would assign to given boxes.
+
+        Nothing is read back to the host.
+
+        Args:
+            model, outputs: of the batch.
+            boxes: (N, G, 4) XYXY_ABS, pixels of the view.
+            valid: (N, G) bool, whether there is a box.
+            usable: (N, R) bool, whether a place takes part.
+
+        Returns:
+            (N, R) bool.
+        """
+        ...
+
+    def detections(self, model: nn.Module, outputs: DenseOutputs) -> list[Instances]:
+        """Final boxes in pixels of the view, as stock inference has them; changes nothing."""
+        ...
+
+    def box_transform(self, model: nn.Module) -> BoxTransform:
+        """What turns deltas into boxes."""
+        ...
+
+    def head(self, model: nn.Module) -> nn.Module:
+        """The part behind the pyramid, which depends on channels and classes alone."""
+        ...

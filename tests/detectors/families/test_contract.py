@@ -1,0 +1,203 @@
+"""Every family's detector, taken apart, gives what detectron2's gives as a whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import retinanet
+from detectron2.utils.events import EventStorage
+from fvcore.nn import sigmoid_focal_loss
+from torch import nn
+
+from detectors import DenseOutputs, DetectorFamily, config_fingerprint, export_model, family_of
+from tests.detectors.families import own_models  # noqa: F401 (registers its models)
+from tests.stage2_distill import reference
+from tests.tiny import DETECTOR, random_batch, random_detector, write_config
+
+# What is changed in MODEL; a family of its own adds a line.
+DETECTORS: dict[str, dict[str, Any]] = {
+    "RetinaNet": {},
+    "a class that derives from it": {"META_ARCHITECTURE": "DeeperRetinaNet"},
+    "a function, its family stated": {"META_ARCHITECTURE": "build_deeper", "FAMILY": "RetinaNet"},
+}
+# Two padded sizes, P7 of one position in the last; the last image of each has no objects.
+SIZES = [[(64, 90), (60, 96), (96, 64)], [(96, 64)], [(128, 128), (128, 128)]]
+
+sizes_of_batches = pytest.mark.parametrize("sizes", SIZES)
+
+
+@pytest.fixture(params=list(DETECTORS))
+def cfg(request: pytest.FixtureRequest, tmp_path: Path) -> CfgNode:
+    model = {**DETECTOR["MODEL"], **DETECTORS[request.param]}
+    return write_config(tmp_path / "detector.yaml", {**DETECTOR, "MODEL": model})
+
+
+@pytest.fixture
+def model(cfg: CfgNode) -> nn.Module:
+    return random_detector(cfg, seed=2)
+
+
+@pytest.fixture
+def family(cfg: CfgNode) -> DetectorFamily:
+    return family_of(cfg)
+
+
+@pytest.fixture
+def outputs(family: DetectorFamily, model: nn.Module, sizes: list[tuple[int, int]]) -> DenseOutputs:
+    with torch.no_grad():
+        return family.run(model.eval(), random_batch(sizes))
+
+
+@sizes_of_batches
+def test_losses_and_gradients_are_detectron2_s_bit_for_bit(
+    family: DetectorFamily,
+    model: nn.Module,
+    sizes: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The scripted one, which training here replaces too, rounds otherwise once it is optimised.
+    monkeypatch.setattr(retinanet, "sigmoid_focal_loss_jit", sigmoid_focal_loss)
+    batch, theirs = random_batch(sizes), copy.deepcopy(model).train()
+    model.train()
+    targets = [item["instances"] for item in batch]
+    for _ in range(2):  # the second step begins with a running average
+        with EventStorage():
+            stock = theirs(batch)
+            ours = family.training_step(model, family.run(model, batch), targets).losses()
+        assert ours.keys() == stock.keys()
+        assert all(torch.equal(ours[name], stock[name]) for name in stock)
+    for losses in (stock, ours):
+        torch.stack(list(losses.values())).sum().backward()
+    for mine, stocks in zip(model.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None and torch.equal(mine.grad, stocks.grad)
+
+
+@sizes_of_batches
+def test_places_are_positive_ignored_or_background_as_the_losses_have_them(
+    family: DetectorFamily, model: nn.Module, outputs: DenseOutputs, sizes: list[tuple[int, int]]
+) -> None:
+    targets = [item["instances"] for item in random_batch(sizes)]
+    step = family.training_step(model, outputs, targets)
+    assert step.positive.shape == step.ignored.shape == outputs.logits.shape[:2]
+    for number, target in enumerate(targets):
+        boxes = target.gt_boxes.tensor.numpy()
+        table = reference.overlaps_float32(boxes, outputs.anchors.numpy())
+        best = table.max(axis=0, initial=0.0)
+        wanted = assigned(boxes, outputs.anchors, np.ones(len(best), bool))
+        np.testing.assert_array_equal(step.positive[number].numpy(), wanted)
+        between = (best >= np.float32(0.4)) & (best < np.float32(0.5)) & ~wanted
+        np.testing.assert_array_equal(step.ignored[number].numpy(), between)
+    assert not step.positive[-1].any() and (len(sizes) == 1 or step.positive.any())
+
+
+@sizes_of_batches
+def test_detections_are_detectron2_s_and_change_nothing(
+    family: DetectorFamily, model: nn.Module, outputs: DenseOutputs, sizes: list[tuple[int, int]]
+) -> None:
+    before = copy.deepcopy(outputs)
+    with torch.no_grad():
+        stock = [found["instances"] for found in model(random_batch(sizes))]
+        ours = family.detections(model, outputs)
+    assert sum(map(len, stock)) > 0
+    for mine, theirs in zip(ours, stock, strict=True):
+        assert torch.equal(mine.scores, theirs.scores)
+        assert torch.equal(mine.pred_classes, theirs.pred_classes)
+        assert torch.equal(mine.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    assert torch.equal(outputs.logits, before.logits)
+    assert torch.equal(outputs.deltas, before.deltas)
+
+
+@sizes_of_batches
+def test_boxes_are_assigned_as_image_by_image(
+    family: DetectorFamily, model: nn.Module, outputs: DenseOutputs, sizes: list[tuple[int, int]]
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    corners = torch.rand(len(sizes), 4, 2, generator=generator) * 60
+    sides = 8 + torch.rand(corners.shape, generator=generator) * 40
+    boxes = torch.cat([corners, corners + sides], dim=2)
+    valid = torch.rand(boxes.shape[:2], generator=generator) < 0.7
+    usable = torch.rand(outputs.logits.shape[:2], generator=generator) < 0.7
+    valid[0, 0] = True
+    found = family.assign_boxes(model, outputs, boxes, valid, usable)
+    assert found.any()
+    for number in range(len(sizes)):
+        some = boxes[number][valid[number]].numpy()
+        wanted = assigned(some, outputs.anchors, usable[number].numpy())
+        np.testing.assert_array_equal(found[number].numpy(), wanted)
+
+
+def assigned(boxes: np.ndarray, anchors: torch.Tensor, usable: np.ndarray) -> np.ndarray:
+    """RetinaNet's rule for one image, in plain loops."""
+    return reference.assign(boxes, anchors.numpy(), usable, 0.4, 0.5, low_quality=True)
+
+
+@pytest.mark.parametrize("sizes", [[(64, 96)], [(96, 64)], [(128, 128)], [(160, 224)]])
+def test_sizes_from_the_config_are_those_of_the_model(
+    family: DetectorFamily, cfg: CfgNode, model: nn.Module, outputs: DenseOutputs
+) -> None:
+    geometry = family.geometry(cfg, *outputs.image_sizes[0])
+    assert family.size_divisibility(cfg) == model.backbone.size_divisibility
+    assert list(geometry.level_sizes) == outputs.level_sizes
+    assert {int(level.shape[1]) for level in outputs.features} == {family.channels(cfg)}
+    raw = outputs.raw()
+    assert raw.features.shape == (1, geometry.channels, geometry.num_positions)
+    assert raw.logits.shape == (1, geometry.num_boxes, geometry.num_classes)
+    assert raw.deltas.shape == (1, geometry.num_boxes, 4)
+
+
+@pytest.mark.parametrize("sizes", SIZES[1:2])
+def test_the_head_is_what_makes_the_outputs_of_the_pyramid(
+    family: DetectorFamily, model: nn.Module, outputs: DenseOutputs
+) -> None:
+    with torch.no_grad():
+        logits, _ = family.head(model)(outputs.features)
+    assert sum(level.numel() for level in logits) == outputs.logits.numel()
+    assert sorted(torch.cat([x.flatten() for x in logits]).tolist()) == sorted(
+        outputs.logits.flatten().tolist()
+    )
+
+
+def test_an_exported_student_is_a_checkpoint_of_detectron2_s(
+    cfg: CfgNode, model: nn.Module, tmp_path: Path
+) -> None:
+    export_model(model, tmp_path / "student.pth")
+    stock = build_model(cfg)
+    rest = DetectionCheckpointer(stock).load(str(tmp_path / "student.pth"))
+    assert not rest
+    loaded = stock.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_what_is_asked_of_the_config_alone_is_fit_for_json_and_the_same_again(
+    family: DetectorFamily, cfg: CfgNode
+) -> None:
+    for ask in (family.identity, family.pairing):
+        assert json.loads(json.dumps(ask(cfg))) == json.loads(json.dumps(ask(cfg.clone())))
+    key, classes = family.num_classes_key, 3
+    assert key.startswith("MODEL.") and classes in family.pairing(cfg).values()
+
+
+@pytest.mark.parametrize(
+    ("node", "key", "value", "matters"),
+    [
+        ("RETINANET", "SMOOTH_L1_LOSS_BETA", 0.7, False),
+        ("RETINANET", "NMS_THRESH_TEST", 0.9, True),
+        ("FPN", "NORM", "GN", True),
+    ],
+)
+def test_a_teacher_s_fingerprint_holds_what_changes_its_outputs(
+    cfg: CfgNode, node: str, key: str, value: Any, matters: bool
+) -> None:
+    before = config_fingerprint(cfg)
+    cfg.MODEL[node][key] = value
+    assert (config_fingerprint(cfg) != before) == matters
