@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from configs.nodes import ViewsConfig
 from dataset.annotations import ImageTable
 from stage1_dump.plan import PlanConfig, bucket_size, make_plan
-from storage import CacheWriter, Field, Geometry, Index, Manifest, ShardId, get_preset
+from storage import Array, CacheWriter, Index, Manifest, ShardId
 from storage import commit as commits
 from storage.commit import Commit, StoredObject
 from storage.layout import CRC_BYTES, commit_key, object_key
+from storage.shards import table_bytes
+
+from .records import LEVELS, NUM_CLASSES, codec_of, geometry_of
 
 COCO_IMAGES = 118_287
 COCO_VIEWS = 4
 MULTI_SCALE = (640, 672, 704, 736, 768, 800)
-
-_STRIDES = (8, 16, 32, 64, 128)
-_TABLE_ENTRY_BYTES = 16
 
 
 def coco_like_images(count: int) -> ImageTable:
@@ -71,10 +71,12 @@ def large_plan(
     )
     index = make_plan(coco_like_images(images), config)
     manifest = Manifest.create(
-        preset=get_preset(preset),
-        geometries=[_geometry(*bucket_size(name)) for name in index.bucket_names],
+        preset=preset,
+        codec=codec_of(preset),
+        levels=LEVELS,
+        num_classes=NUM_CLASSES,
+        geometries=[geometry_of(*bucket_size(name)) for name in index.bucket_names],
         shard_records=shard_records,
-        num_detections=100,
         teacher={"tensors": "0" * 64},
         dataset={"images": images},
         augmentation={"scales": list(MULTI_SCALE)},
@@ -108,50 +110,38 @@ def make_large_store(
     return writer
 
 
-def _geometry(height: int, width: int) -> Geometry:
-    return Geometry(
-        height=height,
-        width=width,
-        level_sizes=tuple((-(-height // step), -(-width // step)) for step in _STRIDES),
-        channels=256,
-        num_classes=80,
-        num_anchors=9,
-    )
-
-
 def _make_folders(root: Path, manifest: Manifest) -> None:
     """Make the folders that the shards of a bucket share."""
-    for bucket, fields in manifest.fields.items():
+    for bucket, arrays in manifest.arrays.items():
         first = ShardId(bucket, 0)
-        for key in (commit_key(first), *(object_key(first, field) for field in fields)):
+        for key in (commit_key(first), *(object_key(first, array) for array in arrays)):
             (root / key).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _write_shard(root: Path, writer: CacheWriter, shard: ShardId, rng: np.random.Generator) -> None:
     records = writer.records_of(shard)
-    fields = writer.manifest.fields[shard.bucket]
+    arrays = writer.manifest.arrays[shard.bucket]
     objects = {
-        field.name: _describe(field, len(records), writer.manifest.shard_records, rng)
-        for field in fields
+        array.name: _describe(array, len(records), writer.manifest.shard_records, rng)
+        for array in arrays
     }
-    for field in fields:
-        path = root / object_key(shard, field)
-        if field.shape:  # "c/<shard>/0": a folder of its own
-            path.parent.mkdir(parents=True, exist_ok=True)
+    for array in arrays:
+        path = root / object_key(shard, array)
+        path.parent.mkdir(parents=True, exist_ok=True)  # "c/<shard>/0": a folder of its own
         with path.open("wb") as file:
-            file.truncate(objects[field.name].size)
+            file.truncate(objects[array.name].size)
     entries = commits.record_entries(writer.index, records)
     commit = Commit(writer.manifest.cache_id, shard, entries, objects)
-    (root / commit_key(shard)).write_bytes(commits.dump(commit, fields))
+    (root / commit_key(shard)).write_bytes(commits.dump(commit, arrays))
 
 
 def _describe(
-    field: Field, count: int, shard_records: int, rng: np.random.Generator
+    array: Array, count: int, shard_records: int, rng: np.random.Generator
 ) -> StoredObject:
-    length = field.num_bytes + CRC_BYTES
+    length = array.num_bytes + CRC_BYTES
     chunks: NDArray[np.int64] = np.empty((count, 3), dtype=np.int64)
     chunks[:, 0] = np.arange(count) * length
     chunks[:, 1] = length
     chunks[:, 2] = rng.integers(0, 1 << 32, count)
-    table = shard_records * _TABLE_ENTRY_BYTES + CRC_BYTES
-    return StoredObject(count * length + table, rng.bytes(16).hex(), chunks)
+    size = count * length + table_bytes(shard_records)
+    return StoredObject(size, rng.bytes(16).hex(), chunks)

@@ -84,17 +84,17 @@ def _metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _cache_table(location: Path) -> str:
-    """Bytes a record and in all, by field, as they lie on the disk."""
+    """Bytes a record and in all, by array, as they lie on the disk."""
     reader = CacheReader(location)
     sizes: dict[str, int] = {}
     for bucket in (location / "buckets").iterdir():
-        for name in reader.field_names:
+        for name in (array.name for array in next(iter(reader.arrays.values()))):
             files = (bucket / name).rglob("*")
             sizes[name] = sizes.get(name, 0) + sum(f.stat().st_size for f in files if f.is_file())
     records = len(reader)
     rows = [[name, f"{size / 1e6:.2f}", f"{size / records:,.0f}"] for name, size in sizes.items()]
     total = sum(sizes.values())
-    rows.append(["all fields", f"{total / 1e6:.2f}", f"{total / records:,.0f}"])
+    rows.append(["all arrays", f"{total / 1e6:.2f}", f"{total / records:,.0f}"])
     intro = (
         f"<p>{records} records of {reader.index.num_views} views, preset "
         f"{escape(reader.manifest.preset)}.</p>"

@@ -17,12 +17,13 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from configs.loader import load_config
-from detectors import DetectorFamily, Setup
+from detectors import Setup
+from detectors.stored import Stored
 from stage2_distill.adaptation import Adaptation
 from stage2_distill.distiller import Distiller
 from stage2_distill.pooling import GiPooler
 from stage2_distill.teacher import CachedTeacher
-from storage import Preset, RawOutputs, get_preset
+from storage import RecordCodec, get_preset
 
 from .pipeline import CONFIGS
 from .pretended_gpu import GPU, LaunchCounter, PretendedGpu, uncompiled
@@ -58,13 +59,6 @@ class Counts:
     backward: int
 
 
-class _OfPreset:
-    """What a `CachedTeacher` uses of a cache."""
-
-    def __init__(self, preset: Preset) -> None:
-        self.codec = preset
-
-
 class Subject:
     """A student with random weights, and batches with random teachers."""
 
@@ -73,7 +67,7 @@ class Subject:
         path = CONFIGS / "distill/r50_2x_from_r101_1x.yaml"
         self.cfg: CfgNode = load_config(str(path), options)
         self._setup = Setup(self.cfg)
-        self.family: DetectorFamily = self._setup.family
+        self._stored = Stored.of(self.cfg, self._setup.family)
         torch.manual_seed(0)
         self._detector = build_model(self.cfg)
         for name, tensor in self._detector.state_dict().items():
@@ -83,18 +77,19 @@ class Subject:
     def step(self, images: int, sizes: tuple[tuple[int, int], ...], preset: str | None) -> Counts:
         """Count one step; without a preset, on ground truth alone."""
         torch.manual_seed(0)
-        codec = get_preset(preset or "balanced")
+        chosen = get_preset(preset or "balanced")
+        codec = RecordCodec.of_preset(chosen, self._stored.signals, num_detections=1)
         batch = [self._item(sizes[i % len(sizes)], codec) for i in range(images)]
         gid, channels = self._setup.settings.gid, self.cfg.MODEL.FPN.OUT_CHANNELS
-        reader: Any = _OfPreset(codec)
         distiller = Distiller(
             # A module of its own: moving it to the pretended GPU replaces its parameters.
             copy.deepcopy(self._detector),
             Adaptation(gid.adaptation, student_channels=channels, teacher_channels=channels),
-            family=self.family,
-            source=CachedTeacher(reader, self.family, self.cfg) if preset else None,
-            pooler=GiPooler(self.family.strides(self.cfg), gid),
+            family=self._stored.family,
+            source=CachedTeacher(codec, self._stored) if preset else None,
+            pooler=GiPooler(list(self._stored.levels.values()), gid),
             gid=gid,
+            levels=self._stored.kept,
         ).train()
         backward = LaunchCounter()
         # Without compiling: what ran on the pretended GPU would be compiled for a real one.
@@ -110,23 +105,24 @@ class Subject:
             moved(on_gpu)
         return Counts(waits=gpu.waits, launches=gpu.launches, backward=backward.count)
 
-    def _item(self, size: tuple[int, int], codec: Preset) -> dict[str, Any]:
+    def _item(self, size: tuple[int, int], codec: RecordCodec) -> dict[str, Any]:
         """A view with seven objects, and a teacher that sees something at its smallest anchors."""
         height, width = size
-        geometry = self.family.geometry(self.cfg, height, width)
+        geometry = self._stored.geometry(height, width)
+        maps, scores, deltas = self._stored.signals
         corners = torch.rand(7, 2) * torch.tensor([width / 2, height / 2])
         sides = 8 + torch.rand(7, 2) * torch.tensor([width / 3, height / 3])
         truth = Instances(size)
         truth.gt_boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
-        truth.gt_classes = torch.randint(0, geometry.num_classes, (7,))
-        logits = torch.randn(1, geometry.num_boxes, geometry.num_classes) - 5
-        logits[:, : geometry.level_offsets[1] * geometry.num_anchors : 97, 3] += 8
-        raw = RawOutputs(
-            features=torch.randn(1, geometry.channels, geometry.num_positions),
-            logits=logits,
-            deltas=torch.randn(1, geometry.num_boxes, 4) * 0.1,
-        )
-        codes = {name: field[0] for name, field in codec.encode(raw, geometry).items()}
+        truth.gt_classes = torch.randint(0, scores.sizes["classes"], (7,))
+        logits = torch.randn(1, *scores.shape(geometry)) - 5
+        logits[:, : geometry.level_offsets[1] * scores.sizes["anchors"] : 97, 3] += 8
+        values = {
+            maps.name: torch.randn(1, *maps.shape(geometry)),
+            scores.name: logits,
+            deltas.name: torch.randn(1, *deltas.shape(geometry)) * 0.1,
+        }
+        codes = {name: field[0] for name, field in codec.encode(values, geometry).items()}
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         return {"image": image, "instances": truth, "height": height, "width": width,
                 "image_id": 1, "codes": codes}  # fmt: skip

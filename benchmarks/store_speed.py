@@ -30,25 +30,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from storage import (
-    CacheReader,
-    CacheWriter,
-    Field,
-    Geometry,
-    Manifest,
-    build_index,
-    get_preset,
-    verify,
-)
+from storage import Array, CacheReader, CacheWriter, Manifest, RecordCodec, build_index, verify
 from storage.example import add_example
 from storage.layout import CRC_BYTES, commit_key
-from storage.schema import common_fields
 from storage.shards import decode_chunk
 from storage.workers import mapped
 
+from .records import LEVELS, NUM_CLASSES, SIGNALS, codec_of, geometry_of
 from .rows import Row, conclude
 
-# (preset, its parameters, records of the store): 0.4 to 1 GB each.
+# (preset, its options, records of the store): 0.4 to 1 GB each.
 STORES: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("balanced", {}, 128),
     ("compact", {}, 96),
@@ -63,14 +54,7 @@ OPENING_LIMIT_SEC = 3.0
 VERIFY_LIMIT = 1.5
 
 _HASHED_BLOCK = 1 << 20
-_GEOMETRY = Geometry(
-    height=800,
-    width=1344,
-    level_sizes=tuple((-(-800 // step), -(-1344 // step)) for step in (8, 16, 32, 64, 128)),
-    channels=256,
-    num_classes=80,
-    num_anchors=9,
-)
+_GEOMETRY = geometry_of(800, 1344)
 
 # One chunk as numpy reads it: file, offset, number of bytes before the CRC32C, and the CRC32C.
 Chunk = tuple[str, int, int, int]
@@ -79,12 +63,12 @@ Chunk = tuple[str, int, int, int]
 def reading(folder: Path) -> list[Row]:
     """Read every record of a store for each preset, in random order, in this process."""
     rows = []
-    for preset, parameters, count in STORES:
+    for preset, options, count in STORES:
         store = folder / preset
-        make_store(store, preset, parameters, count)
+        make_store(store, preset, options, count)
         order = np.random.default_rng(1).permutation(count).tolist()
         chunks = chunks_of(store, order)
-        compressed = any(one.compression for one in fields_of(store))
+        compressed = any(one.compression for one in arrays_of(store))
         # A new one each time: that commits are read is a part of what is measured.
         readers = iter([CacheReader(store) for _ in range(ROUNDS)])
         read = partial(read_all, readers, order, encoded=compressed)
@@ -114,9 +98,9 @@ def opening(folder: Path) -> list[Row]:
 
 def verifying(folder: Path) -> list[Row]:
     """Verify every byte of a store with one process, and with as many as there are cores."""
-    preset, parameters, count = STORES[0]
+    preset, options, count = STORES[0]
     store = folder / preset
-    make_store(store, preset, parameters, count)
+    make_store(store, preset, options, count)
     files = [str(path) for path in store.rglob("*") if path.is_file()]
     rows = []
     for workers in sorted({1, os.cpu_count() or 1}):
@@ -126,78 +110,79 @@ def verifying(folder: Path) -> list[Row]:
     return rows
 
 
-def make_store(folder: Path, preset: str, parameters: dict[str, Any], count: int) -> None:
+def make_store(folder: Path, preset: str, options: dict[str, Any], count: int) -> None:
     """Write a store of `count` records of random bytes, unless it is there."""
     if folder.exists():
         return
     index = build_index(
         image_id=np.arange(count), view=np.zeros(count), seed=np.arange(count, dtype=np.uint64),
-        height=np.full(count, 800), width=np.full(count, 1333), flip=np.zeros(count, dtype=bool),
+        height=np.full(count, 800), width=np.full(count, 1333),
         bucket=np.full(count, _GEOMETRY.name), shard_records=SHARD_RECORDS,
     )  # fmt: skip
     manifest = Manifest.create(
-        preset=get_preset(preset, **parameters), geometries=[_GEOMETRY],
-        shard_records=SHARD_RECORDS, num_detections=100,
+        preset=preset, codec=codec_of(preset, **options), levels=LEVELS, num_classes=NUM_CLASSES,
+        geometries=[_GEOMETRY], shard_records=SHARD_RECORDS,
         teacher={}, dataset={}, augmentation={}, numerics={},
     )  # fmt: skip
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     writer = CacheWriter(unfinished, manifest, index)
-    arrays = make_arrays(writer.manifest)
+    arrays = make_arrays(writer.manifest, codec_of(preset, **options))
     for shard in writer.missing():
         records = len(writer.records_of(shard))
         writer.write(shard, {name: array[:records] for name, array in arrays.items()})
     unfinished.rename(folder)
 
 
-def make_arrays(manifest: Manifest) -> dict[str, NDArray[Any]]:
+def make_arrays(manifest: Manifest, codec: RecordCodec) -> dict[str, NDArray[Any]]:
     """Encode outputs as smooth as a trained teacher's, for a full shard of repeated records."""
     # Here, and not above: the processes of `verify` import this module too.
     import torch
     from torch.nn.functional import interpolate
-
-    from storage import RawOutputs
 
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(DIFFERENT_RECORDS, *shape, generator=generator)
 
+    maps, scores, deltas = SIGNALS
+    channels = maps.sizes["channels"]
     levels = [
-        interpolate(normal(_GEOMETRY.channels, -(-h // 2), -(-w // 2)), (h, w), mode="bilinear")
-        + normal(_GEOMETRY.channels, h, w) / 4
+        interpolate(normal(channels, -(-h // 2), -(-w // 2)), (h, w), mode="bilinear")
+        + normal(channels, h, w) / 4
         for h, w in _GEOMETRY.level_sizes
     ]
-    raw = RawOutputs(
-        features=torch.cat([level.flatten(2) for level in levels], dim=2),
-        logits=normal(_GEOMETRY.num_boxes, _GEOMETRY.num_classes) * 1.5 - 7,
-        deltas=normal(_GEOMETRY.num_boxes, 4) / 4,
-    )
-    preset = get_preset(manifest.preset, **manifest.parameters)
-    codes = {name: code.numpy() for name, code in preset.encode(raw, _GEOMETRY).items()}
-    for field in common_fields(manifest.num_detections):
+    values = {
+        maps.name: torch.cat([level.flatten(2) for level in levels], dim=2),
+        scores.name: normal(*scores.shape(_GEOMETRY)) * 1.5 - 7,
+        deltas.name: normal(*deltas.shape(_GEOMETRY)) / 4,
+    }
+    arrays = manifest.arrays[_GEOMETRY.name]
+    codes = {name: code.numpy() for name, code in codec.encode(values, _GEOMETRY).items()}
+    for field in (one for array in arrays for one in array.fields if one.name not in codes):
         codes[field.name] = np.zeros((DIFFERENT_RECORDS, *field.shape), dtype=field.dtype)
     times = -(-SHARD_RECORDS // DIFFERENT_RECORDS)
-    return {name: np.concatenate([code] * times)[:SHARD_RECORDS] for name, code in codes.items()}
+    joined = {array.name: array.join(codes) for array in arrays}
+    return {name: np.concatenate([one] * times)[:SHARD_RECORDS] for name, one in joined.items()}
 
 
-def fields_of(store: Path) -> tuple[Field, ...]:
-    """Return the fields of a store's records."""
-    return CacheReader(store).manifest.fields[_GEOMETRY.name]
+def arrays_of(store: Path) -> tuple[Array, ...]:
+    """Return the arrays of a store's records."""
+    return CacheReader(store).manifest.arrays[_GEOMETRY.name]
 
 
 def decoding_rate(store: Path, records: Sequence[int]) -> float:
     """Bytes of codes in a second of decompressing what is in memory already."""
-    fields = {field.name: field for field in fields_of(store) if field.compression}
+    arrays = {array.name: array for array in arrays_of(store) if array.compression}
     encoded = CacheReader(store).read_encoded(records)
 
     def decode() -> None:
         for record in encoded:
-            for name, field in fields.items():
-                decode_chunk(record[name], field)
+            for name, array in arrays.items():
+                decode_chunk(record[name], array)
 
     seconds = statistics.median(seconds_of(decode) for _ in range(ROUNDS))
-    return len(records) * sum(field.num_bytes for field in fields.values()) / seconds
+    return len(records) * sum(array.num_bytes for array in arrays.values()) / seconds
 
 
 def chunks_of(store: Path, records: Sequence[int]) -> list[Chunk]:

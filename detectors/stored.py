@@ -9,10 +9,10 @@ from typing import TypeVar
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from configs.stock_limits import value_of
 from storage import Geometry, Signal
 
-from .family import DetectorFamily
-from .outputs import DenseOutputs
+from .families import DenseOutputs, DetectorFamily
 
 T = TypeVar("T")
 
@@ -61,6 +61,11 @@ class Stored:
             ),
             levels=_chosen("CACHE.LEVELS", levels, family.levels(cfg), cfg),
         )
+
+    @property
+    def num_classes(self) -> int:
+        """K of the detections."""
+        return int(value_of(self.cfg, self.family.num_classes_key))
 
     @property
     def kept(self) -> tuple[int, ...]:

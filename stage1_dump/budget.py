@@ -93,7 +93,7 @@ def fit_budget(prepared: Prepared, budget: int, samples: Mapping[str, Sample]) -
             views=views, bytes=chosen.expected_bytes, about=chosen.about, more=views == at_most
         )
 
-    presets = candidates(prepared.preset)
+    presets = candidates(prepared.setup.preset)
     return Budget(
         bytes=budget, fits={name: fit(one, samples.get(name)) for name, one in presets.items()}
     )

@@ -195,7 +195,7 @@ class _Check:
             self._prepared.image_root,
             self._reader.index,
             self._teacher.cfg,
-            self._prepared.augmentation,
+            self._prepared.setup.augmentation,
         )
         loader = make_loader(
             images,

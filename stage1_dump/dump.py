@@ -158,7 +158,7 @@ class DumpJob:
                 prepared.image_root,
                 prepared.index,
                 teacher.cfg,
-                prepared.augmentation,
+                prepared.setup.augmentation,
             ),
             self._feed,
             batch=prepared.settings.teacher.batch,

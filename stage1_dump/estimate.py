@@ -140,7 +140,7 @@ def estimate(
     """
     index = prepared.index
     shards = shards_of_buckets(prepared)
-    title = title_of(prepared.preset)
+    title = title_of(prepared.setup.preset)
     samples = dict(samples or {})
     existing, warnings = _look(prepared)
     done = existing.status.done_records if existing else 0
@@ -148,7 +148,7 @@ def estimate(
         samples[title] = sample
     presets = {
         name: estimate_preset(prepared, preset, shards, samples.get(name))
-        for name, preset in candidates(prepared.preset).items()
+        for name, preset in candidates(prepared.setup.preset).items()
     }
     if rate is None and existing and existing.status.rate:
         rate = Rate(records_per_sec=existing.status.rate, source="log of this cache")

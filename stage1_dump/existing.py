@@ -109,7 +109,7 @@ def _differences(prepared: Prepared, reader: CacheReader) -> list[str]:
         first = np.flatnonzero(reader.index.view == 0)
         lines += changed_images(
             prepared.images,
-            prepared.augmentation,
+            prepared.setup.augmentation,
             ids=reader.index.image_id[first],
             heights=reader.index.height[first],
             widths=reader.index.width[first],

@@ -93,7 +93,7 @@ class _Measurement:
         geometries = self._prepared.geometries
         codecs = {
             title: codec
-            for title, preset in candidates(self._prepared.preset).items()
+            for title, preset in candidates(self._prepared.setup.preset).items()
             if compressed_arrays(codec := self._prepared.codec(preset), geometries[0])
         }
         records = np.zeros(len(geometries), dtype=np.int64)
@@ -124,7 +124,7 @@ class _Measurement:
                 prepared.image_root,
                 prepared.index,
                 self._teacher.cfg,
-                prepared.augmentation,
+                prepared.setup.augmentation,
             ),
             planned,
             batch=prepared.settings.teacher.batch,

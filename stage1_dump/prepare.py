@@ -18,12 +18,10 @@ from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.reading import load_annotations
 from dataset.registry import locate
 from dataset.subset import planned_images
-from dataset.views import Augmentation
-from detectors import DetectorFamily, Setup
+from detectors import Setup
 from detectors.command import register_data
 from detectors.datasets import other_classes
-from detectors.family import num_classes
-from storage import Geometry, Index, Manifest, Preset, RecordCodec, get_preset
+from storage import Geometry, Index, Manifest, Preset, RecordCodec
 
 from .plan import (
     PlanConfig,
@@ -90,7 +88,7 @@ class Prepared:
             preset=preset.name,
             codec=self.codec(preset),
             levels=self.setup.stored.levels,
-            num_classes=num_classes(self.teacher_cfg),
+            num_classes=self.setup.stored.num_classes,
             geometries=self.geometries,
             shard_records=self.shard_records,
             teacher=teacher,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,26 +18,39 @@ from detectors import Setup, config_fingerprint, load_model, weights_path
 from detectors.checkpoint import fetched_path
 from detectors.fingerprint import file_sha256, tensors_sha256
 from detectors.ranks import on_main_rank
-from storage import CacheReader, get_preset, read_logs
+from storage import CacheReader, RecordCodec, read_logs
 from storage.canonical import differences
-from storage.schema import NOT_FOR_TRAINING
+from storage.location import Location
+from storage.metadata import read_root
 
 logger = logging.getLogger(__name__)
 
 
-def open_cache(setup: Setup) -> CacheReader:
+def open_cache(setup: Setup, needs: Sequence[str]) -> CacheReader:
     """Open the cache that a config names, and refuse it unless it is complete and the right one.
+
+    Args:
+        setup: of a distillation config.
+        needs: names of the signals that are read.
 
     Raises:
         FileNotFoundError: there is no cache.
-        ValueError: it is incomplete, damaged, or of another teacher, dataset or augmentation.
+        ValueError: it is incomplete, damaged, or of another teacher, dataset or augmentation, or
+            lacks a signal.
     """
     location = setup.settings.cache.location
     if not location:
         raise ValueError("CACHE.LOCATION is empty; expected the cache that stage1_dump wrote")
-    fields = [name for name in CacheReader(location).field_names if name not in NOT_FOR_TRAINING]
-    reader = CacheReader(location, fields)
-    differences = list(_differences(setup, reader))
+    signals = read_root(Location(location)).manifest.signals
+    lacking = [name for name in needs if name not in signals]
+    if lacking:
+        raise ValueError(
+            f"{location} lacks the signal {lacking[0]}, which the losses of this config need; it "
+            f"has {', '.join(signals)}. Dump another with CACHE.SIGNALS (), or set the weights of "
+            "those losses to 0"
+        )
+    reader = CacheReader(location, needs)
+    differences = list(_differences(setup, reader, needs))
     if differences:
         raise ValueError(f"{location} is not the cache of this config: {'; '.join(differences)}")
     missing = reader.missing()
@@ -70,11 +83,14 @@ def check_pairing(setup: Setup) -> None:
         raise ValueError("teacher and student do not match: " + "; ".join(different))
 
 
-def _differences(setup: Setup, reader: CacheReader) -> Iterator[str]:
+def _differences(setup: Setup, reader: CacheReader, needs: Sequence[str]) -> Iterator[str]:
     manifest = reader.manifest
-    cache, views = setup.settings.cache, setup.settings.views
-    preset = get_preset(cache.preset, **cache.preset_parameters)
-    yield from differing_fields("codec", manifest.codec, preset.codec)
+    views = setup.settings.views
+    signals = [one for one in setup.teacher_family.signals(setup.teacher_cfg) if one.name in needs]
+    wanted = RecordCodec.of_preset(setup.preset, signals, manifest.detections["rows"]).identity
+    yield from differing_fields("preset", manifest.preset, setup.preset.name)
+    stored = {name: manifest.signals[name] for name in wanted}
+    yield from differing_fields("signals", stored, wanted)
     yield from differing_fields(
         "teacher.config", manifest.teacher["config"], config_fingerprint(setup.teacher_cfg)
     )

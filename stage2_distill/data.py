@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from detectors import Setup, to_model_image, training_images
 from detectors.pinned import block_bytes
 from detectors.workers import Watched
 from storage import CacheReader
-from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
 from .packing import pack_in_worker
 from .pixels import PixelCheck
@@ -74,16 +72,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
             for image_id, draw in zip(ids, draws, strict=True)
         ]
         records = self._reader.read_many(numbers)
-        return [
-            self._with_codes(draw, number, codes)
-            for draw, number, codes in zip(draws, numbers, records, strict=True)
-        ]
-
-    @cached_property
-    def _samples(self) -> CacheReader:
-        """Only opened where pixels differ."""
-        assert self._reader is not None
-        return CacheReader(self._reader.location, [PIXELS_SAMPLE])
+        return [self._with_codes(draw, one) for draw, one in zip(draws, records, strict=True)]
 
     def _render(self, draw: Draw) -> tuple[dict[str, Any], RenderedView]:
         image = self._images[draw.position]
@@ -107,16 +96,11 @@ class ViewDataset(Dataset[dict[str, Any]]):
         }
         return item, rendered
 
-    def _with_codes(self, draw: Draw, number: int, codes: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _with_codes(self, draw: Draw, record: dict[str, np.ndarray]) -> dict[str, Any]:
         item, rendered = self._render(draw)
-        self._pixels.check(
-            int(codes.pop(PIXELS_CRC)),
-            rendered,
-            file_name=item["file_name"],
-            view=draw.view,
-            read_sample=lambda: self._samples.read(number)[PIXELS_SAMPLE],
-        )
-        item["codes"] = {name: _tensor(array) for name, array in codes.items()}
+        self._pixels.check(record, rendered, file_name=item["file_name"], view=draw.view)
+        # What belongs to no signal is for checks and evaluation.
+        item["codes"] = {name: _tensor(code) for name, code in record.items() if "." in name}
         return item
 
 
@@ -173,8 +157,7 @@ def largest_item_bytes(views: ViewsConfig, reader: CacheReader | None) -> int:
         return 3 * height * width
     manifest = reader.manifest
     return max(
-        3 * geometry.height * geometry.width
-        + sum(one.num_bytes for one in manifest.fields[name] if one.name in reader.field_names)
+        3 * geometry.height * geometry.width + sum(one.num_bytes for one in reader.arrays[name])
         for name, geometry in manifest.geometries.items()
     )
 

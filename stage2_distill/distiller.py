@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from detectors.readback import Readback
 
 from .adaptation import Adaptation
 from .gism import Finite, GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
-from .losses import gid_losses, warmup_factor
+from .losses import gid_losses, needed_signals, warmup_factor
 from .pooling import GiPooler
 from .teacher import Teacher, TeacherSource
 from .teacher_batch import TeacherBatch
@@ -39,6 +39,7 @@ class Distiller(nn.Module):
         source: TeacherSource | None,
         pooler: GiPooler,
         gid: GidConfig,
+        levels: Sequence[int],
     ) -> None:
         """Args:
 
@@ -46,8 +47,9 @@ class Distiller(nn.Module):
         adaptation: maps the student's pyramid to the teacher's channels.
         family: of the student.
         source: the teacher; None trains on ground truth alone.
-        pooler: ROIAlign on the pyramid.
+        pooler: ROIAlign on the levels below.
         gid: settings of selection and losses.
+        levels: numbers of the student's levels that the teacher's outputs are of.
         """
         super().__init__()
         self.detector = detector
@@ -56,12 +58,13 @@ class Distiller(nn.Module):
         self._source = source
         self._pooler = pooler
         self._gid = gid
+        self._levels = levels
 
     def forward(self, batch: list[dict[str, Any]]) -> Any:
         """Losses by name in training; detections, as the detector gives them, otherwise."""
         if not self.training:
             return self.detector(batch)
-        outputs = self.run_student(batch)
+        outputs = self._family.run(self.detector, batch)
         targets = [x["instances"].to(outputs.logits.device) for x in batch]
         if self._source is None:
             return self._training_step(outputs, targets).losses()
@@ -69,12 +72,13 @@ class Distiller(nn.Module):
         # The student's mixed precision is not the teacher's; and stacking codes, which may be
         # float16, is refused or rounds under it.
         with torch.autocast(device.type, enabled=False):
-            teacher = self._source.outputs(batch, outputs.level_sizes, device)
+            sizes = outputs.on_levels(self._levels).level_sizes
+            teacher = self._source.outputs(batch, sizes, device)
         return self._all_losses(teacher, outputs, targets)
 
     def run_student(self, batch: list[dict[str, Any]]) -> DenseOutputs:
-        """The student's outputs for the loader's items."""
-        return self._family.run(self.detector, batch)
+        """The student's outputs for the loader's items, on the levels that are distilled."""
+        return self._family.run(self.detector, batch).on_levels(self._levels)
 
     def general_instances(self, teacher: TeacherBatch, outputs: DenseOutputs) -> GeneralInstances:
         """GISM on teacher and student: the GIs of each image, of all kinds."""
@@ -104,13 +108,17 @@ class Distiller(nn.Module):
         Raises:
             FloatingPointError: outputs are not finite.
         """
-        found, finite = propose(teacher, outputs.logits, outputs.deltas, **self._selection(outputs))
+        distilled = outputs.on_levels(self._levels)
+        found, finite = propose(
+            teacher, distilled.logits, distilled.deltas, **self._selection(distilled)
+        )
         own = self._training_step(outputs, targets)
         ground_truth = [target.gt_boxes.tensor for target in targets]
-        kinds = kinds_of(found, own.positive, ground_truth)
+        positive = outputs.places_on(self._levels, own.positive)
+        kinds = kinds_of(found, positive, ground_truth)
         chosen = filter_by_mode(found, kinds, self._gid.mode)
         reading = Readback(finite.flags, kinds, found.valid, chosen.boxes, chosen.valid)
-        assigned = self._assigned(chosen, teacher, outputs)
+        assigned = self._assigned(chosen, teacher, distilled)
         losses = own.losses()
         flags, kinds, every, chosen_boxes, valid = reading.wait()
         failure = Finite(flags=flags).failure()
@@ -122,7 +130,7 @@ class Distiller(nn.Module):
         for kind, count in count_kinds(kinds, every).items():
             storage.put_scalar(f"gid/num_{kind}", count / len(targets))
         warmup = warmup_factor(storage.iter, self._gid.warmup_iters)
-        losses |= self._losses_at(chosen_boxes, valid, assigned, teacher, outputs, warmup)
+        losses |= self._losses_at(chosen_boxes, valid, assigned, teacher, distilled, warmup)
         if failure:
             raise failure
         return losses
@@ -181,17 +189,26 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         ValueError: GID.ADAPTATION none, with pyramids of different channel counts.
     """
     cfg, family, gid = setup.cfg, setup.family, setup.settings.gid
-    student_channels = family.channels(cfg)
+    strides = list(family.levels(cfg).values())
+    levels: Sequence[int] = range(len(strides))
+    kind, channels = "none", family.channels(cfg)
+    teacher_channels = channels
+    if teacher is not None:
+        stored = teacher.stored
+        levels = stored.kept
+        if "features" in needed_signals(gid):
+            kind, teacher_channels = gid.adaptation, stored.family.channels(stored.cfg)
     adaptation = Adaptation(
-        gid.adaptation if teacher else "none",
-        student_channels=student_channels,
-        teacher_channels=teacher.family.channels(teacher.cfg) if teacher else student_channels,
+        kind,
+        student_channels=channels,
+        teacher_channels=teacher_channels,
     ).to(cfg.MODEL.DEVICE)
     return Distiller(
         detector,
         adaptation,
         family=family,
         source=teacher.source(student_format=cfg.INPUT.FORMAT) if teacher else None,
-        pooler=GiPooler(family.strides(cfg), gid),
+        pooler=GiPooler([strides[level] for level in levels], gid),
         gid=gid,
+        levels=levels,
     )

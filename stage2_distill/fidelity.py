@@ -60,8 +60,8 @@ class Limits:
 
 LIMITS = {
     ("exact", "float32"): Limits(matched=1.0, error=1e-5, cosine=0.999999),
-    ("balanced", ""): Limits(matched=0.97, error=0.01, cosine=0.999),
-    ("compact", ""): Limits(matched=0.90, error=0.03, cosine=0.99),
+    ("balanced", "float32"): Limits(matched=0.97, error=0.01, cosine=0.999),
+    ("compact", "float32"): Limits(matched=0.90, error=0.03, cosine=0.99),
 }
 
 
@@ -98,13 +98,13 @@ class Fidelity:
 
     Attributes:
         cache: its location.
-        codec: preset and its parameters.
+        preset: of the cache.
         views: how many were compared.
         limits: of the preset; None where none are set (`exact` in float16).
     """
 
     cache: str
-    codec: dict[str, Any]
+    preset: str
     views: int
     limits: Limits | None
     students: tuple[StudentFidelity, ...]
@@ -132,7 +132,7 @@ class Fidelity:
             lines.append(f"{'limits':<28}{asked[0]:14.4f}{asked[1]:14.2e}"
                          f"{' ' * 14 * (len(names) - 1)}{asked[2]:14.7f}")  # fmt: skip
             verdict = "within the limits" if self.reached else "NOT within the limits"
-        return [*lines, f"{self.cache}: {self.codec['preset']}, {self.views} views: {verdict}"]
+        return [*lines, f"{self.cache}: {self.preset}, {self.views} views: {verdict}"]
 
 
 def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
@@ -168,12 +168,11 @@ def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
                 comparison.add([dataset[draw] for draw in batch], *sources)
             found.append(comparison.result(student))
     manifest = cached.reader.manifest
-    variant = manifest.parameters.get("dtype", "")
     return Fidelity(
         cache=str(cached.reader.location),
-        codec=manifest.codec,
+        preset=manifest.preset,
         views=len(draws),
-        limits=LIMITS.get((manifest.preset, variant)),
+        limits=LIMITS.get((manifest.preset, setup.settings.cache.dtype)),
         students=tuple(found),
     )
 

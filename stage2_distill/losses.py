@@ -27,6 +27,12 @@ from stage2_distill.teacher_batch import TeacherBatch
 _SQUARED_DISTANCE_FLOOR = 1e-12
 
 
+def needed_signals(config: GidConfig) -> tuple[str, ...]:
+    """Names of the teacher's signals that selection and the losses with a weight need."""
+    with_features = config.feature_weight > 0 or config.relation_weight > 0
+    return ("features", "scores", "deltas") if with_features else ("scores", "deltas")
+
+
 def gid_losses(
     *,
     config: GidConfig,
@@ -58,14 +64,9 @@ def gid_losses(
         warmup: factor on every weight, 0..1, see `warmup_factor`.
 
     Returns:
-        Scalars `loss_gid_feature`, `loss_gid_relation`, `loss_gid_response_cls` and
-        `loss_gid_response_reg`.
+        Scalars `loss_gid_feature` and `loss_gid_relation`, unless both weights are 0, and
+        `loss_gid_response_cls` and `loss_gid_response_reg`.
     """
-    with torch.no_grad():
-        teacher_rois = pooler(teacher.features, rois)
-    adapted = adaptation(student_features, pooler.cells(student_features, rois))
-    student_rois = pooler(adapted, rois)
-    groups = rois.counts if config.relation_scope == "image" else [len(rois)]
     num_instances, num_assigned = _counts(rois, assigned, config.counts == "global")
     classification, regression = response_loss(
         student_logits,
@@ -75,13 +76,23 @@ def gid_losses(
         beta=config.response_reg_beta,
         count=num_assigned,
     )
-    feature = feature_loss(student_rois, teacher_rois, count=num_instances)
     terms = {
-        "feature": (config.feature_weight, feature),
-        "relation": (config.relation_weight, relation_loss(student_rois, teacher_rois, groups)),
         "response_cls": (config.response_cls_weight, classification),
         "response_reg": (config.response_reg_weight, regression),
     }
+    if "features" in needed_signals(config):
+        with torch.no_grad():
+            teacher_rois = pooler(teacher.features, rois)
+        adapted = adaptation(student_features, pooler.cells(student_features, rois))
+        student_rois = pooler(adapted, rois)
+        groups = rois.counts if config.relation_scope == "image" else [len(rois)]
+        feature = feature_loss(student_rois, teacher_rois, count=num_instances)
+        relation = relation_loss(student_rois, teacher_rois, groups)
+        terms = {
+            "feature": (config.feature_weight, feature),
+            "relation": (config.relation_weight, relation),
+            **terms,
+        }
     return {f"loss_gid_{name}": weight * warmup * term for name, (weight, term) in terms.items()}
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 from dataset.likeness import MOST_TOLERATED, compare_samples
 from dataset.views import RenderedView
-from storage.schema import SAMPLE_SIDE
+from storage.schema import PIXELS_CRC, PIXELS_SAMPLE, SAMPLE_SIDE
 
 logger = logging.getLogger(__name__)
 
@@ -28,28 +28,27 @@ class PixelCheck:
 
     def check(
         self,
-        expected: int,
+        record: Mapping[str, NDArray[Any]],
         rendered: RenderedView,
         *,
         file_name: str,
         view: int,
-        read_sample: Callable[[], NDArray[Any]],
     ) -> None:
         """Compare one view with what the cache knows of it.
 
         Args:
-            expected: the cached CRC32C.
+            record: fields of the cached record; CRC32C and sample of its pixels are among them.
             rendered: the view.
             file_name, view: of it, for messages.
-            read_sample: gives the cached sample of the pixels; called if they differ.
 
         Raises:
             ValueError: strict, and the pixels are not those that the teacher saw, or tolerant, and
                 no other version of a library explains by how much they differ.
         """
+        expected = int(record[PIXELS_CRC])
         if rendered.crc32c == expected:
             return
-        likeness = compare_samples(read_sample(), rendered.sample(SAMPLE_SIDE))
+        likeness = compare_samples(record[PIXELS_SAMPLE], rendered.sample(SAMPLE_SIDE))
         message = (
             f"{file_name}, view {view}: the pixels differ from those the teacher saw, in "
             f"{SAMPLE_SIDE**2} of them {likeness} (CRC32C {rendered.crc32c:08x}, cached "

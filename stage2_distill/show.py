@@ -55,7 +55,7 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for position in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist():
         item = dataset[Draw(position=position, view=0)]
-        outputs = family.run(student, [item])
+        outputs = family.run(student, [item]).on_levels(teacher.stored.kept)
         given = source.outputs([item], outputs.level_sizes, outputs.logits.device)
         instances = select(
             given,

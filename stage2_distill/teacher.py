@@ -8,27 +8,21 @@ Shape letters: N images, K classes, R anchors an image, C channels, L levels, S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from configs.nodes import TeacherConfig
-from detectors import DetectorFamily, Setup, load_model
+from detectors import Setup, load_model
 from detectors.arithmetic import arithmetic
-from storage import CacheReader, DecodedOutputs, Geometry
+from detectors.stored import Stored
+from storage import CacheReader, Geometry, RecordCodec
 
 from .cache_check import check_pairing, open_cache
-from .teacher_batch import (
-    LevelSizes,
-    TeacherBatch,
-    TeacherGroup,
-    assemble,
-    split_levels,
-)
+from .losses import needed_signals
+from .teacher_batch import LevelSizes, TeacherBatch, assemble, placing_of
 
 
 class TeacherSource(Protocol):
@@ -50,64 +44,31 @@ class TeacherSource(Protocol):
 class CachedTeacher:
     """Decodes the codes that the loader read, on the device of the step."""
 
-    def __init__(self, reader: CacheReader, family: DetectorFamily, cfg: CfgNode) -> None:
-        """Args:
-
-        reader: the open cache; only its manifest is used here.
-        family, cfg: of the teacher.
-        """
-        self._preset = reader.codec
-        self._family = family
-        self._cfg = cfg
+    def __init__(self, codec: RecordCodec, stored: Stored) -> None:
+        """Args: what decodes the records, and what they hold of which teacher."""
+        self._codec = codec
+        self._stored = stored
+        self._num_anchors = next(
+            one.sizes["anchors"] for one in stored.signals if one.name == "scores"
+        )
 
     def outputs(
         self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
     ) -> TeacherBatch:
         """See `TeacherSource`."""
-
-        together = self._together(batch, level_sizes, device)
-        if together is not None:
-            return together
-
-        def decode(positions: list[int], geometry: Geometry) -> DecodedOutputs:
-            fields = batch[positions[0]]["codes"]
-            codes = {
-                name: torch.stack([batch[i]["codes"][name] for i in positions]).to(
-                    device, non_blocking=True
-                )
-                for name in fields
-            }
-            return self._preset.decode(codes, geometry)
-
-        return _by_padded_size(batch, level_sizes, self._family, self._cfg, decode)
-
-    def _together(
-        self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
-    ) -> TeacherBatch | None:
-        """Decode views of several padded sizes at once, where the preset can; else None."""
-        divisibility = self._family.size_divisibility(self._cfg)
-        sizes = [padded_size(item["image"], divisibility) for item in batch]
-        geometries = {size: self._family.geometry(self._cfg, *size) for size in set(sizes)}
-        if len(geometries) == 1:
-            return None
-        largest = max(h for h, _ in sizes), max(w for _, w in sizes)
-        decoded = self._preset.decode_onto(
-            [
-                {name: one.to(device, non_blocking=True) for name, one in item["codes"].items()}
-                for item in batch
-            ],
-            [geometries[size] for size in sizes],
-            self._family.geometry(self._cfg, *largest),
-        )
-        if decoded is None:
-            return None
-        assert decoded.valid is not None
-        return TeacherBatch(
-            features=split_levels(decoded.features, level_sizes),
-            probabilities=decoded.probabilities,
-            deltas=decoded.deltas,
-            valid=decoded.valid,
-        )
+        geometries = [_geometry(self._stored, item["image"]) for item in batch]
+        records = [
+            {name: one.to(device, non_blocking=True) for name, one in item["codes"].items()}
+            for item in batch
+        ]
+        placing = placing_of(geometries, level_sizes, device)
+        if placing is not None:
+            values = self._codec.decode_placed(records, placing)
+            valid = placing.valid(self._num_anchors)
+            return TeacherBatch.of_values(values, level_sizes, valid)
+        codes = {name: torch.stack([one[name] for one in records]) for name in records[0]}
+        values = self._codec.decode(codes, geometries[0])
+        return TeacherBatch.of_values(values, level_sizes, None)
 
 
 class LiveTeacher:
@@ -120,8 +81,7 @@ class LiveTeacher:
     def __init__(
         self,
         model: nn.Module,
-        family: DetectorFamily,
-        cfg: CfgNode,
+        stored: Stored,
         *,
         student_format: str,
         config: TeacherConfig | None = None,
@@ -129,14 +89,13 @@ class LiveTeacher:
         """Args:
 
         model: the teacher in evaluation mode; not a part of the trained module.
-        family, cfg: of the teacher.
+        stored: what is wanted of its outputs.
         student_format: INPUT.FORMAT of the images in the batch.
         config: views in one forward, and its arithmetic; None: the defaults.
         """
         self._model = model.requires_grad_(False)
-        self._family = family
-        self._cfg = cfg
-        self._flip_channels = student_format != cfg.INPUT.FORMAT
+        self._stored = stored
+        self._flip_channels = student_format != stored.cfg.INPUT.FORMAT
         config = config or TeacherConfig()
         self._batch = config.batch
         self._precision = config.precision
@@ -146,26 +105,30 @@ class LiveTeacher:
         self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
     ) -> TeacherBatch:
         """See `TeacherSource`."""
+        images = [item["image"] for item in batch]
+        geometries = [_geometry(self._stored, image) for image in images]
+        records: dict[int, dict[str, Tensor]] = {}
+        for geometry in dict.fromkeys(geometries):
+            members = [place for place, one in enumerate(geometries) if one == geometry]
+            for start in range(0, len(members), self._batch):
+                places = members[start : start + self._batch]
+                values = self._run([images[place] for place in places], device)
+                for row, place in enumerate(places):
+                    records[place] = {name: value[row] for name, value in values.items()}
+        ordered = [records[place] for place in range(len(batch))]
+        return assemble(ordered, self._stored.signals, geometries, level_sizes)
 
-        def run(positions: list[int], geometry: Geometry) -> DecodedOutputs:
-            images = [batch[i]["image"] for i in positions]
-            starts = range(0, len(images), self._batch)
-            return _joined([self._run(images[i : i + self._batch], device) for i in starts])
-
-        return _by_padded_size(batch, level_sizes, self._family, self._cfg, run)
-
-    def _run(self, images: list[Tensor], device: torch.device) -> DecodedOutputs:
+    def _run(self, images: list[Tensor], device: torch.device) -> dict[str, Tensor]:
         """Outputs for (3, H, W) uint8 views of one padded size, as a lossless cache has them."""
         if self._flip_channels:
             images = [image.flip(0) for image in images]
         # Its own precision: the student's mixed precision does not reach the teacher.
         with arithmetic(self._precision, device):
-            raw = self._family.run(self._model, [{"image": x} for x in images]).raw()
-        return DecodedOutputs(
-            features=raw.features.float(),
-            probabilities=raw.logits.float().sigmoid(),
-            deltas=raw.deltas.float(),
-        )
+            outputs = self._stored.family.run(self._model, [{"image": x} for x in images])
+        values = self._stored.values(outputs)
+        found = {one.name: values[one.name].float() for one in self._stored.signals}
+        of_scores = [one.name for one in self._stored.signals if one.kind == "scores"]
+        return found | {name: found[name].sigmoid() for name in of_scores}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,27 +136,21 @@ class Teacher:
     """The teacher of a run, checked against the student, nothing of it loaded yet.
 
     Attributes:
-        cfg, family: the teacher's own.
+        stored: what is used of its outputs: what the losses need, on the levels that there are.
         config: the node TEACHER of the student's.
         reader: its open cache; None when it runs live.
     """
 
-    cfg: CfgNode
-    family: DetectorFamily
+    stored: Stored
     config: TeacherConfig
     reader: CacheReader | None
 
     def source(self, *, student_format: str) -> TeacherSource:
         """Make ready to give outputs; a live teacher is loaded here."""
         if self.reader is not None:
-            return CachedTeacher(self.reader, self.family, self.cfg)
-        return LiveTeacher(
-            load_model(self.cfg),
-            self.family,
-            self.cfg,
-            student_format=student_format,
-            config=self.config,
-        )
+            return CachedTeacher(self.reader.codec, self.stored)
+        model = load_model(self.stored.cfg)
+        return LiveTeacher(model, self.stored, student_format=student_format, config=self.config)
 
 
 def open_teacher(setup: Setup, config: TeacherConfig | None = None) -> Teacher | None:
@@ -205,58 +162,24 @@ def open_teacher(setup: Setup, config: TeacherConfig | None = None) -> Teacher |
 
     Raises:
         FileNotFoundError: no such config, weights or cache.
-        ValueError: teacher and student do not match, or the cache is not the one for this config.
+        ValueError: teacher and student do not match, or the cache is not the one for this config,
+            or lacks what the losses need.
     """
     config = config or setup.settings.teacher
     if config.source == "none":
         return None
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
     check_pairing(setup)
-    reader = open_cache(setup) if config.source == "cache" else None
-    return Teacher(cfg=cfg, family=setup.teacher_family, config=config, reader=reader)
+    needs = needed_signals(setup.settings.gid)
+    reader = open_cache(setup, needs) if config.source == "cache" else None
+    levels = tuple(reader.manifest.levels if reader else setup.stored.levels)
+    stored = Stored.of(cfg, setup.teacher_family, signals=needs, levels=levels)
+    return Teacher(stored=stored, config=config, reader=reader)
 
 
-def _joined(parts: list[DecodedOutputs]) -> DecodedOutputs:
-    """The outputs of consecutive forwards as one."""
-    if len(parts) == 1:
-        return parts[0]
-    names = ("features", "probabilities", "deltas")
-    return DecodedOutputs(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
-
-
-def _by_padded_size(
-    batch: list[dict[str, Any]],
-    level_sizes: LevelSizes,
-    family: DetectorFamily,
-    cfg: CfgNode,
-    outputs_of: Callable[[list[int], Geometry], DecodedOutputs],
-) -> TeacherBatch:
-    """Get the outputs of the views of one padded size together, then put all on one grid."""
-    members: dict[tuple[int, int], list[int]] = {}
-    for position, item in enumerate(batch):
-        size = padded_size(item["image"], family.size_divisibility(cfg))
-        members.setdefault(size, []).append(position)
-
-    def groups() -> Iterator[TeacherGroup]:
-        for (height, width), positions in members.items():
-            geometry = family.geometry(cfg, height, width)
-            yield _group(positions, geometry, outputs_of(positions, geometry))
-
-    return assemble(
-        groups(),
-        num_images=len(batch),
-        level_sizes=level_sizes,
-        num_anchors=family.geometry(cfg, *next(iter(members))).num_anchors,
-    )
-
-
-def _group(positions: list[int], geometry: Geometry, decoded: DecodedOutputs) -> TeacherGroup:
-    return TeacherGroup(
-        positions=positions,
-        features=split_levels(decoded.features, geometry.level_sizes),
-        probabilities=decoded.probabilities,
-        deltas=decoded.deltas,
-    )
+def _geometry(stored: Stored, image: Tensor) -> Geometry:
+    """Grids of a (3, H, W) view that is padded on its own."""
+    return stored.geometry(*padded_size(image, stored.family.size_divisibility(stored.cfg)))
 
 
 def padded_size(image: Tensor, divisibility: int) -> tuple[int, int]:

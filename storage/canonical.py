@@ -95,5 +95,8 @@ def _differences(stored: Any, wanted: Any, name: str) -> Iterator[Difference]:
         for key in sorted(stored.keys() | wanted.keys()):
             path = f"{name}.{key}" if name else str(key)
             yield from _differences(stored.get(key, ABSENT), wanted.get(key, ABSENT), path)
+    elif isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
+        for place, both in enumerate(zip(stored, wanted, strict=True)):
+            yield from _differences(*both, f"{name}[{place}]")
     elif stored != wanted or dump(stored) != dump(wanted):  # to Python, true is 1, and 1.0 is 1
         yield Difference(name=name, stored=stored, wanted=wanted)

@@ -45,17 +45,18 @@ class DenseOutputs:
 
     def on_levels(self, kept: Sequence[int]) -> DenseOutputs:
         """The outputs of some levels alone, which are in the order of theirs."""
-        if list(kept) == list(range(len(self.features))):
-            return self
-        logits, deltas, anchors = (
-            [part.split(self.anchors_per_level, dim=-2)[level] for level in kept]
-            for part in (self.logits, self.deltas, self.anchors)
-        )
         return replace(
             self,
             features=[self.features[level] for level in kept],
-            logits=torch.cat(logits, dim=1),
-            deltas=torch.cat(deltas, dim=1),
-            anchors=torch.cat(anchors),
+            logits=self.places_on(kept, self.logits),
+            deltas=self.places_on(kept, self.deltas),
+            anchors=self.places_on(kept, self.anchors[None])[0],
             anchors_per_level=[self.anchors_per_level[level] for level in kept],
         )
+
+    def places_on(self, kept: Sequence[int], values: Tensor) -> Tensor:
+        """Of (N, R, ...) values, those of some levels alone."""
+        if list(kept) == list(range(len(self.features))):
+            return values
+        of_levels = values.split(self.anchors_per_level, dim=1)
+        return torch.cat([of_levels[level] for level in kept], dim=1)
