@@ -25,8 +25,8 @@ from storage.repairs import drop_shards
 from tests.storage.cases import (
     WIDE,
     contents,
-    first_path,
     fill,
+    first_path,
     flip,
     make_cache,
     make_index,
@@ -68,7 +68,7 @@ class TestOfAStoreThatIsWritten:
             found = sizes(self, folder)
             if folder:
                 return found
-            return {key: size for key, size in found.items() if "/features/c/0/" not in key}
+            return {key: size for key, size in found.items() if "/echo/c/0/" not in key}
 
         monkeypatch.setattr(Location, "sizes", old_listing)
         assert verify(place).ok
