@@ -52,6 +52,13 @@ def check_bucket_name(name: str) -> str:
     return name
 
 
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it can name an array or a signal, else raise ValueError."""
+    if not isinstance(name, str) or not _ARRAY_NAME.fullmatch(name):
+        raise ValueError(f"{what} name: got {name!r}, expected letters a-z, 0-9 and _")
+    return name
+
+
 def check_key(key: str) -> str:
     """Return `key` if it stays inside a store's prefix, else raise ValueError."""
     if not isinstance(key, str) or not _KEY.fullmatch(key):
@@ -210,8 +217,7 @@ class Array:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", tuple(self.fields))
-        if not isinstance(self.name, str) or not _ARRAY_NAME.fullmatch(self.name):
-            raise ValueError(f"array name: got {self.name!r}, expected letters a-z, 0-9 and _")
+        check_name("array", self.name)
         if self.compression not in COMPRESSIONS:
             raise ValueError(
                 f"array {self.name}: compression {self.compression!r},"
@@ -245,7 +251,7 @@ class Array:
         """Yield each field with its part of (..., B) bytes, (..., *field.shape), a view of them."""
         for one, (start, end) in zip(self.fields, self._places, strict=True):
             part = data[..., start:end].view(one.stored_dtype)
-            yield one, part.reshape(*data.shape[:-1], *one.shape)
+            yield one, part.reshape((*data.shape[:-1], *one.shape))
 
     def join(self, values: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
         """Bring the fields of n records, (n, *field.shape) each by name, into (n, B) bytes.
@@ -292,6 +298,8 @@ class Array:
 # The array of everything small: detections, pixels, and what codecs keep apart as small.
 RECORD = "record"
 DETECTIONS, PIXELS_CRC, PIXELS_SAMPLE = "detections", "pixels_crc32c", "pixels_sample"
+# Names that no signal may have.
+TAKEN = (RECORD, DETECTIONS, PIXELS_CRC, PIXELS_SAMPLE)
 # Points of a view a side, in its sample.
 SAMPLE_SIDE = 16
 PIXEL_FIELDS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage import canonical
-from storage.schema import MAX_COUNT, RECORD, Geometry, check_count
+from storage.schema import MAX_COUNT, TAKEN, Geometry, check_count, check_name
 
 Sizes = Mapping[str, int]
 
@@ -74,8 +74,8 @@ class Signal:
             raise ValueError(
                 f"signal {self.name}: kind {self.kind!r}, expected one of {', '.join(KINDS)}"
             )
-        if self.name == RECORD:
-            raise ValueError(f"signal {self.name}: the name is that of the array of small fields")
+        if check_name("signal", self.name) in TAKEN:
+            raise ValueError(f"signal {self.name}: every record has something of that name")
         wanted = KINDS[self.kind].sizes
         if set(self.sizes) != set(wanted):
             raise ValueError(

@@ -39,10 +39,13 @@ GEOMETRIES = {geometry.name: geometry for geometry in (WIDE, TALL)}
 
 
 # Signals that no detector of ours has, of codecs that nobody knows: the store asks for neither.
+_CODEC = {"name": "of_nobody", "version": 1, "parameters": {}}
 SIGNALS = {
-    "echo": {"kind": "maps", "sizes": {"channels": 5}, "codec": {"name": "none"}},
-    "votes": {"kind": "scores", "sizes": {"anchors": 2}, "codec": {"name": "none"}},
-}
+    "echo": {"kind": "maps", "sizes": {"channels": 5}, "codec": _CODEC},
+    "votes": {
+        "kind": "scores", "sizes": {"anchors": 2, "classes": NUM_CLASSES}, "codec": _CODEC,
+    },
+}  # fmt: skip
 LEVELS = {"p3": 8, "p4": 16}
 
 
@@ -130,9 +133,12 @@ def make_fields(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
     }
 
 
-def make_arrays(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a shard."""
+def make_arrays(
+    writer: CacheWriter, shard: ShardId, change: Callable[[dict[str, Any]], object] = len
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a shard, whose fields `change` may change."""
     fields = make_fields(writer, shard)
+    change(fields)
     return {one.name: one.join(fields) for one in writer.manifest.arrays[shard.bucket]}
 
 

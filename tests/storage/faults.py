@@ -69,7 +69,7 @@ def kind_of(key: str) -> str:
     if parts[0] == "index":
         return "index column"
     if parts[0] == "buckets":
-        return f"field {parts[2]}"
+        return f"array {parts[2]}"
     return parts[0]
 
 

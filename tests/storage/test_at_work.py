@@ -68,7 +68,7 @@ class TestOfAStoreThatIsWritten:
             found = sizes(self, folder)
             if folder:
                 return found
-            return {key: size for key, size in found.items() if "/features/c/0/" not in key}
+            return {key: size for key, size in found.items() if "/echo/c/0/" not in key}
 
         monkeypatch.setattr(Location, "sizes", old_listing)
         assert verify(place).ok

@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, 
 
 
 def damage(cache: Path) -> None:
-    path = cache / "buckets/0032x0048/features/c/0/0/0"
+    path = cache / "buckets/0032x0048/echo/c/0/0"
     data = bytearray(path.read_bytes())
     data[9] ^= 4
     path.write_bytes(data)
@@ -38,7 +38,7 @@ def test_info(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "info", finished, "--json")
     info = json.loads(out)
     assert (info["views"], info["shards"], info["committed"]) == (2, 6, 6)
-    assert info["buckets"]["0032x0048"]["bytes_per_record"]["features"] == 150
+    assert info["buckets"]["0032x0048"]["bytes_per_record"]["echo"] == 150
 
 
 def test_verify_of_an_intact_store(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_a_store_that_has_nothing_to_be_compared_with_is_one_line(
         (b"{", "plan.json: not valid JSON"),
         (b"\xff\xfe", "plan.json: not valid JSON"),
         (b"[]", "plan.json: not a teacher cache"),
-        (b'{"format":{"name":"gid-teacher-cache","version":1}}', "plan.json: not a plan"),
+        (b'{"format":{"name":"gid-teacher-cache","version":2}}', "plan.json: not a plan"),
         (b'{"format":{"name":"gid-teacher-cache","version":9}}', "plan.json: written in format"),
     ],
 )

@@ -142,7 +142,7 @@ def test_of_two_jobs_with_different_configs_one_is_refused(tmp_path: Path, attem
     assert verify(tmp_path / "cache").ok
 
 
-@pytest.mark.parametrize("cut", range(0, 16, 3))
+@pytest.mark.parametrize("cut", range(6))
 def test_a_write_cut_at_any_object_leaves_garbage_that_the_next_replaces(
     tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_write_cut_at_any_object_leaves_garbage_that_the_next_replaces(
 
     with monkeypatch.context() as patch:
         patch.setattr(Location, "put", cut_put)
-        if cut <= len(writer.manifest.fields[shard.bucket]):
+        if cut <= len(writer.manifest.arrays[shard.bucket]):
             with pytest.raises(KeyboardInterrupt):
                 writer.write(shard, make_arrays(writer, shard))
             assert shard in writer.missing()
@@ -178,9 +178,10 @@ def test_a_stale_unfinished_file_of_the_same_shard_goes_and_others_stay(tmp_path
     index = make_index()
     writer = CacheWriter(tmp_path / "cache", make_manifest(index), index)
     shard = writer.missing()[0]
-    folder = tmp_path / "cache/buckets" / shard.bucket / "pixels_crc32c/c"
-    folder.mkdir(parents=True)
-    mine, other = (folder / f"{number}.0123.partial" for number in (shard.number, 99))
+    folder = tmp_path / "cache/buckets" / shard.bucket / "record/c"
+    mine, other = (folder / f"{number}/0.0123.partial" for number in (shard.number, 99))
+    for path in (mine, other):
+        path.parent.mkdir(parents=True)
     mine.write_bytes(b"half")
     other.write_bytes(b"somebody else is writing this")
     writer.write(shard, make_arrays(writer, shard))

@@ -58,7 +58,7 @@ def test_a_root_that_says_anything_else_is_reported_and_the_dump_writes_it_again
 
 
 def test_a_zarr_json_whose_digest_was_forged_with_it(cache: Path) -> None:
-    whole, key = contents(cache), "buckets/0032x0048/bound/zarr.json"
+    whole, key = contents(cache), "buckets/0032x0048/votes/zarr.json"
     forged = (cache / key).read_bytes().replace(b'"zarr_format": 3', b'"zarr_format": 2')
     (cache / key).write_bytes(forged)
     root = json.loads((cache / "zarr.json").read_bytes())

@@ -22,8 +22,7 @@ VITAL = ("root", "manifest.sha256", "index column")
 SORTS = (
     *VITAL, "index: zarr.json of depth 1", "index: zarr.json of depth 2",
     "buckets: zarr.json of depth 1", "buckets: zarr.json of depth 2",
-    "buckets: zarr.json of depth 3", "commits", "field features", "field scores", "field bound",
-    "field detections", "field pixels_crc32c", "field pixels_sample",
+    "buckets: zarr.json of depth 3", "commits", "array echo", "array votes", "array record",
 )  # fmt: skip
 
 
@@ -97,7 +96,7 @@ def test_a_reader_never_returns_a_damaged_value(cache: Path) -> None:
     records = range(len(original))
     expected = [original.read_encoded([record])[0] for record in records]
     keys = [key for sort, some in faults.keys_by_kind(whole).items() for key in some
-            if sort == "commits" or sort.startswith("field")]  # fmt: skip
+            if sort == "commits" or sort.startswith("array")]  # fmt: skip
     rng = random.Random(11)
     for number in range(200 if FULL else 20):
         fault = faults.draw(faults.KINDS[number % 5], keys, whole, rng)

@@ -65,7 +65,7 @@ def test_a_shard_is_claimed_written_and_committed_with_few_requests(
     s3_bucket: str, requests: list[tuple[str, str]]
 ) -> None:
     writer = open_writer(f"{s3_bucket}/requests")
-    fields = writer.manifest.fields[FIRST.bucket]
+    count = len(writer.manifest.arrays[FIRST.bucket])
     requests.clear()
     assert writer.claim(FIRST, "me", 60)
     assert Counter(kind for kind, _ in requests) == {"put": 1, "list": 1}
@@ -77,7 +77,7 @@ def test_a_shard_is_claimed_written_and_committed_with_few_requests(
     # Is it committed? Each object and the commit put; each object read back; one look at the claim,
     # and, before a writer's first commit, at the root and its digest.
     kinds = Counter(kind for kind, _ in requests)
-    assert kinds == {"get": 1, "put": len(fields) + 1, "get_range": len(fields) + 2, "list": 1}
+    assert kinds == {"get": 1, "put": count + 1, "get_range": count + 2, "list": 1}
     assert requests[-1] == ("put", commit_key(FIRST))
     assert {key for kind, key in requests if kind == "list"} == {f"claims/{FIRST}/"}
     requests.clear()
@@ -98,21 +98,19 @@ def test_a_resumed_dump_lists_the_commits_alone(
 
 
 @pytest.mark.s3
-def test_a_reader_asks_for_manifest_and_index_then_for_a_commit_and_the_fields_that_it_reads(
+def test_a_reader_asks_for_manifest_and_index_then_for_a_commit_and_the_arrays_that_it_reads(
     s3_bucket: str, requests: list[tuple[str, str]]
 ) -> None:
     make_cache(Location(f"{s3_bucket}/reading"))
     requests.clear()
-    reader = CacheReader(f"{s3_bucket}/reading", fields=["bound", "features"])
+    reader = CacheReader(f"{s3_bucket}/reading", signals=["votes"])
     assert {key.partition("/")[0] for _, key in requests} == {
         "zarr.json", "manifest.sha256", "index",
     }  # fmt: skip
     requests.clear()
     reader.read(0)
-    used = [one for one in reader.manifest.fields[FIRST.bucket] if one.name in reader.field_names]
-    assert requests == [
-        ("get", commit_key(FIRST)), *(("get_range", object_key(FIRST, one)) for one in used),
-    ]  # fmt: skip
+    used = [f"buckets/{FIRST.bucket}/{name}/c/0/0" for name in ("votes", "record")]
+    assert requests == [("get", commit_key(FIRST)), *(("get_range", key) for key in used)]
     requests.clear()
     reader.read(0)
     assert [kind for kind, _ in requests] == ["get_range"] * 2
@@ -133,12 +131,12 @@ def test_the_commands_work_on_an_object_store(
     assert main(["verify", url, "--level", "deep"]) == 0
     assert main(["compare", url, str(local)]) == 0
     assert "same plan, same bytes" in capsys.readouterr().out
-    key = object_key(FIRST, writer.manifest.fields[FIRST.bucket][0])
+    key = object_key(FIRST, writer.manifest.arrays[FIRST.bucket][0])
     data = bytearray(writer.location.get(key) or b"")
     data[0] ^= 1
     writer.location.put(key, bytes(data))
     assert main(["verify", url]) == 1
-    assert f"shard {FIRST}, field features" in capsys.readouterr().out
+    assert f"shard {FIRST}, array echo" in capsys.readouterr().out
     assert main(["compare", url, str(local)]) == 1
     assert main(["repair", url]) == 0
     assert f"drop: {FIRST}" in capsys.readouterr().out

@@ -34,7 +34,7 @@ from tests.storage.cases import (
 )
 
 FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
-OBJECT = "buckets/0032x0048/features/c/0/0/0"
+OBJECT = "buckets/0032x0048/echo/c/0/0"
 
 
 def put_folder(path: Path) -> None:
@@ -67,7 +67,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "a link to nothing": lambda path: path.symlink_to("nowhere"),
 }
 SHARD_PARTS = (commit_key(FIRST), OBJECT)
-METADATA = ("buckets/zarr.json", "buckets/0032x0048/bound/zarr.json", "index/zarr.json")
+METADATA = ("buckets/zarr.json", "buckets/0032x0048/votes/zarr.json", "index/zarr.json")
 VITAL = ("zarr.json", "manifest.sha256", "index/slot/c/0")
 
 
@@ -144,7 +144,7 @@ def test_it_hides_no_other_damage(cache: Path, level: str) -> None:
     odd = [*SHARD_PARTS, "commits/0048x0032/00000.json", *METADATA]
     for kind, key in zip(("a FIFO", "a folder") * 3, odd, strict=True):
         put(kind, cache / key)
-    (cache / object_key(FIRST, CacheReader(cache).manifest.fields[FIRST.bucket][1])).write_bytes(
+    (cache / object_key(FIRST, CacheReader(cache).manifest.arrays[FIRST.bucket][1])).write_bytes(
         b"short"
     )
     (cache / "notes.txt").write_bytes(b"?")
@@ -162,7 +162,7 @@ def test_in_the_place_of_an_object_it_stops_a_dump_with_the_way_out(
     key = (
         commit_key(FIRST)
         if committed
-        else object_key(FIRST, writer.manifest.fields["0032x0048"][0])
+        else object_key(FIRST, writer.manifest.arrays["0032x0048"][0])
     )
     put(kind, tmp_path / "cache" / key)
     if kind == "a FIFO" and not committed:
@@ -179,8 +179,8 @@ def test_in_the_place_of_an_object_it_stops_a_dump_with_the_way_out(
     ("kind", "key"),
     pairs(
         ["a file", "a FIFO", "a link to nothing", "a link to itself"],
-        ["commits", "commits/0032x0048", "buckets/0048x0032/bound", "index", "claims", "log",
-         "claims/0032x0048", "claims/metadata/00000", "buckets/0032x0048/features/c/0"],
+        ["commits", "commits/0032x0048", "buckets/0048x0032/votes", "index", "claims", "log",
+         "claims/0032x0048", "claims/metadata/00000", "buckets/0032x0048/echo/c/0"],
     ),
 )  # fmt: skip
 def test_in_the_place_of_a_folder_it_is_removed_too(cache: Path, key: str, kind: str) -> None:
@@ -199,9 +199,9 @@ def test_in_the_place_of_a_folder_it_is_removed_too(cache: Path, key: str, kind:
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a FIFO", "a link to itself"])
-def test_a_reader_names_shard_field_and_way_out(cache: Path, kind: str) -> None:
+def test_a_reader_names_shard_array_and_way_out(cache: Path, kind: str) -> None:
     put(kind, cache / OBJECT)
-    with pytest.raises(MissingShardError, match=r"shard 0032x0048/00000, field features: a .* lies"
+    with pytest.raises(MissingShardError, match=r"shard 0032x0048/00000, array echo: a .* lies"
                        r" in its place .*python -m storage repair"):  # fmt: skip
         CacheReader(cache).read(0)
     put(kind, cache / commit_key(FIRST))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import xxhash
 import zarr
 
 from storage import (
+    Array,
     CacheReader,
     CorruptChunkError,
     Field,
@@ -43,7 +45,10 @@ from tests.storage.cases import (
 def assert_record(reader: CacheReader, number: int) -> None:
     index = reader.index
     record = reader.read(number)
-    for field in reader.manifest.fields[reader.geometry_of(number).name]:
+    arrays = reader.manifest.arrays[reader.geometry_of(number).name]
+    fields = [field for array in arrays for field in array.fields]
+    assert record.keys() == {field.name for field in fields}
+    for field in fields:
         expected = make_record(
             field, int(index.seed[number]), int(index.height[number]), int(index.width[number])
         )
@@ -94,22 +99,30 @@ def test_records_outside_the_store_are_refused(finished: Path) -> None:
             CacheReader(finished).read(number)
 
 
-def test_fields_limit_what_is_read(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    get_ranges = Location.get_ranges
+COMMON = {"detections", "pixels_crc32c", "pixels_sample"}
 
-    def spy(self: Location, ranges: list[tuple[str, int, int]]) -> list[memoryview | None]:
-        asked.extend(key for key, _, _ in ranges)
-        return get_ranges(self, ranges)
 
-    reader = CacheReader(finished, fields=["bound", "detections"])
-    monkeypatch.setattr(Location, "get_ranges", spy)
-    assert reader.read(0).keys() == {"bound", "detections"}
-    assert {key.split("/")[2] for key in asked if key.startswith("buckets/")} == {
-        "bound", "detections",
-    }  # fmt: skip
-    with pytest.raises(ValueError, match="no field 'colour', only features, scores"):
-        CacheReader(finished, fields=["colour"])
+@pytest.mark.parametrize(
+    ("signals", "fields"),
+    [
+        (["echo"], {"echo.codes", "echo.bound"}),
+        (["votes"], {"votes.high", "votes.values"}),
+        ([], set()),
+    ],
+)
+def test_signals_limit_what_is_read_and_what_is_small_comes_in_one_request(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, signals: list[str], fields: set[str]
+) -> None:
+    reader = CacheReader(finished, signals=signals)
+    asked = note_keys(monkeypatch)
+    assert reader.read(0).keys() == fields | COMMON
+    objects = [key.split("/")[2] for key in asked if key.startswith("buckets/")]
+    assert objects == [*signals, "record"]
+
+
+def test_an_unknown_signal_is_refused_with_the_choices(finished: Path) -> None:
+    with pytest.raises(ValueError, match="no signal 'colour', only echo, votes"):
+        CacheReader(finished, signals=["colour"])
 
 
 def test_opening_reads_only_manifest_and_index(
@@ -131,12 +144,12 @@ def test_commits_are_read_once(finished: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_pickled_reader_carries_no_data(finished: Path) -> None:
-    reader = CacheReader(finished, fields=["bound"])
+    reader = CacheReader(finished, signals=["votes"])
     reader.read(0)
     raw = pickle.dumps(reader)
     assert len(raw) < 1000
     again = pickle.loads(raw)
-    assert again.read(3) == reader.read(3) and again.field_names == ("bound",)
+    assert again.read(3).keys() == reader.read(3).keys() == {"votes.high", "votes.values"} | COMMON
 
 
 def test_a_worker_notices_that_the_store_was_replaced(tmp_path: Path) -> None:
@@ -170,28 +183,28 @@ class TestDamage:
 
     def test_an_absent_object_is_an_error_and_not_zeros(self, cache: Path) -> None:
         reader = CacheReader(cache)
-        field = reader.manifest.fields[WIDE.name][0]
-        (cache / object_key(ShardId(WIDE.name, 0), field)).unlink()
+        array = reader.manifest.arrays[WIDE.name][0]
+        (cache / object_key(ShardId(WIDE.name, 0), array)).unlink()
         with pytest.raises(
-            MissingShardError, match=r"shard 0032x0048/00000, field features: is absent .*repair"
+            MissingShardError, match=r"shard 0032x0048/00000, array echo: is absent .*repair"
         ):
             reader.read(0)
 
     @pytest.mark.parametrize("where", ["value", "stored CRC"])
-    @pytest.mark.parametrize("number", range(6))
+    @pytest.mark.parametrize("number", range(3))
     def test_a_flipped_bit_is_an_error_that_names_the_place_and_the_remedy(
         self, cache: Path, number: int, where: str
     ) -> None:
         reader = CacheReader(cache)
-        field = reader.manifest.fields[WIDE.name][number]
-        path = cache / object_key(ShardId(WIDE.name, 0), field)
+        array = reader.manifest.arrays[WIDE.name][number]
+        path = cache / object_key(ShardId(WIDE.name, 0), array)
         start, length = chunk_table(path.read_bytes(), SHARD_RECORDS)[0].tolist()
         flip(path, start if where == "value" else start + length - 1, 0x10)
         with pytest.raises(CorruptChunkError) as caught:
             reader.read(0)
         error = pickle.loads(pickle.dumps(caught.value))
-        assert (error.store, error.shard, error.field) == (
-            str(cache), "0032x0048/00000", field.name,
+        assert (error.store, error.shard, error.array) == (
+            str(cache), "0032x0048/00000", array.name,
         )  # fmt: skip
         assert f"python -m storage repair {cache}" in str(error)
         # PyTorch rebuilds a worker's error from its message alone.
@@ -199,16 +212,16 @@ class TestDamage:
 
     def test_a_truncated_object_is_an_error(self, cache: Path) -> None:
         reader = CacheReader(cache)
-        field = reader.manifest.fields[WIDE.name][0]
-        path = cache / object_key(ShardId(WIDE.name, 0), field)
+        array = reader.manifest.arrays[WIDE.name][0]
+        path = cache / object_key(ShardId(WIDE.name, 0), array)
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(CorruptChunkError, match="cut short"):
             reader.read(0)
 
     def test_swapped_shards_are_an_error(self, cache: Path) -> None:
         reader = CacheReader(cache)
-        field = reader.manifest.fields[WIDE.name][0]
-        paths = [cache / object_key(ShardId(WIDE.name, number), field) for number in (0, 1)]
+        array = reader.manifest.arrays[WIDE.name][0]
+        paths = [cache / object_key(ShardId(WIDE.name, number), array) for number in (0, 1)]
         data = [path.read_bytes() for path in paths]
         for path, other in zip(paths, reversed(data), strict=True):
             path.write_bytes(other)
@@ -258,23 +271,33 @@ class TestPortableReading:
         root: Any = zarr.open_group(finished, mode="r", zarr_format=3)
         for number in range(len(reader)):
             bucket, slot = reader.geometry_of(number).name, int(reader.index.slot[number])
-            for name, value in reader.read(number).items():
-                np.testing.assert_array_equal(root[f"buckets/{bucket}/{name}"][slot], value)
+            expected = reader.read(number)
+            for name, array in root[f"buckets/{bucket}"].arrays():
+                raw = array[slot].tobytes()
+                for field in array.attrs["fields"]:
+                    own = expected.pop(field["name"])
+                    np.testing.assert_array_equal(value_of(field, raw), own, name)
+            assert not expected
 
     def test_zarr_reads_the_index(self, finished: Path) -> None:
         reader = CacheReader(finished)
         root: Any = zarr.open_group(finished, mode="r", zarr_format=3)
-        for column in ("image_id", "view", "seed", "height", "width", "flip", "bucket", "slot"):
+        for column in ("image_id", "view", "seed", "height", "width", "bucket", "slot"):
             np.testing.assert_array_equal(root[f"index/{column}"][:], getattr(reader.index, column))
 
     def test_attributes_say_what_the_codes_mean(self, finished: Path) -> None:
         root: Any = zarr.open_group(finished, mode="r", zarr_format=3)
-        assert root.attrs["gid"]["format"] == {"name": "gid-teacher-cache", "version": 1}
-        features = root[f"buckets/{WIDE.name}/features"]
-        assert features.attrs["level_offsets"] == [0, 24, 30]
-        assert features.chunks == (1, 5, 30) and features.shards == (3, 5, 30)
-        assert features.shape[0] == reader_slots(finished)
-        assert root[f"buckets/{WIDE.name}"].attrs["geometry"]["level_sizes"] == [[4, 6], [2, 3]]
+        assert root.attrs["gid"]["format"] == {"name": "gid-teacher-cache", "version": 2}
+        bucket = root[f"buckets/{WIDE.name}"]
+        assert bucket.attrs["geometry"]["level_sizes"] == [[4, 6], [2, 3]]
+        assert bucket.attrs["level_offsets"] == [0, 24, 30]
+        echo, votes = bucket["echo"], bucket["votes"]
+        assert echo.dtype == np.uint8 and echo.chunks == (1, 150) and echo.shards == (3, 150)
+        assert echo.shape == (reader_slots(finished), 150)
+        # float16 begins at an even byte.
+        assert [one["offset"] for one in votes.attrs["fields"]] == [0, 4]
+        detections = bucket["record"].attrs["fields"][0]
+        assert detections["attributes"]["columns"] == ["x1", "y1", "x2", "y2", "score", "class"]
 
 
 class TestDocument:
@@ -310,8 +333,8 @@ class TestDocument:
         assert body == canonical(commit) and commit["cache_id"] == manifest["cache_id"]
         assert commit["records"]["seed"][position] == f"{entry['seed']:016x}"
         expected = CacheReader(finished).read(number)
-        for field in bucket["fields"]:
-            key = f"buckets/{name}/{field['name']}/c/{shard}" + "/0" * len(field["shape"])
+        for array in bucket["arrays"]:
+            key = f"buckets/{name}/{array['name']}/c/{shard}/0"
             stored = commit["objects"][key]
             data = (finished / key).read_bytes()
             assert len(data) == stored["size"]
@@ -319,15 +342,16 @@ class TestDocument:
             start, length, crc = stored["chunks"][position]
             chunk, trailer = data[start : start + length - 4], data[start + length - 4 :][:4]
             assert google_crc32c.value(chunk) == crc == int.from_bytes(trailer, "little")
-            if field["compression"] == "zstd":
+            if array["compression"] == "zstd":
                 chunk = bytes(numcodecs.Zstd().decode(chunk))
-            value = np.frombuffer(chunk, field["dtype"]).reshape(field["shape"])
-            np.testing.assert_array_equal(value, expected[field["name"]])
+            for field in array["fields"]:
+                np.testing.assert_array_equal(value_of(field, chunk), expected.pop(field["name"]))
+        assert not expected
 
 
 INDEX_TYPES = {
     "image_id": "<i8", "view": "<i4", "seed": "<u8", "height": "<i4", "width": "<i4",
-    "flip": "|b1", "bucket": "<i4", "slot": "<i8",
+    "bucket": "<i4", "slot": "<i8",
 }  # fmt: skip
 
 
@@ -337,6 +361,12 @@ def sha256(data: bytes) -> str:
 
 def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def value_of(field: dict[str, Any], raw: bytes) -> np.ndarray:
+    """One field of a record, given what attributes say of it and the bytes of its array."""
+    dtype, shape = np.dtype(field["dtype"]).newbyteorder("<"), field["shape"]
+    return np.frombuffer(raw, dtype, math.prod(shape), field["offset"]).reshape(shape)
 
 
 def geometry_name(geometry: dict[str, Any]) -> str:
@@ -364,41 +394,41 @@ def test_growing_keeps_an_open_reader_working(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_bytes", [1, 10, 99, 101, 500, 1 << 26])
 def test_a_compressed_chunk_of_more_or_less_than_one_record_is_refused(num_bytes: int) -> None:
-    field = Field("x", (100,), "int8", compression="zstd")
+    array = Array("x", (Field("x.y", (100,), "int8"),), "zstd")
     raw = compressed(num_bytes)
     with pytest.raises(FormatError, match="a chunk is not 100 bytes"):
-        decode_chunk(memoryview(raw), field)
-    assert decode_chunk(memoryview(compressed(100)), field).sum() == 100
+        decode_chunk(memoryview(raw), array)
+    assert decode_chunk(memoryview(compressed(100)), array).sum() == 100
     with pytest.raises(FormatError, match="a chunk is not 100 bytes"):
-        decode_chunk(memoryview(b"no zstd at all"), field)
+        decode_chunk(memoryview(b"no zstd at all"), array)
 
 
 @pytest.mark.parametrize("num_bytes", [1, 255, 256, 257, 65_791, 65_792, 1 << 20])
 @pytest.mark.parametrize("noisy", [False, True])
 def test_compressed_chunks_of_every_form_of_header_are_read(num_bytes: int, noisy: bool) -> None:
-    field = Field("x", (num_bytes,), "uint8", compression="zstd")
+    array = Array("x", (Field("x.y", (num_bytes,), "uint8"),), "zstd")
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256 if noisy else 1, num_bytes, dtype=np.uint8)
     raw = bytes(numcodecs.Zstd().encode(data)) + b"\0" * 4
-    assert (decode_chunk(memoryview(raw), field) == data).all()
+    assert (decode_chunk(memoryview(raw), array) == data).all()
 
 
 @pytest.mark.parametrize("stated", [1, 2, 4, 8])
 def test_a_compressed_chunk_that_misstates_its_size_is_refused(stated: int) -> None:
-    field = Field("x", (300,), "uint8", compression="zstd")
+    array = Array("x", (Field("x.y", (300,), "uint8"),), "zstd")
     raw = bytearray(numcodecs.Zstd().encode(np.zeros(299, dtype=np.uint8)))
     assert raw[4] >> 6 == 1  # two bytes, less 256
     raw[5 if raw[4] & 0x20 else 6] += stated
     with pytest.raises(FormatError, match=r"does not decompress|is not 300 bytes"):
-        decode_chunk(memoryview(bytes(raw) + b"\0" * 4), field)
+        decode_chunk(memoryview(bytes(raw) + b"\0" * 4), array)
 
 
 def test_compressed_chunks_without_a_stated_size_are_refused() -> None:
-    field = Field("x", (100,), "int8", compression="zstd")
+    array = Array("x", (Field("x.y", (100,), "int8"),), "zstd")
     raw = bytearray(compressed(100))
     raw[4] &= 0x1F  # no size, and not a single segment
     with pytest.raises(FormatError, match="is not 100 bytes"):
-        decode_chunk(memoryview(bytes(raw)), field)
+        decode_chunk(memoryview(bytes(raw)), array)
 
 
 def compressed(num_bytes: int) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from storage import CacheReader, CacheWriter, Problem, ShardId, compare, repair, verify
 from storage.layout import commit_key
@@ -25,20 +28,24 @@ from tests.storage.cases import (
 FIRST = ShardId(WIDE.name, 0)
 
 
+def change_bound(position: int, more: float, fields: dict[str, Any]) -> None:
+    fields["echo.bound"][position] += more
+
+
 class TestRepair:
     def test_drops_exactly_the_damaged_shards_and_the_dump_redoes_them(self, cache: Path) -> None:
         before = contents(cache)
         flip(first_path(cache), 3)
         first_path(cache, ShardId(TALL.name, 1)).unlink()
-        (cache / "buckets/0032x0048/bound/zarr.json").write_bytes(b"{}")
+        (cache / "buckets/0032x0048/votes/zarr.json").write_bytes(b"{}")
         done = repair(cache)
         assert done.shards == (FIRST, ShardId(TALL.name, 1)) and done.left == ()
-        assert done.rewritten == ("buckets/0032x0048/bound/zarr.json",)
+        assert done.rewritten == ("buckets/0032x0048/votes/zarr.json",)
         after = contents(cache)
         dropped = before.keys() - after.keys()
         assert all(after[key] == before[key] for key in after)
         assert {key.split("/")[0] for key in dropped} == {"buckets", "commits"}
-        assert len(dropped) == 2 * (1 + len(CacheReader(cache).manifest.fields[WIDE.name]))
+        assert len(dropped) == 2 * (1 + len(CacheReader(cache).manifest.arrays[WIDE.name]))
         index = make_index(num_views=2)
         writer = CacheWriter(cache, make_manifest(index), index)
         assert set(writer.missing()) == set(done.shards)
@@ -63,9 +70,8 @@ class TestRepair:
         index = make_index()
         writer = CacheWriter(tmp_path / "cache", make_manifest(index), index)
         fill(writer, writer.missing()[1:])
-        arrays = make_arrays(writer, FIRST)
-        arrays["bound"][0] = np.nan
-        writer.write(FIRST, arrays)
+        change = partial(change_bound, 0, np.nan)
+        writer.write(FIRST, make_arrays(writer, FIRST, change))
         (problem,) = verify(tmp_path / "cache", "deep").problems
         assert f"`python -m storage repair --level deep {tmp_path / 'cache'}`" in str(problem)
         assert repair(tmp_path / "cache").shards == ()
@@ -101,15 +107,14 @@ class TestCompare:
         index = make_index(num_views=2)
         writer = CacheWriter(cache, make_manifest(index), index)
         (cache / commit_key(FIRST)).unlink()
-        arrays = make_arrays(writer, FIRST)
-        arrays["bound"][1] += 0.25
-        writer.write(FIRST, arrays)
+        writer.write(FIRST, make_arrays(writer, FIRST, partial(change_bound, 1, 0.25)))
         result = compare(finished, cache)
         by_name = {one.field: one for one in result.fields}
-        assert (by_name["bound"].differing, by_name["bound"].largest) == (1, 0.25)
-        assert by_name["bound"].records == 16
-        assert all(one.differing == 0 for name, one in by_name.items() if name != "bound")
-        assert result.keys == ("buckets/0032x0048/bound/c/0", commit_key(FIRST))
+        assert by_name["echo.bound"].differing == 1
+        assert by_name["echo.bound"].largest == pytest.approx(0.25)
+        assert by_name["echo.bound"].records == 16
+        assert all(one.differing == 0 for name, one in by_name.items() if name != "echo.bound")
+        assert result.keys == ("buckets/0032x0048/record/c/0/0", commit_key(FIRST))
         assert not result.same_bytes and result.plan == ()
 
     def test_other_plans(self, finished: Path, tmp_path: Path) -> None:

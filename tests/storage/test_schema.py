@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import (
+    Array,
     CacheReader,
     Field,
     FormatError,
@@ -21,6 +23,7 @@ from storage import (
     IdentityError,
     Manifest,
     ShardId,
+    Signal,
     VersionError,
     assign_slots,
     build_index,
@@ -31,7 +34,7 @@ from storage import (
 )
 from storage import commit as commits
 from storage.index import COLUMNS, Index, ShardTable
-from storage.layout import parse_index_chunk, parse_root, root_json, seal
+from storage.layout import commit_key, parse_index_chunk, parse_root, root_json, seal
 from storage.plan import plan_from_json
 from storage.schema import check_key
 from tests.storage.cases import (
@@ -88,15 +91,15 @@ class TestGeometry:
     def test_derived_sizes(self) -> None:
         assert WIDE.name == "0032x0048"
         assert WIDE.level_offsets == (0, 24, 30)
-        assert (WIDE.num_positions, WIDE.num_boxes, WIDE.num_levels) == (30, 60, 2)
+        assert (WIDE.num_positions, WIDE.num_levels) == (30, 2)
 
     @pytest.mark.parametrize(
         ("arguments", "named"),
         [
-            ((0, 48, ((4, 6),), 5, 4, 2), "geometry.height: got 0"),
-            ((32, 48, (), 5, 4, 2), "number of levels"),
-            ((32, 48, ((4, -6),), 5, 4, 2), "geometry.level_sizes"),
-            ((32, 48, ((4, 6),), 5.0, 4, 2), "geometry.channels: got 5.0"),
+            ((0, 48, ((4, 6),)), "geometry.height: got 0"),
+            ((32, 48.0, ((4, 6),)), "geometry.width: got 48.0"),
+            ((32, 48, ()), "number of levels"),
+            ((32, 48, ((4, -6),)), "geometry.level_sizes"),
         ],
     )
     def test_impossible_sizes_are_refused(self, arguments: Any, named: str) -> None:
@@ -110,7 +113,6 @@ class TestField:
         [
             (("../x", (2,), "int8"), "field name"),
             (("x", (2,), "object"), "dtype 'object'"),
-            (("x", (2,), "int8", "pickle"), "compression 'pickle'"),
             (("x", (0,), "int8"), "shape: got 0"),
             (("x", (1 << 20, 1 << 20), "float64"), "field x: bytes"),
         ],
@@ -118,6 +120,148 @@ class TestField:
     def test_impossible_fields_are_refused(self, arguments: Any, named: str) -> None:
         with pytest.raises(ValueError, match=named):
             Field(*arguments)
+
+
+class TestArray:
+    FIELDS = (
+        Field("x.a", (3,), "uint8"),
+        Field("x.b", (2, 2), "float32"),
+        Field("x.c", (), "int16"),
+    )
+    ARRAY = Array("x", FIELDS)
+
+    def test_a_field_begins_at_a_multiple_of_its_element_size(self) -> None:
+        assert self.ARRAY.offsets == (0, 4, 20) and self.ARRAY.num_bytes == 22
+
+    def test_fields_come_apart_as_they_were_joined_and_gaps_are_zeros(self) -> None:
+        rng = np.random.default_rng(0)
+        values = {one.name: rng.integers(1, 99, (5, *one.shape)).astype(one.dtype)
+                  for one in self.FIELDS}  # fmt: skip
+        data = self.ARRAY.join(values)
+        assert data.shape == (5, 22) and not data[:, 3].any()
+        for field, part in self.ARRAY.split(data):
+            np.testing.assert_array_equal(part, values[field.name])
+            assert np.shares_memory(part, data)
+        for field, part in self.ARRAY.split(data[2]):  # one record
+            np.testing.assert_array_equal(part, values[field.name][2])
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda values: values.pop("x.b"), r"fields \['x.b'\] are absent"),
+            (
+                lambda values: values.update({"x.b": values["x.b"][:-1]}),
+                r"x.b is float32\(4, 2, 2\)",
+            ),
+            (lambda values: values.update({"x.c": values["x.c"].astype("i4")}), "x.c is int32"),
+        ],
+    )
+    def test_fields_that_do_not_fit_are_not_joined(
+        self, change: Callable[[dict[str, Any]], Any], named: str
+    ) -> None:
+        values = {one.name: np.ones((5, *one.shape), one.dtype) for one in self.FIELDS}
+        change(values)
+        with pytest.raises(ValueError, match=named):
+            self.ARRAY.join(values)
+
+    def test_survives_the_trip_through_json(self) -> None:
+        packed = replace(self.ARRAY, compression="zstd")
+        assert Array.from_json(json.loads(json.dumps(packed.to_json()))) == packed
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (("../x", FIELDS), "array name"),
+            (("x.y", FIELDS), "array name"),
+            (("x", FIELDS, "pickle"), "compression 'pickle'"),
+            (("x", ()), "no fields"),
+            (("x", (Field("x.y", (1 << 28,), "float64"),) * 2), "array x: bytes"),
+        ],
+    )
+    def test_impossible_arrays_are_refused(self, arguments: Any, named: str) -> None:
+        with pytest.raises(ValueError, match=named):
+            Array(*arguments)
+
+
+class TestSignal:
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (
+                ("a", "sounds", {}),
+                "kind 'sounds', expected one of maps, scores, deltas, boxes, rows",
+            ),
+            (("a", "maps", {}), r"sizes \[\], expected \['channels'\] for the kind maps"),
+            (("a", "maps", {"channels": 2, "anchors": 3}), r"sizes \['anchors', 'channels'\]"),
+            (("a", "maps", {"channels": 0}), "signal a: channels: got 0"),
+            (("record", "maps", {"channels": 2}), "signal record: every record has something"),
+            (
+                ("detections", "maps", {"channels": 2}),
+                "signal detections: every record has something",
+            ),
+            (("../a", "maps", {"channels": 2}), "signal name: got '../a', expected letters"),
+            (("a.b", "maps", {"channels": 2}), "signal name: got 'a.b', expected letters"),
+        ],
+    )
+    def test_impossible_signals_are_refused(self, arguments: Any, named: str) -> None:
+        with pytest.raises(ValueError, match=named):
+            Signal(*arguments)
+
+    @pytest.mark.parametrize(
+        ("kind", "sizes", "shape"),
+        [
+            ("maps", {"channels": 5}, (5, 30)),
+            ("scores", {"anchors": 2, "classes": 7}, (60, 7)),
+            ("deltas", {"anchors": 2}, (60, 4)),
+            ("boxes", {"rows": 9}, (9, 4)),
+            ("rows", {"rows": 9, "columns": 3}, (9, 3)),
+        ],
+    )
+    def test_shapes_follow_from_kind_sizes_and_geometry(
+        self, kind: str, sizes: dict[str, int], shape: tuple[int, ...]
+    ) -> None:
+        assert Signal("a", kind, sizes).shape(WIDE) == shape
+
+
+class TestVersions:
+    """Another version is refused in one line: both versions, and the way out."""
+
+    WAYS_OUT = pytest.mark.parametrize(
+        ("version", "way_out"), [(1, "dump it again, to another location"), (3, "update it")]
+    )
+
+    def check(self, error: VersionError, version: int, way_out: str) -> None:
+        said = f"written in format version {version}, this software reads version 2; {way_out}"
+        assert str(error).endswith(said) and "\n" not in str(error)
+
+    @WAYS_OUT
+    def test_of_a_root(self, version: int, way_out: str) -> None:
+        path = ("attributes", "gid", "format", "version")
+        value = replaced(json.loads(root_json(SEALED)), path, version)
+        with pytest.raises(VersionError) as caught:
+            parse_root(json.dumps(value).encode(), "store")
+        self.check(caught.value, version, way_out)
+
+    def test_even_where_the_rest_is_nothing_that_is_known_here(self) -> None:
+        format_1 = {"format": {"name": "gid-teacher-cache", "version": 1}, "identity": {"codec": 0}}
+        with pytest.raises(VersionError):
+            Manifest.from_json(format_1, "store")
+
+    @WAYS_OUT
+    def test_of_a_commit(self, finished: Path, version: int, way_out: str) -> None:
+        shard, manifest = ShardId(WIDE.name, 0), CacheReader(finished).manifest
+        body = commits.unframe((finished / commit_key(shard)).read_bytes(), "commit")
+        forged = reframe(replaced(body, ("format", "version"), version))
+        with pytest.raises(VersionError) as caught:
+            commits.parse(forged, shard, manifest, "store")
+        self.check(caught.value, version, way_out)
+
+    @WAYS_OUT
+    def test_of_a_plan(self, version: int, way_out: str) -> None:
+        plan = replaced(plan_to_json(SEALED, INDEX), ("format", "version"), version)
+        with pytest.raises(VersionError) as caught:
+            plan_from_json(plan, "plan")
+        self.check(caught.value, version, way_out)
 
 
 class TestIndex:
@@ -187,8 +331,8 @@ class TestIndex:
         index = build_index(
             image_id=np.tile(np.arange(count), 4), view=np.repeat(np.arange(4), count),
             seed=rng.integers(0, 2**63, 4 * count), height=np.full(4 * count, 800),
-            width=np.full(4 * count, 800), flip=np.zeros(4 * count, bool),
-            bucket=names[rng.integers(0, len(names), 4 * count)], shard_records=32,
+            width=np.full(4 * count, 800), bucket=names[rng.integers(0, len(names), 4 * count)],
+            shard_records=32,
         )  # fmt: skip
         table = ShardTable(index, 32)
         assert 4 * count / 32 <= len(table) <= 4 * count / 32 + 4 * len(names)
@@ -216,7 +360,7 @@ class TestManifest:
             ),
             ({"numerics": {}}, ['numerics.precision: stored "float32", wanted (absent)']),
             ({"augmentation": {"seed": 1, "scales": [30, 60]}}, ["stored [30], wanted [30, 60]"]),
-            ({"preset": "balanced"}, ['codec.preset: stored "exact", wanted "balanced"']),
+            ({"preset": "balanced"}, ['preset: stored "exact", wanted "balanced"']),
             ({"shard_records": 4}, ["shard_records: stored 3, wanted 4"]),
         ],
     )
@@ -228,25 +372,38 @@ class TestManifest:
         assert all(line in str(caught.value) for line in lines)
 
     def test_other_fields_of_a_bucket_are_refused(self) -> None:
-        fields = {name: (*own, Field("more", (), "int8")) for name, own in SEALED.fields.items()}
-        with pytest.raises(IdentityError, match=r"buckets\.0032x0048\.fields"):
-            SEALED.check_identity(make_manifest(INDEX, fields=fields), "store")
-
-    def test_a_newer_format_is_refused_naming_both_versions(self) -> None:
-        value = replaced(json.loads(root_json(SEALED)), ("attributes", "gid", "format"), 0)
-        value["attributes"]["gid"]["format"] = {"name": "gid-teacher-cache", "version": 2}
-        with pytest.raises(VersionError, match=r"version 2.*up to version 1"):
-            parse_root(json.dumps(value).encode(), "store")
+        more = Array("more", (Field("more", (), "int8"),))
+        arrays = {name: (*own, more) for name, own in SEALED.arrays.items()}
+        with pytest.raises(IdentityError, match=r"buckets\.0032x0048\.arrays"):
+            SEALED.check_identity(make_manifest(INDEX, arrays=arrays), "store")
 
     def test_a_manifest_that_was_never_sealed_is_refused(self) -> None:
         with pytest.raises(FormatError, match=r"store: the manifest is malformed \(no slots\)"):
             parse_root(root_json(make_manifest(INDEX)), "store")
 
-    def test_a_manifest_of_before_presets_had_versions_is_refused_with_the_way_out(self) -> None:
+    def test_a_manifest_without_a_member_is_refused_with_the_way_out(self) -> None:
         value = json.loads(root_json(SEALED))
-        del value["attributes"]["gid"]["identity"]["codec"]["version"]
-        with pytest.raises(FormatError, match=r"\(it has no 'version'\); .* dump it again"):
+        del value["attributes"]["gid"]["identity"]["levels"]
+        with pytest.raises(FormatError, match=r"\(it has no 'levels'\); .* dump it again"):
             parse_root(json.dumps(value).encode(), "store")
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"signals": []}, "manifest.signals: got"),
+            ({"preset": ""}, "manifest.preset: got ''"),
+            ({"detections": {"rows": 3}}, "expected rows and classes"),
+            ({"detections": {"rows": 3, "classes": 0}}, "manifest.detections.classes: got 0"),
+            ({"levels": {"p3": 8}}, r"bucket 0032x0048 has 2 levels, expected 1: p3"),
+            ({"levels": {"p3": 8, "p4": 0.5}}, r"manifest.levels.p4: got 0.5"),
+            ({"excluded": (3, 2)}, "manifest.excluded: expected image ids, ascending"),
+            ({"excluded": (2, 2)}, "manifest.excluded: expected image ids, ascending"),
+            ({"excluded": ("2",)}, "manifest.excluded: expected image ids, ascending"),
+        ],
+    )
+    def test_what_makes_no_sense_is_named(self, changes: dict[str, Any], named: str) -> None:
+        with pytest.raises(ValueError, match=named):
+            make_manifest(INDEX, **changes)
 
     def test_sections_must_be_json(self) -> None:
         with pytest.raises(ValueError, match=r"not a JSON value|not JSON compliant"):
@@ -304,8 +461,8 @@ class TestForgery:
         for shard in map(ShardId, manifest.bucket_names, range(len(manifest.bucket_names))):
             check_key(f"buckets/{shard}")
         assert all(check_key(key) for key in manifest.digests)
-        for fields in manifest.fields.values():
-            assert all(field.num_bytes <= 1 << 31 for field in fields)
+        for arrays in manifest.arrays.values():
+            assert all(array.num_bytes <= 1 << 31 for array in arrays)
 
     @given(st.binary(max_size=300))
     @FUZZ
@@ -380,11 +537,11 @@ def test_manifest_and_geometry_are_reexported() -> None:
     assert storage.Manifest is Manifest
 
 
-def test_format_version_1_is_frozen() -> None:
+def test_format_version_2_is_frozen() -> None:
     """Bytes that stores in the field have. If this fails, the format has a new version."""
-    assert SEALED.cache_id == "bd403874d8fc4bcf538e07b7f10a9486922abb872a982d77449630927b2291e9"
-    assert INDEX.digest() == "d3dc2188402806f87d361b4dcef6e5985538b0cc58b54b5d67dec259464e5796"
+    assert SEALED.cache_id == "1609ac3376b276b34bfd7d34ff2f9a453e122c52b60bf9add9fed7e45a83fdd8"
+    assert INDEX.digest() == "9c611d905a1226c4512932d43d537d0cac0c9e091f97502a94ddbae1c871879f"
     assert (
         checksums.sha256(root_json(SEALED))
-        == "32fbb5fc8ebefee026e809976daef5e3d20fff75a83602833410892b1484b11f"
+        == "d90b4236377149e4468d464122cc74febdb4efba99344bc426ea1ce51b1e94c4"
     )

@@ -36,6 +36,7 @@ from tests.storage.cases import (
     fill,
     make_arrays,
     make_cache,
+    make_fields,
     make_index,
     make_manifest,
     open_writer,
@@ -73,7 +74,7 @@ class TestCreating:
         before = contents(place)
         shard = ShardTable(writer.index, 3).shards[0]
         arrays = make_arrays(writer, shard)
-        arrays["features"] = arrays["features"] + 1
+        arrays["echo"] = arrays["echo"] + 1
         writer.write(shard, arrays)
         assert contents(place) == before
 
@@ -84,7 +85,7 @@ class TestCreating:
         turned = make_manifest(
             index,
             geometries={name: manifest.geometries[name] for name in names},
-            fields={name: manifest.fields[name] for name in names},
+            arrays={name: manifest.arrays[name] for name in names},
         )
         with pytest.raises(ValueError, match="different buckets, or in another order"):
             CacheWriter(tmp_path / "cache", turned, index)
@@ -105,10 +106,13 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            (lambda a: a.pop("bound"), r"absent \['bound'\]"),
-            (lambda a: a.update(extra=a["bound"]), r"unknown \['extra'\]"),
-            (lambda a: a.update(bound=a["bound"][:-1]), "bound is float32"),
-            (lambda a: a.update(bound=a["bound"].astype("f8")), "bound is float64"),
+            (lambda a: a.pop("echo"), r"absent \['echo'\]"),
+            (lambda a: a.update(extra=a["echo"]), r"unknown \['extra'\]"),
+            (
+                lambda a: a.update(echo=a["echo"][:-1]),
+                r"echo is uint8\(2, 150\), expected uint8\(3",
+            ),
+            (lambda a: a.update(echo=a["echo"].astype("i8")), "echo is int64"),
         ],
     )
     def test_arrays_that_do_not_fit_are_refused(
@@ -134,7 +138,8 @@ class TestArrays:
         arrays = make_arrays(writer, shard)
         writer.write(shard, {name: np.asfortranarray(one) for name, one in arrays.items()})
         read = CacheReader(tmp_path / "cache").read_many(writer.records_of(shard).tolist())
-        assert all((read[i][name] == one[i]).all() for name, one in arrays.items() for i in (0, 1))
+        for name, value in make_fields(writer, shard).items():
+            np.testing.assert_array_equal(np.stack([one[name] for one in read]), value, name)
 
     def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_commit(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,8 +162,8 @@ class TestArrays:
         writer = open_writer(tmp_path / "cache")
         shard = writer.missing()[0]
 
-        def failing_describe(raw: bytes, count: int, shard_records: int) -> StoredObject:
-            stored = describe(raw, count, shard_records)
+        def failing_describe(raw: bytes, positions: Any, shard_records: int) -> StoredObject:
+            stored = describe(raw, positions, shard_records)
             stored.chunks[0, 2] ^= 1  # of other bytes than those that are hashed and put
             return stored
 
@@ -179,8 +184,8 @@ def test_everything_is_on_the_disk_before_the_commit_and_the_commit_before_the_r
         "storage.location._fsync", lambda path: synced.setdefault(str(path), committed.exists())
     )
     writer.write(shard, make_arrays(writer, shard))
-    for field in writer.manifest.fields[shard.bucket]:
-        path = tmp_path / "cache" / object_key(shard, field)
+    for array in writer.manifest.arrays[shard.bucket]:
+        path = tmp_path / "cache" / object_key(shard, array)
         while path != tmp_path:  # the file, and every folder that names it
             assert synced[str(path)] is False, path
             path = path.parent
@@ -202,7 +207,7 @@ class BusyStore(MemoryStore):
         self.under_way -= 1
 
 
-def test_fields_travel_to_an_object_store_together_and_the_commit_after_them(cache: Path) -> None:
+def test_arrays_travel_to_an_object_store_together_and_the_commit_after_them(cache: Path) -> None:
     store = BusyStore()
     writer = open_writer(Location(store), num_views=2)
     store.most = 0
@@ -242,12 +247,15 @@ class TestIdentity:
         with pytest.raises(IdentityError, match="holds 2 views, the plan only 1"):
             open_writer(cache, num_views=1)
 
-    def test_a_newer_store_is_refused_and_left_alone(self, cache: Path) -> None:
+    @pytest.mark.parametrize(("version", "way_out"), [(1, "dump it again"), (3, "update it")])
+    def test_a_store_of_another_version_is_refused_and_left_alone(
+        self, cache: Path, version: int, way_out: str
+    ) -> None:
         root = json.loads((cache / "zarr.json").read_bytes())
-        root["attributes"]["gid"]["format"]["version"] = 2
+        root["attributes"]["gid"]["format"]["version"] = version
         rewrite_root(cache, root)
         before = contents(cache)
-        with pytest.raises(VersionError, match=r"version 2.*up to version 1"):
+        with pytest.raises(VersionError, match=rf"version {version}, .* version 2; {way_out}"):
             open_writer(cache, num_views=2)
         assert contents(cache) == before
 
@@ -270,8 +278,8 @@ class TestBeginningAgain:
         dead.write_log("dump-1-rank0", {"rank": 0})
         shard = dead.missing()[0]
         assert dead.claim(shard, "dead", 0.0)
-        field = dead.manifest.fields[shard.bucket][0]
-        place.put(object_key(shard, field), b"half of what the dead one wrote")
+        array = dead.manifest.arrays[shard.bucket][0]
+        place.put(object_key(shard, array), b"half of what the dead one wrote")
         writer = open_writer(place, num_views=num_views, **changes)
         assert "Nothing of it is committed, so it is begun again." in caplog.text
         assert ("teacher.tensors: stored" in caplog.text) == bool(changes)
@@ -392,7 +400,7 @@ class TestGrowing:
                     pass
             reader = CacheReader(place)
             assert reader.index.prefix(8).digest() == old_index
-            assert reader.read(3).keys() == set(reader.field_names)
+            assert {"echo.codes", "votes.values", "detections"} < reader.read(3).keys()
             finished_early = contents(place).keys() == expected.keys()
             if steps % 4 == 2 and not finished_early:
                 assert not verify(place).ok
@@ -462,7 +470,7 @@ def test_records_of_zeros_are_stored_and_unused_slots_are_not(tmp_path: Path) ->
     shard = next(
         one for one in ShardTable(writer.index, 3).shards if len(writer.records_of(one)) < 3
     )
-    for field in writer.manifest.fields[shard.bucket]:
-        raw = (tmp_path / "cache" / object_key(shard, field)).read_bytes()
-        stored = describe(raw, len(writer.records_of(shard)), 3)
+    for array in writer.manifest.arrays[shard.bucket]:
+        raw = (tmp_path / "cache" / object_key(shard, array)).read_bytes()
+        stored = describe(raw, np.arange(len(writer.records_of(shard))), 3)
         assert len(stored.chunks) == len(writer.records_of(shard))
