@@ -162,9 +162,9 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     from configs.stock_keys import refuse_ignored
 
     cfg = load_config(args.config_file, args.opts)
-    refuse_ignored(cfg, reader)
     import_modules(cfg.IMPORTS, f"{place_of(cfg, IMPORTS)}{IMPORTS}")
     import_modules(args.imports, "--import")
+    refuse_ignored(cfg, reader)  # which keys act depends on the user's classes too
     if cfg.MODEL.FAMILY:
         from .families import find_family
 
