@@ -117,7 +117,19 @@ def _with(key: str, value: Any, allowed: Allowed) -> Allowed:
 
 
 def _retinanet(allowed: Allowed) -> Allowed:
-    return _with("MODEL.META_ARCHITECTURE", "RetinaNet", allowed)
+    return lambda cfg, value: not _is_retinanet(cfg) or allowed(cfg, value)
+
+
+def _is_retinanet(cfg: CfgNode) -> bool:
+    """Whether it is one, or a class of the user's that derives from it."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if "RetinaNet" in (name, cfg.MODEL.FAMILY):
+        return True
+    # It imports PyTorch, which those who only read configs need not wait for.
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    return any(one.__name__ == "RetinaNet" for one in getattr(model, "__mro__", ()))
 
 
 def _adamw(allowed: Allowed) -> Allowed:

@@ -41,10 +41,10 @@ def register_family(family: DetectorFamily) -> None:
     Raises:
         ValueError: there is one of this name.
     """
-    if family.name in _FAMILIES:
-        known, new = (f"{type(one).__module__}.{type(one).__qualname__}"
-                      for one in (_FAMILIES[family.name], family))  # fmt: skip
-        raise ValueError(f"both {known} and {new} are the family {family.name!r}; rename one")
+    known = _FAMILIES.get(family.name)
+    if known is not None:
+        both = (f"{type(one).__module__}.{type(one).__qualname__}" for one in (known, family))
+        raise ValueError(f"both {' and '.join(both)} are the family {family.name!r}; rename one")
     _FAMILIES[family.name] = family
 
 
@@ -58,8 +58,8 @@ def family_of(cfg: CfgNode) -> DetectorFamily:
     family = find_family(cfg)
     stated = _stated(cfg, "MODEL.META_ARCHITECTURE")
     if family is None:
-        raise ValueError(f"{stated}; distillation supports: {', '.join(_FAMILIES)}, and what "
-                         "derives from them")  # fmt: skip
+        known = ", ".join(_FAMILIES)
+        raise ValueError(f"{stated}; distillation supports: {known}, and what derives from them")
     own = "" if cfg.MODEL.FAMILY else _own_method(_registered(cfg), family)
     if own:
         raise ValueError(

@@ -46,6 +46,7 @@ def assigned_anchors(
 def _match(matcher: Matcher, boxes: Tensor, anchors: Tensor, usable: Tensor) -> Tensor:
     """Assigned anchors (n, R) bool of n images, whose boxes (n, G, 4) are empty where none is."""
     overlap = _overlaps(boxes.flatten(0, 1), anchors).unflatten(0, boxes.shape[:2])
+    # As if it met no box, an anchor that is not usable is never assigned.
     overlap.masked_fill_(~usable[:, None], 0.0)
     best = overlap.amax(dim=1)  # [n, R]
     assigned = torch.zeros_like(usable)
@@ -58,7 +59,7 @@ def _match(matcher: Matcher, boxes: Tensor, anchors: Tensor, usable: Tensor) -> 
         highest = overlap.amax(dim=2, keepdim=True)  # [n, G, 1]
         highest.masked_fill_(highest == 0, -1.0)
         assigned |= (overlap == highest).any(dim=1)
-    return assigned & usable
+    return assigned
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:

@@ -7,10 +7,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from configs.imports import import_modules
 from configs.loader import default_config, load_config, settings, teacher_config
 from configs.nodes import NODES
+from detectors import families
 from detectors.__main__ import main, parse
 from detectors.command import read_config
 
@@ -81,6 +84,47 @@ def test_modules_of_config_and_option_are_imported_once_and_saved(here: Path) ->
     cfg = read_config(parse(["train", *options]), "detectors train")
     assert sys.modules["my_one"].seen == 1
     assert cfg.IMPORTS == ("my_two", "my_one")
+
+
+MY_DETECTOR = """
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectors import register_family
+from detectors.families.retinanet import RetinaNetFamily
+
+@META_ARCH_REGISTRY.register()
+class MyImported(RetinaNet): pass
+
+class MyFamily(RetinaNetFamily):
+    name, architecture = "MyFamily", MyImported
+
+register_family(MyFamily())
+"""
+
+
+def test_detectors_and_families_of_a_module_decide_what_a_config_may_hold(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", dict(META_ARCH_REGISTRY._obj_map))
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    write(here, my_detector=MY_DETECTOR)
+    (here / "config.yaml").write_text(
+        'VERSION: 2\nIMPORTS: ("my_detector",)\nMODEL: {META_ARCHITECTURE: MyImported}\n'
+        "DATASETS: {TRAIN: [a]}\n"
+    )
+
+    def read(*overrides: str) -> CfgNode:
+        command = ["train", "--config-file", "config.yaml", *overrides]
+        return read_config(parse(command), "detectors train")
+
+    assert families.family_of(read()).name == "MyFamily"
+    assert families.family_of(read("MODEL.FAMILY", "RetinaNet")).name == "RetinaNet"
+    with pytest.raises(
+        ValueError, match=r"MODEL\.FAMILY is 'Retina'; expected one of: RetinaNet, My"
+    ):
+        read("MODEL.FAMILY", "Retina")
+    with pytest.raises(ValueError, match=r"MODEL\.MASK_ON is True, but RetinaNet has boxes alone"):
+        read("MODEL.MASK_ON", "True")
 
 
 def test_the_teachers_modules_are_imported_with_the_students(here: Path) -> None:

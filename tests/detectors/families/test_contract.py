@@ -86,6 +86,8 @@ def test_places_are_positive_ignored_or_background_as_the_losses_have_them(
     family: DetectorFamily, model: nn.Module, outputs: DenseOutputs, sizes: list[tuple[int, int]]
 ) -> None:
     targets = [item["instances"] for item in random_batch(sizes)]
+    for target in targets:
+        target.gt_classes.zero_()  # a class of which to make a mistake with labels
     step = family.training_step(model, outputs, targets)
     assert step.positive.shape == step.ignored.shape == outputs.logits.shape[:2]
     for number, target in enumerate(targets):
