@@ -28,7 +28,7 @@ from tests.stage1_dump.helpers import dump, store_bytes
 
 CPU = torch.device("cpu")
 SMALL, LARGE = "0064x0096", "0800x1344"
-GEOMETRIES = [Geometry(*map(int, name.split("x")), ((1, 1),), 1, 1, 1) for name in (SMALL, LARGE)]
+GEOMETRIES = [Geometry(*map(int, name.split("x")), ((1, 1),)) for name in (SMALL, LARGE)]
 # Two full shards and a last one of either size; the plan begins with the small bucket.
 RECORDS = {ShardId(bucket, number): count for bucket in (SMALL, LARGE)
            for number, count in enumerate((4, 4, 1))}  # fmt: skip

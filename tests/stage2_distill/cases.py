@@ -5,6 +5,7 @@ All values are float32 from the start, so that both sides compute from the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor
 from configs.nodes import GidConfig
 from stage2_distill.gism import GeneralInstances, select
 from stage2_distill.pooling import GiPooler, Rois
-from stage2_distill.teacher_batch import TeacherBatch, TeacherGroup, assemble
+from stage2_distill.teacher_batch import TeacherBatch, assemble
+from storage import Geometry, Signal
 from tests.stage2_distill import reference
 
 Array = np.ndarray
@@ -57,16 +59,7 @@ class Case:
 
     def teacher(self) -> TeacherBatch:
         """The records, assembled."""
-        groups = [
-            TeacherGroup(
-                positions=[place],
-                features=[tensor(level)[None] for level in image.features],
-                probabilities=tensor(image.probabilities)[None],
-                deltas=tensor(image.deltas)[None],
-            )
-            for place, image in enumerate(self.images)
-        ]
-        return together(groups, self.sizes, self.num_anchors)
+        return together(self, range(len(self.images)), self.sizes)
 
     def selected(self, config: GidConfig) -> list[GeneralInstances]:
         """The GIs of each image."""
@@ -111,12 +104,30 @@ class Case:
         return probabilities, deltas, valid
 
 
-def together(
-    groups: list[TeacherGroup], sizes: list[tuple[int, int]], num_anchors: int
-) -> TeacherBatch:
-    """Groups on the grid of a batch that they make up."""
-    count = sum(len(group.positions) for group in groups)
-    return assemble(groups, num_images=count, level_sizes=sizes, num_anchors=num_anchors)
+def record(image: Image) -> dict[str, Tensor]:
+    """What is decoded of one image."""
+    features = [tensor(level).flatten(1) for level in image.features]
+    return {
+        "features": torch.cat(features, dim=1),
+        "scores": tensor(image.probabilities),
+        "deltas": tensor(image.deltas),
+    }
+
+
+def together(case: Case, numbers: Iterable[int], sizes: list[tuple[int, int]]) -> TeacherBatch:
+    """Some records of a case on the grid of a batch."""
+    images = [case.images[number] for number in numbers]
+    channels, (_, classes) = len(images[0].features[0]), images[0].probabilities.shape
+    anchors = {"anchors": case.num_anchors}
+    signals = [
+        Signal("features", "maps", {"channels": channels}),
+        Signal("scores", "scores", {**anchors, "classes": classes}),
+        Signal("deltas", "deltas", anchors),
+    ]
+    geometries = [
+        Geometry(*(8 * side for side in one.sizes[0]), tuple(one.sizes)) for one in images
+    ]
+    return assemble([record(one) for one in images], signals, geometries, sizes)
 
 
 def tensor(array: Array) -> Tensor:
