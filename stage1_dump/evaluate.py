@@ -22,11 +22,10 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from configs.schema import ViewsConfig
 from dataset.annotations import ImageTable, dataset_fingerprint
-from dataset.changes import changed_images
 from dataset.reading import Annotations, load_annotations
 from detectors.evaluate import box_evaluator, known_numbers
+from detectors.identity import differing_facts, other_dataset, views_of
 from storage import CacheReader
 from storage.index import ShardTable
 from storage.progress import Progress
@@ -185,19 +184,10 @@ def _choose(reader: CacheReader, view: int | None, incomplete: tuple[int, ...]) 
 def _cached_images(reader: CacheReader, table: ImageTable, annotations: str) -> ImageTable:
     """The annotated images that the cache holds, which must be those that it was planned from."""
     index = reader.index
-    first = np.flatnonzero(index.view == 0)
-    held = table.rows(np.flatnonzero(np.isin(table.ids, index.image_id[first])))
-    if dataset_fingerprint(held) == reader.manifest.dataset:
+    held = table.rows(np.flatnonzero(np.isin(table.ids, index.image_id)))
+    if not differing_facts(reader.manifest, {"dataset": dataset_fingerprint(held)}):
         return held
-    augmentation = reader.manifest.augmentation
-    views = ViewsConfig(**{name: augmentation[name] for name in ("seed", "scales", "max_size")})
-    changes = changed_images(
-        held,
-        views,
-        ids=index.image_id[first],
-        heights=index.height[first],
-        widths=index.width[first],
-    )
+    changes = other_dataset(index, held, views_of(reader))
     raise ValueError(
         f"{annotations} does not describe the images of {reader.location}: {'; '.join(changes)}"
     )

@@ -8,7 +8,7 @@ Shape letters: N images, K classes, R anchors an image, C channels, L levels, S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -197,11 +197,14 @@ class Teacher:
         )
 
 
-def open_teacher(setup: Setup, config: TeacherConfig | None = None) -> Teacher | None:
+def open_teacher(
+    setup: Setup, images: Sequence[dict[str, Any]], config: TeacherConfig | None = None
+) -> Teacher | None:
     """Find the teacher that a student's config names; None with TEACHER.SOURCE none.
 
     Args:
         setup: of the student.
+        images: that it is trained on, see `open_cache`.
         config: in place of its node TEACHER.
 
     Raises:
@@ -213,7 +216,7 @@ def open_teacher(setup: Setup, config: TeacherConfig | None = None) -> Teacher |
         return None
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
     check_pairing(setup)
-    reader = open_cache(setup) if config.source == "cache" else None
+    reader = open_cache(setup, images) if config.source == "cache" else None
     return Teacher(cfg=cfg, family=setup.teacher_family, config=config, reader=reader)
 
 
