@@ -1,8 +1,8 @@
 """Is this the right cache? What a config wants, compared with what a cache says of itself.
 
 Each caller names the facts that matter to it, and words the answer its own way. A dump and `check`
-want them all: the very images, each in its place. Who reads a cache, in training or `evaluate`, may
-use some of its images, as long as every one of them is there and has the same views.
+want them all: the very images, each in its place. `evaluate` wants annotations of all images of the
+cache. A training may use some of them, as long as each one is there and has the same views.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def differing_facts(manifest: Manifest, wanted: Mapping[str, Any]) -> list[Diffe
     """
     stored = {name: manifest.identity[name] for name in wanted}
     if "teacher" in wanted:
-        # Not everybody has the weights at hand.
+        # Without the weights at hand, a caller has no digest of them.
         stored["teacher"] = {k: v for k, v in stored["teacher"].items() if k in wanted["teacher"]}
     return differences(stored, wanted)
 

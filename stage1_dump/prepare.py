@@ -104,7 +104,7 @@ def prepare(cfg: CfgNode) -> Prepared:
     annotations, image_root = _locate(cfg, teacher_cfg)
     images = planned_images(annotations, ours.dataset)
     preset = get_preset(ours.cache.preset, **ours.cache.preset_parameters)
-    shard_records = ours.cache.shard_records or _fitting_records(ours, family, teacher_cfg, preset)
+    shard_records = ours.cache.shard_records or _fitting_records(setup, preset)
     index, geometries = _plan(ours, family, teacher_cfg, images, shard_records)
     return Prepared(
         settings=ours,
@@ -152,15 +152,14 @@ def _plan(
     return index, tuple(family.geometry(teacher_cfg, *size) for size in sizes)
 
 
-def _fitting_records(
-    ours: Settings, family: DetectorFamily, teacher_cfg: CfgNode, preset: Preset
-) -> int:
+def _fitting_records(setup: Setup, preset: Preset) -> int:
     """Records of a shard for CACHE.SHARD_BYTES.
 
     Of the largest view that the config allows, not of those that are planned, and of its bytes
     before compression: neither views that come later nor better knowledge of a codec may change
     the shards of a cache.
     """
+    ours, family, teacher_cfg = setup.settings, setup.teacher_family, setup.teacher_cfg
     step = family.size_divisibility(teacher_cfg)
     sides = (max(ours.views.scales), ours.views.max_size)
     height, width = (-(-side // step) * step for side in sides)
