@@ -21,8 +21,8 @@ from torch import Tensor
 from configs.nodes import TeacherConfig
 from dataset.likeness import compare_samples
 from detectors import teacher_fingerprint
+from detectors.identity import differing_facts, dump_differences
 from storage import CacheReader
-from storage.canonical import differences
 from storage.index import ShardTable
 from storage.progress import Progress
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
@@ -131,14 +131,13 @@ def check(cfg: CfgNode, *, sample: int, seed: int) -> CheckReport:
             prepared.teacher_cfg, device, precision=settings.precision, codec=reader.codec
         )
         fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
-        wanted = prepared.manifest(teacher=fingerprint, numerics=numerics)
-        found = differences(reader.manifest.identity, wanted.identity)
-        of_machine = [one for one in found if one.name.startswith("numerics.")]
+        wanted = prepared.manifest(teacher=fingerprint, numerics=numerics).identity
+        of_machine = {"numerics": wanted.pop("numerics")}
         report = CheckReport(
             location=str(reader.location),
             missing_shards=len(reader.missing()),
-            other_numerics=[str(one) for one in of_machine],
-            identity=[str(one) for one in found if one not in of_machine],
+            other_numerics=[str(one) for one in differing_facts(reader.manifest, of_machine)],
+            identity=dump_differences(reader, wanted, prepared.images, prepared.setup.augmentation),
         )
         batches = _draw(reader, prepared, settings.batch, sample=sample, seed=seed)
         _Check(prepared, reader, teacher, report).run(batches, cfg.DATALOADER.NUM_WORKERS)

@@ -22,10 +22,10 @@ from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
 from dataset.annotations import ImageTable, dataset_fingerprint
-from dataset.changes import changed_images
 from dataset.reading import Annotations, load_annotations
 from dataset.views import Augmentation, View, plan_views
 from detectors.evaluate import box_evaluator, known_numbers
+from detectors.identity import differing_facts, other_dataset
 from storage import CacheReader
 from storage.index import ShardTable
 from storage.progress import Progress
@@ -184,17 +184,10 @@ def _cached_images(
 ) -> ImageTable:
     """The annotated images that the cache holds, which must be those that it was planned from."""
     index = reader.index
-    first = np.flatnonzero(index.view == 0)
-    held = table.rows(np.flatnonzero(np.isin(table.ids, index.image_id[first])))
-    if dataset_fingerprint(held) == reader.manifest.dataset:
+    held = table.rows(np.flatnonzero(np.isin(table.ids, index.image_id)))
+    if not differing_facts(reader.manifest, {"dataset": dataset_fingerprint(held)}):
         return held
-    changes = changed_images(
-        held,
-        augmentation,
-        ids=index.image_id[first],
-        heights=index.height[first],
-        widths=index.width[first],
-    )
+    changes = other_dataset(index, held, augmentation)
     raise ValueError(
         f"{annotations} does not describe the images of {reader.location}: {'; '.join(changes)}"
     )

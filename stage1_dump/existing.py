@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-
 from dataset.annotations import annotations_digest
-from dataset.changes import ANNOTATIONS_NOTE, changed_annotations, changed_images
+from dataset.changes import ANNOTATIONS_NOTE, changed_annotations
 from detectors.fingerprint import config_fingerprint
+from detectors.identity import dump_differences
 from storage import (
     CacheError,
     CacheReader,
@@ -18,7 +17,6 @@ from storage import (
     IdentityError,
     read_logs,
 )
-from storage.canonical import differences
 from storage.restart import has_commits
 
 from .prepare import Prepared
@@ -99,19 +97,5 @@ def _differences(prepared: Prepared, reader: CacheReader) -> list[str]:
     """What a config decides, compared with what a cache says of itself."""
     config = config_fingerprint(prepared.teacher_cfg)
     wanted = prepared.manifest(teacher={"config": config}, numerics={}).identity
-    stored = reader.manifest.identity
-    # What only a dump knows is left out.
-    stored = {**stored, "numerics": {}, "teacher": {"config": stored["teacher"].get("config")}}
-    found = differences(stored, wanted)
-    lines = [str(one) for one in found]
-    nodes = {one.name.partition(".")[0] for one in found}
-    if "dataset" in nodes and "augmentation" not in nodes:
-        first = np.flatnonzero(reader.index.view == 0)
-        lines += changed_images(
-            prepared.images,
-            prepared.setup.augmentation,
-            ids=reader.index.image_id[first],
-            heights=reader.index.height[first],
-            widths=reader.index.width[first],
-        )
-    return lines
+    del wanted["numerics"]  # only a dump knows them, and the digest of the weights
+    return dump_differences(reader, wanted, prepared.images, prepared.setup.augmentation)

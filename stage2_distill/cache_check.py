@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
 
-from dataset.annotations import ImageTable, dataset_fingerprint
-from dataset.changes import changed_annotations, changed_images
+from dataset.changes import changed_annotations
 from dataset.registry import locate
-from dataset.subset import planned_images
-from dataset.views import Augmentation
-from detectors import Setup, config_fingerprint, load_model, weights_path
-from detectors.checkpoint import fetched_path
-from detectors.fingerprint import file_sha256, tensors_sha256
-from detectors.ranks import on_main_rank
-from storage import CacheReader, RecordCodec, read_logs
-from storage.canonical import differences
+from dataset.tables import ImageTable
+from detectors import Setup
+from detectors.identity import changed_images, differing_facts, wanted_facts
+from storage import CacheReader, read_logs
 from storage.location import Location
 from storage.metadata import read_root
 
 logger = logging.getLogger(__name__)
 
 
-def open_cache(setup: Setup, needs: Sequence[str]) -> CacheReader:
+def open_cache(setup: Setup, images: Sequence[dict[str, Any]], needs: Sequence[str]) -> CacheReader:
     """Open the cache that a config names, and refuse it unless it is complete and the right one.
 
     Args:
-        setup: of a distillation config.
+        setup: of the config.
+        images: detectron2's dataset dicts of the images in use, which may be some of the cache's.
         needs: names of the signals that are read.
 
     Raises:
         FileNotFoundError: there is no cache.
-        ValueError: it is incomplete, damaged, or of another teacher, dataset or augmentation, or
-            lacks a signal.
+        ValueError: it is incomplete, damaged, or of another teacher or augmentation, or it lacks
+            an image in use or a signal.
     """
     location = setup.settings.cache.location
     if not location:
@@ -50,7 +46,7 @@ def open_cache(setup: Setup, needs: Sequence[str]) -> CacheReader:
             "those losses to 0"
         )
     reader = CacheReader(location, needs)
-    differences = list(_differences(setup, reader, needs))
+    differences = list(_differences(setup, reader, images, needs))
     if differences:
         raise ValueError(f"{location} is not the cache of this config: {'; '.join(differences)}")
     missing = reader.missing()
@@ -83,101 +79,32 @@ def check_pairing(setup: Setup) -> None:
         raise ValueError("teacher and student do not match: " + "; ".join(different))
 
 
-def _differences(setup: Setup, reader: CacheReader, needs: Sequence[str]) -> Iterator[str]:
-    manifest = reader.manifest
-    views = setup.settings.views
-    signals = [one for one in setup.teacher_family.signals(setup.teacher_cfg) if one.name in needs]
-    wanted = RecordCodec.of_preset(setup.preset, signals, manifest.detections["rows"]).identity
-    yield from differing_fields("preset", manifest.preset, setup.preset.name)
-    stored = {name: manifest.signals[name] for name in wanted}
-    yield from differing_fields("signals", stored, wanted)
-    yield from differing_fields(
-        "teacher.config", manifest.teacher["config"], config_fingerprint(setup.teacher_cfg)
-    )
-    yield from _weights_difference(setup.teacher_cfg, manifest.teacher["tensors"])
-    images = _planned_images(setup)
-    dataset = list(differing_fields("dataset", manifest.dataset, dataset_fingerprint(images)))
-    yield from dataset
-    augmentation = Augmentation.of_config(views)
-    different = list(
-        differing_fields("augmentation", manifest.augmentation, augmentation.fingerprint)
-    )
-    yield from different
-    if dataset and not different:
-        first = np.flatnonzero(reader.index.view == 0)
-        yield from changed_images(
-            images,
-            augmentation,
-            ids=reader.index.image_id[first],
-            heights=reader.index.height[first],
-            widths=reader.index.width[first],
-        )
-    cached_views = reader.index.num_views
+def _differences(
+    setup: Setup, reader: CacheReader, images: Sequence[dict[str, Any]], needs: Sequence[str]
+) -> Iterator[str]:
+    views, cached_views = setup.settings.views, reader.index.num_views
+    found = differing_facts(reader.manifest, wanted_facts(setup, reader.manifest, needs))
+    yield from (f"{one.name}: cached {one.stored}, config {one.wanted}" for one in found)
     if cached_views < views.num:
         yield (
             f"VIEWS.NUM: cached {cached_views}, config {views.num} (add views with: python -m "
             "stage1_dump run)"
         )
-
-
-def differing_fields(name: str, cached: Any, ours: Any) -> Iterator[str]:
-    """Name every field in which two JSON values differ, with both values."""
-    for difference in differences({name: cached}, {name: ours}):
-        yield f"{difference.name}: cached {difference.stored}, config {difference.wanted}"
-
-
-def _weights_difference(teacher: CfgNode, cached: str) -> Iterator[str]:
-    """Compare the weights where they are at hand; the student's machine need not have them."""
-    ours = on_main_rank(lambda: _weights_digest(teacher, cached))
-    if ours is not None:
-        yield from differing_fields("teacher.tensors", cached, ours)
-
-
-def _weights_digest(teacher: CfgNode, cached: str) -> str | None:
-    """The digest of the teacher's weights, as `teacher_fingerprint` has it; None without weights.
-
-    Nothing is fetched, and no model is built unless the tensors of the file alone have another
-    digest than the cached one: then the model decides, in case that detectron2 converts them.
-    """
-    name = teacher.MODEL.WEIGHTS
-    path = _weights_at_hand(name, cached)
-    if path is None:
-        return None
-    digest = file_sha256(path)
-    if digest == cached:
-        return digest
-    teacher = teacher.clone()
-    teacher.defrost()
-    teacher.MODEL.DEVICE = "cpu"
-    return tensors_sha256(load_model(teacher).state_dict())
-
-
-def _weights_at_hand(name: str, cached: str) -> str | None:
-    """The local file of weights that a config names; says so where there is none."""
-    consequence = (
-        f"the cache's teacher was checked by its config alone, its weights (digest {cached[:16]}) "
-        "were not compared"
-    )
-    if not name:
-        logger.info("TEACHER.WEIGHTS is empty: %s", consequence)
-        return None
-    if "://" in name:
-        path = fetched_path(name)
-        if path is None:
-            logger.info("TEACHER.WEIGHTS %s was not fetched here: %s", name, consequence)
-        return path
-    try:
-        return weights_path(name).partition("?")[0]
-    except FileNotFoundError:
-        logger.warning(
-            "TEACHER.WEIGHTS %s: there is no such file, so %s; correct the path, or set "
-            "TEACHER.WEIGHTS '' where the teacher lies on another machine",
-            name,
-            consequence,
+    if any(one.name.startswith("augmentation.") for one in found):
+        return  # every image would seem to have changed
+    changes = changed_images(reader.index, _table(images), setup.augmentation, views.num)
+    if changes:
+        yield (
+            f"{'; '.join(changes)} (dump a cache of these annotations to another CACHE.LOCATION, "
+            "or leave such images out with DATASET.IMAGE_LIST)"
         )
-        return None
 
 
-def _planned_images(setup: Setup) -> ImageTable:
-    (name,) = setup.cfg.DATASETS.TRAIN
-    return planned_images(locate(name)[0], setup.settings.dataset)
+def _table(images: Sequence[dict[str, Any]]) -> ImageTable:
+    by_id = sorted(images, key=itemgetter("image_id"))
+    return ImageTable(
+        ids=np.array([one["image_id"] for one in by_id], np.int64),
+        file_names=[one["file_name"] for one in by_id],
+        heights=np.array([one["height"] for one in by_id], np.int32),
+        widths=np.array([one["width"] for one in by_id], np.int32),
+    )

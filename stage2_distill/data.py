@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.nodes import ViewsConfig
 from dataset.views import Augmentation, RenderedView, plan_view, render
-from detectors import Setup, to_model_image, training_images
+from detectors import Setup, to_model_image
 from detectors.pinned import block_bytes
 from detectors.workers import Watched
 from storage import CacheReader
@@ -104,15 +104,14 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return item
 
 
-def build_data(setup: Setup, reader: CacheReader | None) -> DataParts:
-    """Build this rank's loader.
+def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader | None) -> DataParts:
+    """Build this rank's loader of images, which are as for `ViewDataset`.
 
     Raises:
         ValueError: no image is left to train on.
     """
     cfg, ours = setup.cfg, setup.settings
     world_size = comm.get_world_size()
-    images = training_images(setup)
     sampler = ViewBatchSampler(
         is_wide=np.array([x["width"] > x["height"] for x in images], dtype=bool),
         num_views=ours.views.num,

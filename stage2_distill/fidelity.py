@@ -149,10 +149,10 @@ def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
         ValueError: the cache or a checkpoint does not fit the config.
     """
     cfg = setup.cfg
-    live, cached = _teachers(setup)
+    images = training_images(setup)
+    live, cached = _teachers(setup, images)
     assert cached.reader is not None
     sources = [one.source(student_format=cfg.INPUT.FORMAT) for one in (live, cached)]
-    images = training_images(setup)
     draws = _spread(len(images), setup.settings.views.num, num_views)
     dataset = ViewDataset(images, setup, cached.reader)
     size = cfg.SOLVER.IMS_PER_BATCH
@@ -198,12 +198,12 @@ def checkpoints_of(folder: Path) -> list[str]:
     return [INITIAL, *dict.fromkeys(map(str, (*half, *end)))]
 
 
-def _teachers(setup: Setup) -> tuple[Teacher, Teacher]:
+def _teachers(setup: Setup, images: list[dict[str, Any]]) -> tuple[Teacher, Teacher]:
     """The live and the cached teacher of one config."""
     stated = setup.settings.teacher
     # The live one is the reference, whatever the dump computed in.
-    live = open_teacher(setup, replace(stated, source="live", precision="float32"))
-    cached = open_teacher(setup, replace(stated, source="cache"))
+    live = open_teacher(setup, images, replace(stated, source="live", precision="float32"))
+    cached = open_teacher(setup, images, replace(stated, source="cache"))
     assert live is not None and cached is not None
     return live, cached
 

@@ -44,12 +44,12 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
         ValueError: TEACHER.SOURCE is none, or the weights or the cache do not fit.
     """
     cfg, family = setup.cfg, setup.family
-    teacher = open_teacher(setup)
+    images = training_images(setup)
+    teacher = open_teacher(setup, images)
     if teacher is None:
         raise ValueError("TEACHER.SOURCE is none: there is no teacher to show; use cache or live")
     student = load_model(cfg)
     source = teacher.source(student_format=cfg.INPUT.FORMAT)
-    images = training_images(setup)
     dataset = ViewDataset(images, setup, teacher.reader)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ Shape letters: N images, K classes, R anchors an image, C channels, L levels, S 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -153,11 +154,14 @@ class Teacher:
         return LiveTeacher(model, self.stored, student_format=student_format, config=self.config)
 
 
-def open_teacher(setup: Setup, config: TeacherConfig | None = None) -> Teacher | None:
+def open_teacher(
+    setup: Setup, images: Sequence[dict[str, Any]], config: TeacherConfig | None = None
+) -> Teacher | None:
     """Find the teacher that a student's config names; None with TEACHER.SOURCE none.
 
     Args:
         setup: of the student.
+        images: that it is trained on, see `open_cache`.
         config: in place of its node TEACHER.
 
     Raises:
@@ -171,7 +175,7 @@ def open_teacher(setup: Setup, config: TeacherConfig | None = None) -> Teacher |
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
     check_pairing(setup)
     needs = needed_signals(setup.settings.gid)
-    reader = open_cache(setup, needs) if config.source == "cache" else None
+    reader = open_cache(setup, images, needs) if config.source == "cache" else None
     levels = tuple(reader.manifest.levels if reader else setup.stored.levels)
     stored = Stored.of(cfg, setup.teacher_family, signals=needs, levels=levels)
     return Teacher(stored=stored, config=config, reader=reader)

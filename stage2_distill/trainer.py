@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
-from detectors import export_model, weights_path
+from detectors import export_model, training_images, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.scaling import fitted_to_ranks
 from detectors.trainer import Trainer
@@ -50,10 +50,12 @@ class DistillTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         # All of this is checked before any model is built; the data is cut for the ranks first.
         self.cfg = fitted_to_ranks(cfg)
-        self._teacher = open_teacher(self.setup)
+        images = training_images(self.setup)
+        self._teacher = open_teacher(self.setup, images)
         if self._inherits_head:
             weights_path(self.setup.trained_teacher_cfg.MODEL.WEIGHTS)
-        self._data = build_data(self.setup, self._teacher.reader if self._teacher else None)
+        reader = self._teacher.reader if self._teacher else None
+        self._data = build_data(self.setup, images, reader)
         super().__init__(self.cfg)
 
     @property

@@ -39,6 +39,9 @@ DTYPES = (
 )  # fmt: skip
 COMPRESSIONS = (None, "zstd")
 
+_ZSTD_BLOCK = 1 << 17
+_LEAST_FOR_A_BLOCK = 1 << 14
+
 _BUCKET_NAME = re.compile(r"[0-9]{4,5}x[0-9]{4,5}", re.ASCII)
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
 _ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
@@ -203,7 +206,9 @@ class Field:
 class Array:
     """Fields that are stored together: for each record one run of bytes, read in one request.
 
-    A field begins at a multiple of its element size; the few bytes skipped for that are zeros.
+    A field begins at a multiple of its element size; the bytes skipped for that are zeros. Under
+    Zstandard, which codes 128 KiB at a time with one table, a field that is not small begins with a
+    block of its own: its neighbours have other frequencies.
 
     Attributes:
         name: lower-case name, also that of the zarr array.
@@ -241,8 +246,10 @@ class Array:
     def _places(self) -> tuple[tuple[int, int], ...]:
         places, end = [], 0
         for one in self.fields:
-            size = one.stored_dtype.itemsize
-            start = -(-end // size) * size
+            step = one.stored_dtype.itemsize
+            if self.compression == "zstd" and one.num_bytes >= _LEAST_FOR_A_BLOCK:
+                step = _ZSTD_BLOCK
+            start = -(-end // step) * step
             end = start + one.num_bytes
             places.append((start, end))
         return tuple(places)

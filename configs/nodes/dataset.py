@@ -19,7 +19,7 @@ class DatasetConfig:
     # Folder to register: its annotations/instances_<split>.json become datasets folder_<split>.
     folder: str = ""
     # Text file of the ids of the images to use, one a line; relative to the working directory.
-    # Empty: all. Caches and training agree on it.
+    # Empty: all. A training may use some of the images that its cache holds.
     image_list: str = ""
     # Use only the first images by id, of the list if there is one; 0: all.
     max_images: int = 0

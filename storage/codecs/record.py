@@ -91,7 +91,8 @@ class RecordCodec:
             large = tuple(one for is_small, one in fields if not is_small)
             if large:
                 arrays.append(Array(signal.name, large, codec.compression))
-        return (*arrays, Array(RECORD, tuple(small)))
+        compresses = any(codec.compression for _, codec in self.signals)
+        return (*arrays, Array(RECORD, tuple(small), "zstd" if compresses else None))
 
     def typical_bytes(self, geometry: Geometry) -> dict[str, int]:
         """Return what compression is known to leave of one record, by array name, bytes."""

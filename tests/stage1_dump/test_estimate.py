@@ -139,7 +139,7 @@ def test_a_rate_cannot_be_measured_without_weights_or_images(
     [
         (("VIEWS.SEED", "12"), "augmentation.seed: stored 11, wanted 12"),
         (("VIEWS.NUM", "1"), "holds 2 views, more than the plan"),
-        (("DATASET.MAX_IMAGES", "8"), "2 images are gone, the first has the id 33"),
+        (("DATASET.MAX_IMAGES", "8"), "2 images are gone: 33, 40"),
     ],
 )
 def test_another_cache_at_the_location_is_announced(

@@ -265,8 +265,8 @@ def without_objects(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without_an_image, "1 images are gone, the first has the id 2"),
-        (with_another_size, "1 images have another size, the first has the id 7"),
+        (without_an_image, "1 images are gone: 2"),
+        (with_another_size, r"1 images have another size: 7 \(0007\.png\), whose view 0 was"),
         (without_a_category, "has 2 categories, but the teacher .* has 3 classes"),
         (with_a_null_box, r"other\.json: .*: annotation 1: `bbox` must be 4 numbers, got None"),
         (without_objects, "there is no list `annotations`"),

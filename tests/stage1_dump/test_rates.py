@@ -10,7 +10,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, cpu
 from zarr.storage import MemoryStore
 
 from configs.loader import load_config
-from detectors import Setup
+from detectors import Setup, training_images
 from detectors.command import register_data
 from stage1_dump.__main__ import main, parse
 from stage1_dump.estimate import Estimate, estimate
@@ -67,7 +67,8 @@ def test_reading_takes_the_announced_requests_and_bytes(
     config = configure(VIEWS={"NUM": 2}, CACHE={"PRESET": preset})
     dump(config)
     said = announced(config).read
-    reader = open_cache(Setup(load_config(str(config))))  # as training opens it
+    setup = Setup(load_config(str(config)))
+    reader = open_cache(setup, training_images(setup))  # as training opens it
     folder = config.with_suffix("")
     if kind == "local":
         made = counted_locally(folder, monkeypatch)

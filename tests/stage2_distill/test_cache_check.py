@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from configs.loader import load_config
-from detectors import Setup, checkpoint, export_model
+from detectors import Setup, checkpoint, export_model, training_images
 from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data
@@ -32,7 +32,8 @@ from tests.tiny import random_detector
 def check(path: Path, *overrides: str) -> CacheReader:
     cfg = load_config(str(path), overrides)
     register_data(cfg)
-    return open_cache(Setup(cfg))
+    setup = Setup(cfg)
+    return open_cache(setup, training_images(setup))
 
 
 @pytest.fixture
@@ -58,7 +59,6 @@ def test_the_right_cache_opens_without_the_fields_that_training_does_not_read(
             r"augmentation\.steps: cached .*\[64, 80\].*, config .*\[64\]",
         ),
         ({"VIEWS": {"NUM": 3}}, r"VIEWS\.NUM: cached 2, config 3"),
-        ({"DATASET": {"MAX_IMAGES": 5}}, r"dataset\.images: cached 12, config 5"),
         ({"CACHE": {"PRESET": "exact"}}, r"codec\.preset: cached balanced, config exact"),
         ({"CACHE": {"SCORES_KEPT": 9}}, r"codec\.parameters\.scores_kept: .* config 9"),
     ],
@@ -108,7 +108,7 @@ def test_without_the_weights_at_hand_the_teacher_is_checked_by_its_config(
 ) -> None:
     with caplog.at_level(logging.INFO):
         check(configure(TEACHER={"WEIGHTS": weights}))
-    (record,) = [one for one in caplog.records if one.name == "stage2_distill.cache_check"]
+    (record,) = [one for one in caplog.records if one.name == "detectors.identity"]
     assert record.levelname == level
     assert "checked by its config alone" in record.getMessage()
     assert re.search(message, record.getMessage())
@@ -238,13 +238,15 @@ def test_a_student_whose_anchors_are_not_the_teachers_is_refused(
             cfg.MODEL[node][key] = value
     register_data(cfg)
     with pytest.raises(ValueError, match=f"teacher and student do not match: .*{message}"):
-        open_teacher(Setup(cfg))
+        open_teacher(Setup(cfg), [])
 
 
 def first_batch(path: Path) -> list[dict[str, Any]]:
     cfg = load_config(str(path))
     register_data(cfg)
-    return next(iter(build_data(Setup(cfg), open_cache(Setup(cfg))).loader))
+    setup = Setup(cfg)
+    images = training_images(setup)
+    return next(iter(build_data(setup, images, open_cache(setup, images)).loader))
 
 
 @pytest.fixture
@@ -337,7 +339,6 @@ def test_a_cache_of_a_newer_format_is_refused_with_both_versions(
         {"VIEWS": {"SEED": 12}},
         {"VIEWS": {"NUM": 3}},
         {"CACHE": {"PRESET": "exact"}},
-        {"DATASET": {"MAX_IMAGES": 2}},
         {"ANCHOR_GENERATOR": {"ASPECT_RATIOS": [[1.0]]}},
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs.loader import load_config
-from detectors import Setup
+from detectors import Setup, training_images
 from detectors.command import register_data
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
@@ -84,7 +84,7 @@ def test_the_initial_student_is_the_one_that_training_begins_with(
 ) -> None:
     trainer = build(configure(SEED=5, **changes))
     trainer.resume_or_load(resume=False)
-    teacher, _ = fidelity._teachers(trainer.setup)
+    teacher, _ = fidelity._teachers(trainer.setup, training_images(trainer.setup))
     student = fidelity._load_student(trainer.setup, INITIAL, teacher)
     for mine, theirs in (
         (student.detector.state_dict(), trainer.detector.state_dict()),

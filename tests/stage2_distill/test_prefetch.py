@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch.utils.data import DataLoader
 
 from configs.loader import load_config
-from detectors import Setup
+from detectors import Setup, training_images
 from detectors.command import register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data, largest_item_bytes
@@ -55,9 +55,10 @@ def test_the_largest_item_is_that_of_the_largest_view(configure: Configure, pres
     cfg = load_config(str(configure(preset)))
     register_data(cfg)
     setup = Setup(cfg)
-    reader = open_cache(setup)
+    images = training_images(setup)
+    reader = open_cache(setup, images)
     sizes = []
-    for batch, _ in zip(build_data(setup, reader).loader, range(16), strict=False):
+    for batch, _ in zip(build_data(setup, images, reader).loader, range(16), strict=False):
         for item in batch:
             height, width = (-(-side // 32) * 32 for side in item["image"].shape[1:])
             codes = [x.numel() * x.element_size() for x in item["codes"].values()]
@@ -70,18 +71,22 @@ def test_the_loader_takes_the_lead_of_the_config(configure: Configure) -> None:
     nodes: dict[str, Any] = {"DATALOADER": {"NUM_WORKERS": 3}, "CACHE": {"PREFETCH_BYTES": 1}}
     cfg = load_config(str(configure(**nodes)))
     register_data(cfg)
-    loader = build_data(Setup(cfg), open_cache(Setup(cfg))).loader._loader.loader
+    setup = Setup(cfg)
+    images = training_images(setup)
+    loader = build_data(setup, images, open_cache(setup, images)).loader._loader.loader
     assert (loader.num_workers, loader.prefetch_factor) == (1, 1)
 
 
 def test_a_batch_is_read_at_once(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = load_config(str(configure()))
     register_data(cfg)
-    reader = open_cache(Setup(cfg))
+    setup = Setup(cfg)
+    images = training_images(setup)
+    reader = open_cache(setup, images)
     calls = []
     read_many = reader.read_many
     monkeypatch.setattr(reader, "read_many", lambda r: calls.append(list(r)) or read_many(r))
-    next(iter(build_data(Setup(cfg), reader).loader))
+    next(iter(build_data(setup, images, reader).loader))
     assert [len(records) for records in calls] == [cfg.SOLVER.IMS_PER_BATCH]
 
 

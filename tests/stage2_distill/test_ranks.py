@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from detectron2.utils.events import EventStorage
 
 from configs.loader import load_config
+from detectors import training_images
 from stage1_dump.dump import run as dump
 from stage2_distill import data
 from tests.stage2_distill.conftest import STUDENT, write_student
@@ -143,7 +144,9 @@ def share_of(rank: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patched:
         patched.setattr(data.comm, "get_rank", lambda: rank)
         patched.setattr(data.comm, "get_world_size", lambda: RANKS)
-        loader = data.build_data(trainer.setup, trainer._teacher.reader).loader
+        loader = data.build_data(
+            trainer.setup, training_images(trainer.setup), trainer._teacher.reader
+        ).loader
     return trainer, iter(loader)
 
 

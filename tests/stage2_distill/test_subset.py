@@ -1,7 +1,9 @@
-"""A cache of some images: both stages agree on which, and training sees no others."""
+"""Training on some of a cache's images: all of them must be there, and have the same views."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +14,134 @@ from detectors import Setup, training_images
 from detectors.command import register_data
 from stage1_dump.dump import run as dump
 from stage2_distill.cache_check import open_cache
-from stage2_distill.data import build_data
 from storage import CacheReader
 from tests.stage2_distill.conftest import Configure
+from tests.stage2_distill.runs import losses_of, train
+
+Document = dict[str, Any]
+Annotate = Callable[[Callable[[Document], None]], Path]
 
 
-def listed(path: Path, cfg: Any) -> list[int]:
-    """Write a list of every third image, and return its ids."""
-    ids = sorted(image["image_id"] for image in training_images(Setup(cfg)))[::3]
-    path.write_text("".join(f"{image_id}\n" for image_id in ids))
-    return ids
+def use(path: Path) -> tuple[CacheReader, list[int]]:
+    """Open the cache of a config as training does, and the ids that are trained on."""
+    cfg = load_config(str(path))
+    register_data(cfg)
+    setup = Setup(cfg)
+    images = training_images(setup)
+    return open_cache(setup, images), sorted(image["image_id"] for image in images)
 
 
-def test_a_cache_of_listed_images_serves_a_training_on_them_alone(
-    configure: Configure, tmp_path: Path
+@pytest.fixture
+def annotate(folder: Path, tmp_path: Path) -> Annotate:
+    """A folder with the same images, and annotations that were changed."""
+
+    def write(change: Callable[[Document], None]) -> Path:
+        data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
+        path = data / "annotations/instances_train.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        return data
+
+    return write
+
+
+def keep(content: Document, ids: list[int]) -> None:
+    """Leave out all other images, and their objects."""
+    content["images"] = [one for one in content["images"] if one["id"] in ids]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in ids]
+
+
+def test_some_of_a_cache_teach_the_same_as_a_cache_of_those_alone(
+    configure: Configure, annotate: Annotate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register_data(load_config(str(configure())))
-    path = tmp_path / "images.txt"
-    ids = listed(path, load_config(str(configure())))
-    config = configure(
-        DATASET={"IMAGE_LIST": str(path)},
-        CACHE={"LOCATION": str(tmp_path / "some")},
-        SOLVER={"IMS_PER_BATCH": 2},
-    )
-    cfg = load_config(str(config))
-    dump(cfg)
-    assert sorted(CacheReader(tmp_path / "some").index.image_id) == sorted(2 * ids)
-    batches = iter(build_data(Setup(cfg), open_cache(Setup(cfg))).loader)
-    seen = {item["image_id"] for _ in range(2 * len(ids)) for item in next(batches)}
-    assert seen == set(ids)
+    nodes: dict[str, Any] = {"TEACHER": {"BATCH": 1}}  # else the batches differ, and the last bits
+    cache = {"LOCATION": str(tmp_path / "eight")}
+    dump(load_config(str(configure(DATASET={"MAX_IMAGES": 8}, CACHE=cache, **nodes))))
+    eight = sorted(set(CacheReader(tmp_path / "eight").index.image_id.tolist()))
+    five = [*eight[:2], *eight[-3:]]
+    listed = tmp_path / "images.txt"
+    listed.write_text("".join(f"{image_id}\n" for image_id in five))
+    some = {"DATASET": {"IMAGE_LIST": str(listed)}, **nodes}
+    alone = configure(CACHE={"LOCATION": str(tmp_path / "five")}, **some)
+    dump(load_config(str(alone)))
+    wanted = losses_of(train(alone))
+    read: set[int] = set()
+    read_many = CacheReader.read_many
 
-    config = configure(CACHE={"LOCATION": str(tmp_path / "some")})
-    with pytest.raises(ValueError, match=r"8 images are new, the first has the id"):
-        open_cache(Setup(load_config(str(config))))
+    def spy(self: CacheReader, records: Any) -> Any:
+        read.update(self.index.image_id[records].tolist())
+        return read_many(self, records)
+
+    monkeypatch.setattr(CacheReader, "read_many", spy)
+    assert losses_of(train(configure(CACHE=cache, **some))) == wanted
+    assert read and read <= set(five)
+    # Without the list, and with annotations of five images: these are another data set.
+    data = annotate(lambda content: keep(content, five))
+    assert (
+        losses_of(train(configure(DATASET={"FOLDER": str(data)}, CACHE=cache, **nodes))) == wanted
+    )
+
+
+def test_the_first_images_of_a_cache_may_be_used(configure: Configure) -> None:
+    reader, used = use(configure(DATASET={"MAX_IMAGES": 5}))
+    assert used == sorted(set(reader.index.image_id.tolist()))[:5]
+
+
+def test_boxes_may_change_and_an_image_that_lost_its_own_is_not_used(
+    configure: Configure, annotate: Annotate, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(content: Document) -> None:
+        first = content["images"][0]["id"]
+        content["annotations"] = [o for o in content["annotations"] if o["image_id"] != first]
+        content["annotations"][0]["bbox"][2] /= 2
+        # Without objects, and so not used: the cache need not have it.
+        content["images"].append({**content["images"][0], "id": 10**6})
+
+    reader, used = use(configure(DATASET={"FOLDER": str(annotate(change))}))
+    assert len(used) == 11 and set(used) < set(reader.index.image_id.tolist())
+    assert "is not the file that the cache was dumped with" in caplog.text
+
+
+def new_images(content: Document) -> None:
+    for image in content["images"][:4]:
+        content["images"].append({**image, "id": image["id"] + 10**6})
+        box = next(one for one in content["annotations"] if one["image_id"] == image["id"])
+        other = {"id": box["id"] + 10**6, "image_id": image["id"] + 10**6}
+        content["annotations"].append({**box, **other})
+
+
+def another_size(content: Document) -> None:
+    content["images"][2]["height"] *= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (new_images, r"4 images are new: (\d{7} \(\S+/train_\d+\.png\), ){3}\.\.\. \("),
+        (
+            another_size,
+            r"1 images have another size: \d+ \(\S+/train_\d+\.png\), whose view 0 was "
+            r"\d+ x \d+ pixels and would now be \d+ x \d+ \(",
+        ),
+    ],
+)
+def test_an_image_that_the_cache_lacks_as_it_is_now_is_named_with_the_way_out(
+    configure: Configure, annotate: Annotate, change: Callable[[Document], None], said: str
+) -> None:
+    config = configure(DATASET={"FOLDER": str(annotate(change))})
+    with pytest.raises(ValueError, match=said) as refused:
+        use(config)
+    assert re.search(r"another CACHE\.LOCATION, or .* DATASET\.IMAGE_LIST\)$", str(refused.value))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_subset_without_objects_cannot_be_trained_on(
-    configure: Configure, folder: Path, tmp_path: Path
+    configure: Configure, annotate: Annotate
 ) -> None:
-    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
-    path = data / "annotations/instances_train.json"
-    content = json.loads(path.read_text())
-    first = min(image["id"] for image in content["images"])
-    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != first]
-    path.write_text(json.dumps(content))
-    cfg = load_config(str(configure(DATASET={"FOLDER": str(data), "MAX_IMAGES": 1})))
-    register_data(cfg)
+    def change(content: Document) -> None:
+        first = min(image["id"] for image in content["images"])
+        content["annotations"] = [o for o in content["annotations"] if o["image_id"] != first]
+
     with pytest.raises(ValueError, match=r"no image to train on is among those of DATASET"):
-        training_images(Setup(cfg))
+        use(configure(DATASET={"FOLDER": str(annotate(change)), "MAX_IMAGES": 1}))
