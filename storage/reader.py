@@ -102,7 +102,7 @@ class CacheReader:
         manifest, store = self.manifest, str(self.location)
         codec = RecordCodec.of_manifest(manifest.signals, manifest.detections["rows"], store)
         for name, geometry in manifest.geometries.items():
-            if codec.arrays(geometry) != manifest.arrays[name]:
+            if not codec.writes(manifest.arrays[name], geometry):
                 raise FormatError(
                     f"{store}: bucket {name} has other fields than its codecs write; read it with"
                     " the software that wrote it, or dump it again"

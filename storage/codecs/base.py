@@ -148,6 +148,20 @@ def check_values(values: Tensor, signal: Signal, geometry: Geometry) -> None:
         raise ValueError(f"teacher's {signal.name} holds NaN or infinity ({geometry.name})")
 
 
+def sigmoid(logits: Tensor) -> Tensor:
+    """Probabilities (n, ...) float32, each record's the same bits whatever the others are.
+
+    A vectorised kernel rounds the last few values of what it is given in another way than the
+    rest, so over all records at once some values would depend on a record's place among them.
+    """
+    # float32 first: the sigmoid of a half-precision logit would be rounded twice.
+    logits = logits.float().contiguous()
+    probabilities = torch.empty_like(logits)
+    for one, result in zip(logits, probabilities, strict=True):
+        torch.sigmoid(one, out=result)
+    return probabilities
+
+
 def to_half(tensor: Tensor, name: str, remedy: str) -> Tensor:
     """Convert to float16.
 

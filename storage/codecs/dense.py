@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from storage.codecs.base import Codec, Codes, PlacedCodec, of_all, to_half
+from storage.codecs.base import Codec, Codes, PlacedCodec, of_all, sigmoid, to_half
 from storage.codecs.placing import Placing
 from storage.schema import Field, Geometry
 from storage.signals import Signal
@@ -69,13 +69,4 @@ class DenseScores(Dense):
         return Codec.decode_placed(self, records, signal, placing)
 
     def decode_unpacked(self, codes: Codes, signal: Signal, geometry: Geometry) -> Tensor:
-        """Probabilities (n, R, K) float32, each record's the same bits whatever the others are.
-
-        A vectorised kernel rounds the last few values of what it is given in another way than the
-        rest, so over all records at once some values would depend on a record's place among them.
-        """
-        logits = codes["values"].float().contiguous()
-        probabilities = torch.empty_like(logits)
-        for one, result in zip(logits, probabilities, strict=True):
-            torch.sigmoid(one, out=result)
-        return probabilities
+        return sigmoid(codes["values"])

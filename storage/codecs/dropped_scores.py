@@ -22,7 +22,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from storage.codecs.base import Codes, of_all, stacked
+from storage.codecs.base import Codes, of_all, sigmoid, stacked
 from storage.codecs.placing import Placing
 from storage.codecs.quantising import TINY, pack_pairs, unpack_pairs
 from storage.schema import Field, Geometry
@@ -113,8 +113,7 @@ def keep_largest(logits: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]
         (n, M) int64 flat indices anchor * K + class, ascending; (n, M) float32 probabilities; and
         those dropped, (n, R, K) float32, zero where one was kept.
     """
-    # float32 first: the sigmoid of a half-precision logit would be rounded twice.
-    probabilities = torch.sigmoid(logits.float()).contiguous()
+    probabilities = sigmoid(logits)
     index = _largest(probabilities, num_kept)
     flat = probabilities.view(len(logits), -1)
     value = flat.gather(1, index)

@@ -59,16 +59,17 @@ class RecordCodec:
         found = []
         for name, stated in signals.items():
             try:
-                codec = get_codec(stated["codec"])
-                found.append((Signal(name, stated["kind"], stated["sizes"]), codec))
-            except (KeyError, TypeError, ValueError) as error:
-                raise FormatError(f"{store}: signal {name}: {error}") from error
-            if codec.version != stated["codec"]["version"]:
+                signal, codec, version = _known(name, stated)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+                raise FormatError(f"{store}: signal {name}: {reason}") from error
+            if codec.version != version:
                 raise VersionError(
-                    f"{store}: signal {name} is in version {stated['codec']['version']} of codec"
+                    f"{store}: signal {name} is in version {version} of codec"
                     f" {codec.name}, this software knows version {codec.version}; read it with the"
                     " software that wrote it, or dump it again"
                 )
+            found.append((signal, codec))
         return cls(signals=tuple(found), num_detections=num_detections)
 
     @cached_property
@@ -93,6 +94,13 @@ class RecordCodec:
                 arrays.append(Array(signal.name, large, codec.compression))
         compresses = any(codec.compression for _, codec in self.signals)
         return (*arrays, Array(RECORD, tuple(small), "zstd" if compresses else None))
+
+    def writes(self, arrays: Sequence[Array], geometry: Geometry) -> bool:
+        """Whether these are the arrays of a record; they may be forged, and so may the sizes."""
+        try:
+            return self.arrays(geometry) == tuple(arrays)
+        except ValueError:
+            return False
 
     def typical_bytes(self, geometry: Geometry) -> dict[str, int]:
         """Return what compression is known to leave of one record, by array name, bytes."""
@@ -168,6 +176,17 @@ class RecordCodec:
                 with torch.no_grad():
                     found[signal.name] = codec.decode_placed(own, signal, placing)
         return found
+
+
+def _known(name: str, stated: Any) -> tuple[Signal, Codec, Any]:
+    """Make a signal and its codec from what a manifest says; also the codec's version in there."""
+    signal, codec = Signal(name, stated["kind"], stated["sizes"]), get_codec(stated["codec"])
+    if signal.kind not in codec.kinds:
+        raise ValueError(
+            f"codec {codec.name} does not hold the kind {signal.kind}, only"
+            f" {', '.join(codec.kinds)}"
+        )
+    return signal, codec, stated["codec"]["version"]
 
 
 def _own_codes(
