@@ -18,16 +18,20 @@ from storage import CacheReader, read_logs
 from storage.location import Location
 from storage.metadata import read_root
 
+from .losses import needed_signals
+
 logger = logging.getLogger(__name__)
 
 
-def open_cache(setup: Setup, images: Sequence[dict[str, Any]], needs: Sequence[str]) -> CacheReader:
+def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
     """Open the cache that a config names, and refuse it unless it is complete and the right one.
 
     Args:
         setup: of the config.
         images: detectron2's dataset dicts of the images in use, which may be some of the cache's.
-        needs: names of the signals that are read.
+
+    Returns:
+        A reader of what the losses need.
 
     Raises:
         FileNotFoundError: there is no cache.
@@ -37,6 +41,7 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]], needs: Sequence[s
     location = setup.settings.cache.location
     if not location:
         raise ValueError("CACHE.LOCATION is empty; expected the cache that stage1_dump wrote")
+    needs = needed_signals(setup.settings.gid)
     signals = read_root(Location(location)).manifest.signals
     lacking = [name for name in needs if name not in signals]
     if lacking:

@@ -175,7 +175,7 @@ def open_teacher(
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
     check_pairing(setup)
     needs = needed_signals(setup.settings.gid)
-    reader = open_cache(setup, images, needs) if config.source == "cache" else None
+    reader = open_cache(setup, images) if config.source == "cache" else None
     levels = tuple(reader.manifest.levels if reader else setup.stored.levels)
     stored = Stored.of(cfg, setup.teacher_family, signals=needs, levels=levels)
     return Teacher(stored=stored, config=config, reader=reader)

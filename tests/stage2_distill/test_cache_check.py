@@ -42,12 +42,17 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder / "balanced", tmp_path / "cache"))
 
 
-def test_the_right_cache_opens_without_the_fields_that_training_does_not_read(
-    configure: Configure,
-) -> None:
+def arrays_read(reader: CacheReader) -> set[str]:
+    return {array.name for array in next(iter(reader.arrays.values()))}
+
+
+def test_training_reads_the_signals_that_its_losses_need(configure: Configure) -> None:
     reader = check(configure("balanced"))
-    assert "detections" not in reader.field_names
-    assert {"features", "deltas", "pixels_crc32c"} <= set(reader.field_names)
+    assert arrays_read(reader) == {"features", "scores", "deltas", "record"}
+    without = {"FEATURE_WEIGHT": 0.0, "RELATION_WEIGHT": 0.0}
+    reader = check(configure("balanced", GID=without))
+    assert arrays_read(reader) == {"scores", "deltas", "record"}
+    assert not any(name.startswith("features") for name in reader.read(0))
 
 
 @pytest.mark.parametrize(
@@ -56,11 +61,11 @@ def test_the_right_cache_opens_without_the_fields_that_training_does_not_read(
         ({"VIEWS": {"SEED": 12}}, r"augmentation\.seed: cached 11, config 12"),
         (
             {"VIEWS": {"SCALES": [64]}},
-            r"augmentation\.steps: cached .*\[64, 80\].*, config .*\[64\]",
+            r"augmentation\.steps\[0\]\.parameters\.scales: cached \[64, 80\], config \[64\]",
         ),
         ({"VIEWS": {"NUM": 3}}, r"VIEWS\.NUM: cached 2, config 3"),
-        ({"CACHE": {"PRESET": "exact"}}, r"codec\.preset: cached balanced, config exact"),
-        ({"CACHE": {"SCORES_KEPT": 9}}, r"codec\.parameters\.scores_kept: .* config 9"),
+        ({"CACHE": {"PRESET": "exact"}}, r"preset: cached balanced, config exact"),
+        ({"CACHE": {"SCORES_KEPT": 9}}, r"signals\.scores\.codec\.parameters\.kept: .* config 9"),
     ],
 )
 def test_a_cache_of_another_config_is_refused(
@@ -308,7 +313,7 @@ def test_another_image_is_never_tolerated(configure: Configure, own_data: Path) 
 def test_a_damaged_chunk_stops_training_with_shard_and_repair_command(
     configure: Configure, copied: Path, workers: int
 ) -> None:
-    for path in (copied / "buckets").rglob("features/c/*/*/*"):
+    for path in (copied / "buckets").rglob("features/c/*/*"):
         path.write_bytes(bytes(len(path.read_bytes())))
     path = configure(
         "balanced", CACHE={"LOCATION": str(copied)}, DATALOADER={"NUM_WORKERS": workers}
@@ -329,7 +334,7 @@ def test_a_cache_of_a_newer_format_is_refused_with_both_versions(
     newer = json.dumps(metadata).encode()
     root.write_bytes(newer)
     (copied / "manifest.sha256").write_text(hashlib.sha256(newer).hexdigest() + "\n")
-    with pytest.raises(VersionError, match=r"version 7.*\b1\b"):
+    with pytest.raises(VersionError, match=r"version 7.*\b2\b"):
         check(configure("balanced", CACHE={"LOCATION": str(copied)}))
 
 

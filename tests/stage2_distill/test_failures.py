@@ -51,9 +51,10 @@ def first_read_in(trainer: Any, step: int) -> tuple[CacheReader, int]:
 def features_of(cache: Path, reader: CacheReader, record: int) -> tuple[Path, int]:
     """The object that holds the features of a record, and the place of one of their bytes."""
     shard, position = reader.place_of(record)
-    (path,) = (cache / "buckets" / shard.bucket / "features").glob(f"c/{shard.number}/*/*")
+    (path,) = (cache / "buckets" / shard.bucket / "features").glob(f"c/{shard.number}/*")
     reader.read(record)
-    start = int(reader._chunks[shard][reader.field_names.index("features"), position][0])
+    number = [array.name for array in reader.arrays[shard.bucket]].index("features")
+    start = int(reader._chunks[shard][position][number][0])
     return path, start + 5
 
 
@@ -77,7 +78,7 @@ def test_a_damaged_chunk_stops_the_run_which_resumes_after_the_repair(
         train(path, *STEPS)
     message = one_line(caught.value)
     shard = reader.place_of(record)[0]
-    assert f"shard {shard}, field features" in message
+    assert f"shard {shard}, array features" in message
     assert f"python -m storage repair {cache}" in message
     # The checkpoint period alone would have saved nothing.
     saved = (cache.parent / "stopped" / "last_checkpoint").read_text()

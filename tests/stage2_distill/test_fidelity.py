@@ -15,8 +15,7 @@ from detectors.command import register_data
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
 from stage2_distill.fidelity import INITIAL, LIMITS, StudentFidelity, checkpoints_of
-from storage import DecodedOutputs
-from storage.presets.exact import Exact
+from storage import RecordCodec
 from tests.stage2_distill.conftest import Configure
 from tests.stage2_distill.runs import GID_LOSSES, build, train
 from tests.tiny import DETECTOR
@@ -38,7 +37,7 @@ def test_an_exact_cache_is_the_live_teacher_for_students_at_every_stage(
     trainer = train(path)
     code, found = measure(path, capsys)
     assert code == 0 and found["reached"]
-    assert found["views"] == 8 and found["codec"]["preset"] == "exact"
+    assert found["views"] == 8 and found["preset"] == "exact"
     output = Path(trainer.cfg.OUTPUT_DIR)
     stages = [INITIAL, str(output / "model_0000001.pth"), str(output / "model_final.pth")]
     assert [one["student"] for one in found["students"]] == stages
@@ -50,17 +49,19 @@ def test_an_exact_cache_is_the_live_teacher_for_students_at_every_stage(
     assert len({str(one["errors"]) for one in found["students"]}) == 3
 
 
-@pytest.mark.parametrize("wrong", ["features", "probabilities", "deltas"])
+@pytest.mark.parametrize("wrong", ["features", "scores", "deltas"])
 def test_what_a_codec_spoils_is_seen_and_fails(
     configure: Configure, capsys: Capture, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    decode = Exact._decode
+    def spoiling(decode: Any) -> Any:
+        def spoilt(self: RecordCodec, *args: Any) -> Any:
+            decoded = decode(self, *args)
+            return {**decoded, wrong: decoded[wrong] * 0.9}
 
-    def spoilt(self: Exact, codes: Any, geometry: Any) -> DecodedOutputs:
-        decoded = decode(self, codes, geometry)
-        return replace(decoded, **{wrong: getattr(decoded, wrong) * 0.9})
+        return spoilt
 
-    monkeypatch.setattr(Exact, "_decode", spoilt)
+    for name in ("decode", "decode_placed"):
+        monkeypatch.setattr(RecordCodec, name, spoiling(getattr(RecordCodec, name)))
     code, found = measure(configure(), capsys, "--student", INITIAL)
     (one,) = found["students"]
     assert code == 1 and not found["reached"]
@@ -68,7 +69,7 @@ def test_what_a_codec_spoils_is_seen_and_fails(
     assert (one["cosine"] < 0.999999) == (wrong == "features")
     terms = {
         "features": {"loss_gid_feature"},
-        "probabilities": {"loss_gid_response_cls"},
+        "scores": {"loss_gid_response_cls"},
         "deltas": {"loss_gid_response_reg"},
     }[wrong]
     assert {name for name, error in one["errors"].items() if error > 1e-3} >= terms
