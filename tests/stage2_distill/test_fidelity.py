@@ -100,7 +100,7 @@ def test_the_table_names_the_limits_and_the_verdict(configure: Configure, capsys
     code = main(["fidelity", *arguments])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-4:-1]] == ["student", "initial", "limits"]
-    limits = LIMITS["balanced", ""]
+    limits = LIMITS["balanced", "float32"]
     assert f"{limits.matched:.4f}" in lines[-2] and f"{limits.cosine:.7f}" in lines[-2]
     assert lines[-1].endswith(("within the limits", "NOT within the limits"))
     assert (code == 0) == (not lines[-1].endswith("NOT within the limits"))
@@ -180,7 +180,7 @@ def test_the_stages_are_the_beginning_the_half_and_the_end(
     "worse", [{"matched": 0.89}, {"errors": {"a": 0.0, "b": 0.031}}, {"cosine": 0.9899}]
 )
 def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, Any]) -> None:
-    limits = LIMITS["compact", ""]
+    limits = LIMITS["compact", "float32"]
     good = StudentFidelity(
         student=INITIAL, instances=10, matched=0.9, errors={"a": 0.03, "b": 0.0}, cosine=0.99
     )
