@@ -125,7 +125,7 @@ def without_excluded(
 def records_in(
     commit: Commit, index: Index, records: NDArray[np.int64], excluded: Sequence[int]
 ) -> NDArray[np.int64]:
-    """Return the records that a commit must have: all of its shard, or those not excluded.
+    """Return the records that a commit must have: all that are not excluded, and those it states.
 
     A shard may have been committed before an image of it was excluded.
 
@@ -134,9 +134,11 @@ def records_in(
         index, records: the plan, and which records of it the shard holds.
         excluded: ids of the images that the store may lack.
     """
-    if len(commit.records["slot"]) == len(records):
+    if not excluded or len(commit.records["slot"]) == len(records):
         return records
-    return without_excluded(index, records, excluded)
+    stated = set(commit.records["slot"])
+    kept = np.array([slot in stated for slot in index.slot[records].tolist()], dtype=bool)
+    return records[kept | ~np.isin(index.image_id[records], excluded)]
 
 
 def check_records(commit: Commit, index: Index, records: NDArray[np.int64], store: str) -> None:
@@ -215,8 +217,11 @@ def _check_place(body: dict[str, Any], shard: ShardId, manifest: Manifest) -> No
 
 def _parse_body(body: dict[str, Any], shard: ShardId, manifest: Manifest) -> Commit:
     arrays = manifest.arrays[shard.bucket]
-    count = len(body["records"]["slot"])
-    if not 0 <= count <= manifest.shard_records:
+    slots = body["records"]["slot"]
+    if not isinstance(slots, list) or any(type(slot) is not int for slot in slots):
+        raise ValueError("the records' slot is not a list of integers")
+    count = len(slots)
+    if count > manifest.shard_records:
         raise ValueError(f"{count} records in a shard of {manifest.shard_records}")
     keys = [object_key(shard, array) for array in arrays]
     if body["objects"].keys() != set(keys):

@@ -110,6 +110,9 @@ def _plan_differences(first: CacheReader, second: CacheReader) -> Iterator[str]:
     found = canonical.differences(first.manifest.identity, second.manifest.identity)
     for one in found:
         yield f"{one.name}: {one.stored!r} and {one.wanted!r}"
+    excluded = first.manifest.excluded, second.manifest.excluded
+    if excluded[0] != excluded[1]:
+        yield f"excluded: {len(excluded[0])} and {len(excluded[1])} images"
     if first.manifest.index_sha256 != second.manifest.index_sha256:
         sizes = [
             f"{len(one.index)} records in {one.manifest.views} views" for one in (first, second)
@@ -204,16 +207,18 @@ def _largest_gap(values: NDArray[Any], others: NDArray[Any]) -> float:
 def _common_records(first: CacheReader, second: CacheReader) -> Iterator[tuple[int, int]]:
     """Yield the numbers in both stores of every view that both have committed."""
     committed = [set(one.location.sizes("commits")) for one in (first, second)]
+    left_out = {*first.manifest.excluded, *second.manifest.excluded}
     for record in range(len(first)):
+        image = int(first.index.image_id[record])
         try:
-            other = second.record_number(
-                int(first.index.image_id[record]), int(first.index.view[record])
-            )
+            other = second.record_number(image, int(first.index.view[record]))
         except KeyError:
             continue
         places = first.place_of(record)[0], second.place_of(other)[0]
         shared_bucket = places[0].bucket == places[1].bucket
-        if shared_bucket and all(
-            commit_key(place) in keys for place, keys in zip(places, committed, strict=True)
+        if not shared_bucket or any(
+            commit_key(place) not in keys for place, keys in zip(places, committed, strict=True)
         ):
+            continue
+        if image not in left_out or (first.holds(record) and second.holds(other)):
             yield record, other

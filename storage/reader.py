@@ -134,6 +134,16 @@ class CacheReader:
         committed = self.location.sizes(COMMITS)
         return [shard for shard in self._table.shards if commit_key(shard) not in committed]
 
+    def holds(self, record: int) -> bool:
+        """Return whether a committed shard has a record: not if the dump left its image out.
+
+        Raises:
+            As `read_many`, but of objects.
+        """
+        shard, position = self.place_of(record)
+        self._load_commits({shard} - self._chunks.keys())
+        return position in self._chunks[shard]
+
     def read(self, record: int) -> dict[str, NDArray[Any]]:
         """Read one record: field name to its values; see `read_many`."""
         return self.read_many([record])[0]

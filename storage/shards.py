@@ -18,6 +18,7 @@ from storage.layout import CRC_BYTES, ROOT_KEY, array_json
 from storage.schema import Array
 
 _INDEX_ENTRY = 16
+_ABSENT = np.iinfo(np.uint64).max  # offset and length of a chunk that is not there
 _ZSTD = Zstd()
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_HEADER = 18  # bytes at most
@@ -38,19 +39,32 @@ def encode_shard(
         positions: (n,) ascending, where they lie in the shard; the others stay absent.
     """
     if not len(positions):  # zarr would store nothing
-        table = b"\xff" * (shard_records * _INDEX_ENTRY)
-        return table + checksums.crc32c(table).to_bytes(CRC_BYTES, "little")
+        return _table(np.full((shard_records, 2), _ABSENT, dtype="<u8"))
     metadata = array_json(array, shard_records, shard_records)
     buffer = default_buffer_prototype().buffer.from_bytes(metadata)
     memory = MemoryStore({ROOT_KEY: buffer})
     # Without write_empty_chunks, a record of zeros would not be stored. (open_array takes the
     # setting too, but ignores it for an array that exists.)
     target = zarr.open_array(memory, mode="r+").with_config({"write_empty_chunks": True})
-    if len(positions) == positions[-1] + 1:
-        target[: len(data)] = data
-    else:
-        target.oindex[positions] = data
-    return memory._store_dict["c/0/0"].to_bytes()
+    target[: len(data)] = data
+    raw = memory._store_dict["c/0/0"].to_bytes()
+    return raw if len(positions) == positions[-1] + 1 else _spread(raw, positions, shard_records)
+
+
+def _spread(raw: bytes, positions: NDArray[np.int64], shard_records: int) -> bytes:
+    """Move the records of a shard, which fill its first slots, to `positions`.
+
+    Their chunks stay where they are: only zarr's table says which is which. (To write them there
+    by zarr's orthogonal indexing fails in its sharding codec.)
+    """
+    table = np.full((shard_records, 2), _ABSENT, dtype="<u8")
+    table[positions] = chunk_table(raw, shard_records)[: len(positions)]
+    return raw[: -table_bytes(shard_records)] + _table(table)
+
+
+def _table(entries: NDArray[np.uint64]) -> bytes:
+    table = entries.tobytes()
+    return table + checksums.crc32c(table).to_bytes(CRC_BYTES, "little")
 
 
 def describe(raw: bytes, positions: NDArray[np.int64], shard_records: int) -> StoredObject:
@@ -93,7 +107,7 @@ def chunks_at(table: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArra
     Raises:
         FormatError: the table has others, or lacks some.
     """
-    present = np.flatnonzero((table != np.iinfo(np.uint64).max).any(axis=1))
+    present = np.flatnonzero((table != _ABSENT).any(axis=1))
     if not np.array_equal(present, positions):
         raise FormatError(
             f"the object's own table has {len(present)} records, not the {len(positions)} of its"

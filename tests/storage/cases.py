@@ -118,18 +118,15 @@ def make_record(field: Field, seed: int, height: int, width: int) -> NDArray[Any
 
 def make_fields(writer: CacheWriter, shard: ShardId) -> dict[str, NDArray[Any]]:
     """Return the fields of a shard's records, (n, *shape) each, as a dump would compute them."""
-    index = writer.index
+    records = writer.records_of(shard)
+    columns = (getattr(writer.index, name)[records] for name in ("seed", "height", "width"))
+    views = list(zip(*(column.tolist() for column in columns), strict=True))
+    fields = [one for array in writer.manifest.arrays[shard.bucket] for one in array.fields]
     return {
-        field.name: np.stack(
-            [
-                make_record(
-                    field, int(index.seed[one]), int(index.height[one]), int(index.width[one])
-                )
-                for one in writer.records_of(shard)
-            ]
+        one.name: np.array([make_record(one, *view) for view in views], one.dtype).reshape(
+            (len(views), *one.shape)
         )
-        for array in writer.manifest.arrays[shard.bucket]
-        for field in array.fields
+        for one in fields
     }
 
 
