@@ -98,12 +98,12 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
     require_images(prepared.images, prepared.image_root)
     with fixed_numerics(prepared.settings.teacher, device) as numerics:
         teacher = load_teacher(
-            prepared.teacher_cfg,
+            prepared.setup.stored,
             device,
             precision=prepared.settings.teacher.precision,
             codec=prepared.codec(),
         )
-        fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
+        fingerprint = teacher_fingerprint(teacher.model, prepared.teacher_cfg)
         manifest = prepared.manifest(teacher=fingerprint, numerics=numerics)
         writer = CacheWriter(prepared.settings.cache.location, manifest, prepared.index)
         profile = Profile(device if profiled else None)
@@ -157,7 +157,7 @@ class DumpJob:
                 prepared.images,
                 prepared.image_root,
                 prepared.index,
-                teacher.cfg,
+                prepared.teacher_cfg,
                 prepared.setup.augmentation,
             ),
             self._feed,
