@@ -261,13 +261,13 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
     device = pick_device(cfg.MODEL.DEVICE, current_rank(os.environ))
     with fixed_numerics(prepared.settings.teacher, device):
         teacher = load_teacher(
-            prepared.teacher_cfg, device, precision=setting.precision, codec=prepared.codec()
+            prepared.setup.stored, device, precision=setting.precision, codec=prepared.codec()
         )
         views = RecordImages(
             prepared.images,
             prepared.image_root,
             prepared.index,
-            teacher.cfg,
+            prepared.teacher_cfg,
             prepared.setup.augmentation,
         )
         table = ShardTable(prepared.index, prepared.shard_records)

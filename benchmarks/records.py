@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from storage import Geometry, RecordCodec, Signal, get_preset
+from typing import TYPE_CHECKING
+
+from storage import Geometry, Signal
+
+if TYPE_CHECKING:
+    from storage import RecordCodec
 
 NUM_CLASSES = 80
 NUM_DETECTIONS = 100
@@ -22,4 +27,6 @@ def geometry_of(height: int, width: int) -> Geometry:
 
 def codec_of(preset: str, **options: object) -> RecordCodec:
     """Its codec under a preset (imports PyTorch)."""
+    from storage import RecordCodec, get_preset
+
     return RecordCodec.of_preset(get_preset(preset, **options), SIGNALS, NUM_DETECTIONS)

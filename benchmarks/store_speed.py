@@ -23,14 +23,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from storage import Array, CacheReader, CacheWriter, Manifest, RecordCodec, build_index, verify
+from storage import Array, CacheReader, CacheWriter, Manifest, build_index, verify
 from storage.example import add_example
 from storage.layout import CRC_BYTES, commit_key
 from storage.shards import decode_chunk
@@ -38,6 +38,9 @@ from storage.workers import mapped
 
 from .records import LEVELS, NUM_CLASSES, SIGNALS, codec_of, geometry_of
 from .rows import Row, conclude
+
+if TYPE_CHECKING:
+    from storage import RecordCodec
 
 # (preset, its options, records of the store): 0.4 to 1 GB each.
 STORES: tuple[tuple[str, dict[str, Any], int], ...] = (

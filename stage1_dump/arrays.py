@@ -13,7 +13,7 @@ from torch import Tensor
 from detectors.pinned import pinned_empty
 from storage import Array
 from storage.codecs.record import joined
-from storage.schema import PIXELS_CRC, RECORD
+from storage.schema import PIXEL_FIELDS, PIXELS_CRC, RECORD
 
 
 class ShardArrays:
@@ -77,3 +77,12 @@ class ShardArrays:
         found = {name: tensor.numpy() for name, tensor in self._tensors.items()}
         record = {name: found.pop(name) for name in self._small & found.keys()}
         return {**found, RECORD: self._record.join({**record, **self._pixels})}
+
+
+def copied_bytes(arrays: Sequence[Array]) -> list[int]:
+    """Bytes of one record in each block of memory that a bucket's codes are copied to."""
+    blocks: list[int] = []
+    for array in arrays:
+        small = [one for one in array.fields if one not in PIXEL_FIELDS]
+        blocks += [one.num_bytes for one in (small if array.name == RECORD else [array])]
+    return blocks

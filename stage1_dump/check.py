@@ -22,6 +22,7 @@ from configs.nodes import TeacherConfig
 from dataset.likeness import compare_samples
 from detectors import teacher_fingerprint
 from detectors.identity import differing_facts, dump_differences
+from detectors.stored import Stored
 from storage import CacheReader
 from storage.index import ShardTable
 from storage.progress import Progress
@@ -128,9 +129,9 @@ def check(cfg: CfgNode, *, sample: int, seed: int) -> CheckReport:
     settings = _numerics_of(reader, prepared.settings.teacher)
     with fixed_numerics(settings, device) as numerics:
         teacher = load_teacher(
-            prepared.teacher_cfg, device, precision=settings.precision, codec=reader.codec
+            _stored_of(reader, prepared), device, precision=settings.precision, codec=reader.codec
         )
-        fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
+        fingerprint = teacher_fingerprint(teacher.model, prepared.teacher_cfg)
         wanted = prepared.manifest(teacher=fingerprint, numerics=numerics).identity
         of_machine = {"numerics": wanted.pop("numerics")}
         report = CheckReport(
@@ -153,6 +154,14 @@ def _numerics_of(reader: CacheReader, ours: TeacherConfig) -> TeacherConfig:
         raise ValueError(
             f"{reader.location}: its numerics do not say how the teacher ran ({error})"
         ) from error
+
+
+def _stored_of(reader: CacheReader, prepared: Prepared) -> Stored:
+    """The signals and levels that the cache holds, whatever the config names."""
+    ours, manifest = prepared.setup.stored, reader.manifest
+    return Stored.of(
+        ours.cfg, ours.family, signals=tuple(manifest.signals), levels=tuple(manifest.levels)
+    )
 
 
 def _draw(
@@ -193,7 +202,7 @@ class _Check:
             self._prepared.images,
             self._prepared.image_root,
             self._reader.index,
-            self._teacher.cfg,
+            self._prepared.teacher_cfg,
             self._prepared.setup.augmentation,
         )
         loader = make_loader(
@@ -220,7 +229,7 @@ class _Check:
             outputs = self._teacher.run(batch.images)
             codes = self._teacher.encode(outputs, geometry)
         now = {name: code.cpu().numpy() for name, code in codes.items()} | batch.pixels
-        live = outputs.signals()
+        live = self._teacher.stored.values(outputs)
         for position, (record, stored) in enumerate(
             zip(records, self._reader.read_many(records), strict=True)
         ):

@@ -27,7 +27,7 @@ from detectors.pinned import kept_bytes, naming_pinning
 from storage import CacheWriter, ClaimLostError, ShardId
 from storage.progress import Progress, format_bytes
 
-from .arrays import ShardArrays
+from .arrays import ShardArrays, copied_bytes
 from .compute import BatchComputer
 from .existing import note_annotations, require_same_cache
 from .feed import ShardFeed
@@ -98,12 +98,12 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
     require_images(prepared.images, prepared.image_root)
     with fixed_numerics(prepared.settings.teacher, device) as numerics:
         teacher = load_teacher(
-            prepared.teacher_cfg,
+            prepared.setup.stored,
             device,
             precision=prepared.settings.teacher.precision,
             codec=prepared.codec(),
         )
-        fingerprint = teacher_fingerprint(teacher.model, teacher.cfg)
+        fingerprint = teacher_fingerprint(teacher.model, prepared.teacher_cfg)
         manifest = prepared.manifest(teacher=fingerprint, numerics=numerics)
         writer = CacheWriter(prepared.settings.cache.location, manifest, prepared.index)
         profile = Profile(device if profiled else None)
@@ -157,7 +157,7 @@ class DumpJob:
                 prepared.images,
                 prepared.image_root,
                 prepared.index,
-                teacher.cfg,
+                prepared.teacher_cfg,
                 prepared.setup.augmentation,
             ),
             self._feed,
@@ -214,14 +214,15 @@ class DumpJob:
 
     def _bytes_in_memory(self, missing: list[ShardId], *, page_locked: bool) -> int:
         """Codes of the largest shards that may be in memory together, and what that takes."""
-        arrays = self._writer.manifest.arrays
         shards = [
-            [one.num_bytes * len(self._writer.records_of(shard)) for one in arrays[shard.bucket]]
+            (self._writer.manifest.arrays[shard.bucket], len(self._writer.records_of(shard)))
             for shard in missing
         ]
         if page_locked:
-            return kept_bytes(shards, NUM_WRITERS + 1)
-        return sum(sorted((sum(sizes) for sizes in shards), reverse=True)[: NUM_WRITERS + 1])
+            blocks = [[size * count for size in copied_bytes(arrays)] for arrays, count in shards]
+            return kept_bytes(blocks, NUM_WRITERS + 1)
+        sizes = [sum(one.num_bytes for one in arrays) * count for arrays, count in shards]
+        return sum(sorted(sizes, reverse=True)[: NUM_WRITERS + 1])
 
     def _count_missing(self) -> int:
         """Records that no rank has committed."""

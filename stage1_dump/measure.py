@@ -52,7 +52,7 @@ def measure(prepared: Prepared, cfg: CfgNode, num_batches: int) -> tuple[Rate, d
     ours = prepared.settings.teacher
     with fixed_numerics(ours, device):
         teacher = load_teacher(
-            prepared.teacher_cfg, device, precision=ours.precision, codec=prepared.codec()
+            prepared.setup.stored, device, precision=ours.precision, codec=prepared.codec()
         )
         run = _Measurement(prepared, teacher, cfg.DATALOADER.NUM_WORKERS)
         rate = run.time(num_batches)
@@ -103,7 +103,8 @@ class _Measurement:
         with Progress("measure sizes", total=count, unit="batches") as progress:
             for batch, geometry in progress.over(self._batches(count)):
                 with naming_the_batch(len(batch.images), geometry):
-                    values = self._teacher.run(batch.images).signals()
+                    outputs = self._teacher.run(batch.images)
+                values = self._prepared.setup.stored.values(outputs)
                 records[geometries.index(geometry)] += len(batch.images)
                 for title, codec in codecs.items():
                     for name, size in _compressed_bytes(codec, values, geometry):
@@ -123,7 +124,7 @@ class _Measurement:
                 prepared.images,
                 prepared.image_root,
                 prepared.index,
-                self._teacher.cfg,
+                prepared.teacher_cfg,
                 prepared.setup.augmentation,
             ),
             planned,

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from detectors import DenseOutputs, DetectorFamily, family_of, load_model
+from detectors import DenseOutputs, load_model
 from detectors.arithmetic import arithmetic
+from detectors.stored import Stored
 from storage import Geometry, RecordCodec
 
 from .errors import DumpError
@@ -29,14 +29,13 @@ class Teacher:
 
     Attributes:
         model: the detector, in evaluation mode on its device.
-        cfg, family: its own.
+        stored: what is kept of its outputs, with its config and family.
         precision: arithmetic of its forward, as in `TEACHER.PRECISION`.
         codec: of the records.
     """
 
     model: nn.Module
-    cfg: CfgNode
-    family: DetectorFamily
+    stored: Stored
     precision: str
     codec: RecordCodec
 
@@ -57,7 +56,7 @@ class Teacher:
         """
         on_device = [image.to(self.device, non_blocking=True) for image in images]
         with arithmetic(self.precision, self.device):
-            outputs = self.family.run(self.model, [{"image": image} for image in on_device])
+            outputs = self.stored.family.run(self.model, [{"image": image} for image in on_device])
         return replace(
             outputs,
             features=[level.float() for level in outputs.features],
@@ -79,30 +78,28 @@ class Teacher:
         Raises:
             ValueError: the outputs are not finite, or not of the sizes that the config announced.
         """
-        codes = self.codec.encode(outputs.signals(), geometry)
-        detections = self.family.detections(self.model, outputs)
-        kept = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        codes = self.codec.encode(self.stored.values(outputs), geometry)
+        detections = self.stored.family.detections(self.model, outputs)
+        kept = self.stored.cfg.TEST.DETECTIONS_PER_IMAGE
         rows = [pack_detections(found, kept) for found in detections]
         return {**codes, "detections": torch.stack(rows)}
 
 
 def load_teacher(
-    cfg: CfgNode, device: torch.device, *, precision: str, codec: RecordCodec
+    stored: Stored, device: torch.device, *, precision: str, codec: RecordCodec
 ) -> Teacher:
     """Build a teacher and load its weights.
 
     Args:
-        cfg: the teacher's config; its device is set.
+        stored: of the teacher, whose config's device is set.
         device: where the model goes.
         precision, codec: see `Teacher`.
 
     Raises:
         ValueError, FileNotFoundError: the weights do not fit, or are missing.
     """
-    cfg.MODEL.DEVICE = str(device)
-    return Teacher(
-        model=load_model(cfg), cfg=cfg, family=family_of(cfg), precision=precision, codec=codec
-    )
+    stored.cfg.MODEL.DEVICE = str(device)
+    return Teacher(model=load_model(stored.cfg), stored=stored, precision=precision, codec=codec)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def test_the_report_is_one_file_that_needs_no_other(report: Report, tmp_path: Pa
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<b>data" not in page
     assert "&lt;b&gt;data" in page
-    for name in ("features", "deltas", "detections", "distilled"):
+    for name in ("features", "scores", "deltas", "record", "distilled"):
         assert f"<td>{name}</td>" in page
 
 

@@ -43,9 +43,11 @@ WRONG: dict[type, dict[str, list[Any]]] = {
     },
     CacheConfig: {
         "location": [None, "ftp://host/cache", "file:///cache"],
-        "preset": ["tiny", 1],
+        "preset": ["", 1],
         "dtype": ["bfloat16", "float16", 16],
         "scores_kept": [-1, LARGE, 1.5],
+        "signals": ["features", ("",), (3,)],
+        "levels": ["p3", ("",), (3,)],
         "shard_records": [-1, 2**16 + 1, 1.5],
         "shard_bytes": [0, LARGE, 1.5],
         "pixels": ["ignore", 1],

@@ -179,21 +179,22 @@ def test_strides_are_those_of_the_backbone_whatever_its_maps_are_called(
     cfg = load_config(str(write(changes | sizes)))
     family: DetectorFamily = family_of(cfg)
 
-    assert family.strides(cfg) == (16, 32, 64, 128)
+    assert family.levels(cfg) == {"b": 16, "c": 32, "d": 64, "e": 128}
     assert family.size_divisibility(cfg) == 32
 
     model = random_detector(cfg, seed=0)
     outputs = family.run(model, random_batch([(64, 96)]))
     geometry = family.geometry(cfg, 64, 96)
     assert list(geometry.level_sizes) == outputs.level_sizes
-    assert outputs.raw().features.shape == (1, geometry.channels, geometry.num_positions)
-    assert outputs.logits.shape == (1, geometry.num_boxes, geometry.num_classes)
+    for signal in family.signals(cfg):
+        assert outputs.signals()[signal.name].shape == (1, *signal.shape(geometry))
 
 
 def test_anchors_in_detectron2_s_short_form_are_counted(write: Write) -> None:
     short = {"ANCHOR_GENERATOR.SIZES": [8, 16], "ANCHOR_GENERATOR.ASPECT_RATIOS": [0.5, 1.0, 2.0]}
     cfg = load_config(str(write(short)))
-    assert family_of(cfg).geometry(cfg, 64, 64).num_anchors == 6
+    scores = next(one for one in family_of(cfg).signals(cfg) if one.name == "scores")
+    assert scores.sizes["anchors"] == 6
 
 
 def test_the_backbone_is_built_once_a_config_and_draws_nothing(
@@ -213,13 +214,13 @@ def test_the_backbone_is_built_once_a_config_and_draws_nothing(
     before = torch.get_rng_state()
 
     for _ in range(3):
-        assert family_of(cfg).geometry(cfg, 64, 64).channels == 11
+        assert family_of(cfg).channels(cfg) == 11
     other = cfg.clone()
     other.MODEL.WEIGHTS, other.MODEL.DEVICE = "a.pth", "cuda"
-    family_of(other).strides(other)
+    family_of(other).levels(other)
     assert len(built) == 1
     other.MODEL.FPN.OUT_CHANNELS = 13
-    assert family_of(other).geometry(other, 64, 64).channels == 13
+    assert family_of(other).channels(other) == 13
     assert len(built) == 2
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -63,16 +63,16 @@ def test_a_sample_tells_what_fewer_and_more_views_than_its_own_take(
 ) -> None:
     config = configure(VIEWS={"NUM": 2, "SCALES": [640, 704], "MAX_SIZE": 1200})
     found = prepared(config)
-    typical = estimate(found).presets["compact"].typical_field_bytes
+    typical = estimate(found).presets["compact"].typical_array_bytes
     sample = Sample(
         source="records of half the typical size",
         geometries=found.geometries,
         records=np.bincount(found.index.bucket),
-        field_bytes={name: size // 2 for name, size in typical.items()},
+        array_bytes={name: size // 2 for name, size in typical.items()},
     )
     whole = announced(config, "VIEWS.NUM", str(views)).presets["compact"]
     records = whole.expected_bytes - whole.metadata_bytes
-    half = records - sum(whole.typical_field_bytes.values()) // 2
+    half = records - sum(whole.typical_array_bytes.values()) // 2
     assert half < 0.7 * records
     given = whole.metadata_bytes + half + half // views // 4
     budget = estimate(found, samples={"compact": sample}, budget_bytes=given).budget

@@ -34,7 +34,7 @@ def test_the_plan_announces_what_a_dump_writes(
         if parts[0] == "buckets" and "c" in parts:
             sizes[parts[2]] = sizes.get(parts[2], 0) + len(content)
     exact = announced["presets"]["exact"]
-    assert exact["field_bytes"] == sizes
+    assert exact["array_bytes"] == sizes
     others = sum(map(len, written.values())) - sum(sizes.values())
     # Left out is what only a dump knows: the digest of the teacher and the numerics.
     assert exact["metadata_bytes"] == pytest.approx(others, rel=0.005)
@@ -115,6 +115,10 @@ def test_status_counts_what_is_committed(reference: Path, tmp_path: Path, capsys
     [
         ({"CACHE": {"LOCATION": ""}}, "CACHE.LOCATION is empty"),
         ({"DATASETS": {"TRAIN": []}}, "exactly one dataset"),
+        (
+            {"CACHE": {"PRESET": "tiny"}},
+            "CACHE.PRESET 'tiny': expected one of balanced, compact, exact",
+        ),
         ({"CACHE": {"LOCATION": "ftp://host/cache"}}, "CACHE.LOCATION: expected a local path"),
         ({"VIEWS": {"NUM": 10**9}}, "VIEWS.NUM: expected an integer"),
         ({"DATASETS": {"TRAIN": ["folder_val"]}}, "folder_val"),
@@ -196,7 +200,8 @@ def test_a_plan_without_weights_leaves_the_teacher_open(
     assert main(["plan", "--output", str(output), "--config-file", config]) == 0
     identity = json.loads(output.read_text())["identity"]
     assert not {"teacher", "numerics"} & identity.keys()
-    assert {"dataset", "augmentation", "codec", "shard_records"} <= identity.keys()
+    decided = {"dataset", "augmentation", "preset", "signals", "levels", "shard_records"}
+    assert decided <= identity.keys()
 
 
 def test_status_imports_nothing_that_takes_seconds(reference: Path) -> None:

@@ -29,7 +29,8 @@ def test_every_planned_record_is_there_also_of_images_without_objects(reference:
     assert len(reader) == 2 * len(IMAGES)
     for image_id, *_ in IMAGES:
         for view in (0, 1):
-            assert np.isfinite(reader.read(reader.record_number(image_id, view))["features"]).all()
+            record = reader.read(reader.record_number(image_id, view))
+            assert np.isfinite(record["features.values"]).all()
 
 
 def test_a_dump_passes_the_deepest_check(reference: Path) -> None:
@@ -66,7 +67,7 @@ def _compare_with_stock(batch, reader, model, prepared) -> int:  # type: ignore[
         row = int(np.searchsorted(prepared.images.ids, reader.index.image_id[record]))
         path = Path(prepared.image_root) / prepared.images.file_names[row]
         view = plan_view(
-            prepared.augmentation,
+            prepared.setup.augmentation,
             image_id=int(reader.index.image_id[record]),
             view=int(reader.index.view[record]),
             height=int(prepared.images.heights[row]),
@@ -83,7 +84,7 @@ def _compare_with_stock(batch, reader, model, prepared) -> int:  # type: ignore[
         found = [output["instances"] for output in model(inputs)]
     for position, record in enumerate(batch):
         stored = reader.read(record)
-        assert np.array_equal(stored["features"], features[position].numpy())
+        assert np.array_equal(stored["features.values"], features[position].numpy())
         final, rows = found[position], stored["detections"]
         assert np.array_equal(rows[: len(final), :4], final.pred_boxes.tensor.numpy())
         assert np.array_equal(rows[: len(final), 4], final.scores.numpy())
@@ -104,15 +105,15 @@ def test_logits_and_deltas_are_those_before_the_sigmoid(
     with torch.no_grad():
         offsets = geometry.level_offsets
         levels = [
-            torch.from_numpy(stored["features"][:, a:b].copy()).view(1, geometry.channels, h, w)
+            torch.from_numpy(stored["features.values"][:, a:b].copy()).view(1, -1, h, w)
             for (a, b), (h, w) in zip(pairwise(offsets), geometry.level_sizes, strict=True)
         ]
         logits, deltas = model.head(levels)
     expected = [_anchor_major(level, 3) for level in logits]
-    assert np.allclose(stored["logits"], torch.cat(expected).numpy(), atol=1e-5)
-    assert stored["logits"].max() < 0
+    assert np.allclose(stored["scores.values"], torch.cat(expected).numpy(), atol=1e-5)
+    assert stored["scores.values"].max() < 0
     expected = [_anchor_major(level, 4) for level in deltas]
-    assert np.allclose(stored["deltas"], torch.cat(expected).numpy(), atol=1e-5)
+    assert np.allclose(stored["deltas.values"], torch.cat(expected).numpy(), atol=1e-5)
 
 
 def _anchor_major(level: torch.Tensor, width: int) -> torch.Tensor:
@@ -146,7 +147,7 @@ def test_a_finished_dump_has_nothing_left_to_do(configure: Configure) -> None:
         ({"TEACHER": {"BATCH": 3}}, "numerics.batch: stored 2, wanted 3"),
         ({"VIEWS": {"SEED": 12}}, "augmentation.seed: stored 11, wanted 12"),
         ({"DATASET": {"MAX_IMAGES": 9}}, "dataset.images: stored 10, wanted 9"),
-        ({"CACHE": {"PRESET": "balanced"}}, "codec.preset"),
+        ({"CACHE": {"PRESET": "balanced"}}, 'preset: stored "exact", wanted "balanced"'),
     ],
 )
 def test_another_cache_is_refused_on_resume_by_its_fields(
@@ -211,8 +212,9 @@ def test_half_precision_is_recorded_and_close(
     dump(config)
     half, full = CacheReader(config.with_suffix("")), CacheReader(reference)
     assert half.manifest.numerics["precision"] == precision
-    difference = np.abs(half.read(3)["features"] - full.read(3)["features"])
-    assert 0 < difference.max() < 0.1 * np.abs(full.read(3)["features"]).max()
+    name = "features.values"
+    difference = np.abs(half.read(3)[name] - full.read(3)[name])
+    assert 0 < difference.max() < 0.1 * np.abs(full.read(3)[name]).max()
 
 
 def test_running_out_of_gpu_memory_names_the_setting(

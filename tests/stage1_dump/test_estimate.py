@@ -1,11 +1,10 @@
 """What a plan announces: shard sizes, compressed fields, and what lies at the location already."""
 
-import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +15,9 @@ from stage1_dump.__main__ import main
 from stage1_dump.estimate import Estimate, estimate
 from stage1_dump.plan import records_that_fit
 from stage1_dump.prepare import Prepared, prepare
-from storage import Field, Geometry
-from storage.presets.exact import Exact
+from storage import Geometry, Signal
+from storage.codecs.dense import Dense, DenseScores
+from storage.codecs.presets import PRESETS, Table
 from tests.stage1_dump.conftest import IMAGES, Configure
 from tests.stage1_dump.helpers import dump, store_bytes
 from tests.tiny import DETECTOR, random_detector, write_config
@@ -66,9 +66,8 @@ def test_an_automatic_shard_keeps_its_largest_object_below_the_size_asked_for(
 ) -> None:
     config = configure(CACHE=AUTOMATIC | {"SHARD_BYTES": 400_000})
     found = prepared(config)
-    largest = max(
-        field.num_bytes for geometry in found.geometries for field in found.preset.fields(geometry)
-    )
+    codec = found.codec()
+    largest = max(array.num_bytes for one in found.geometries for array in codec.arrays(one))
     assert found.shard_records % 2 == 0  # TEACHER.BATCH
     assert found.shard_records > 2
     assert found.shard_records * largest <= 400_000
@@ -160,36 +159,46 @@ def test_planning_for_an_object_store_asks_no_network(
     assert (result.free_bytes, result.done_records, result.warnings) == (None, 0, [])
 
 
-class Compressed(Exact):
-    """Deltas that compress to a tenth, and logits that compress to who knows what."""
+class TenthOfDeltas(Dense):
+    """Values that compress to a tenth."""
 
-    def fields(self, geometry: Geometry) -> list[Field]:
-        return [
-            one
-            if one.name == "features"
-            else Field(one.name, one.shape, one.dtype, "zstd", one.attributes)
-            for one in super().fields(geometry)
-        ]
+    compression = "zstd"
 
-    def typical_bytes(self, geometry: Geometry) -> dict[str, int]:
-        return {"deltas": geometry.num_boxes * 16 // 10}
+    def typical_bytes(self, signal: Signal, geometry: Geometry) -> int:
+        return math.prod(signal.shape(geometry)) * 4 // 10
+
+
+class WhoKnowsWhat(DenseScores):
+    """Scores that compress to who knows what."""
+
+    compression = "zstd"
+
+
+def compress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the preset `exact` compress scores and deltas."""
+
+    def table(dtype: str = "float32") -> Table:
+        return {"maps": Dense(dtype=dtype), "scores": WhoKnowsWhat(), "deltas": TenthOfDeltas()}
+
+    monkeypatch.setitem(PRESETS, "exact", table)
 
 
 def test_compressed_fields_are_bounded_and_estimated_where_their_size_is_known(
-    configure: Configure,
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = prepared(configure())
-    plain: Any = estimate(found).presets["exact"]
-    assert plain.compressed_fields == [] and plain.expected_bytes == plain.total_bytes
-    packed = estimate(dataclasses.replace(found, preset=Compressed(dtype="float32")))
+    config = configure()
+    plain = announced(config).presets["exact"]
+    assert plain.compressed_arrays == [] and plain.expected_bytes == plain.total_bytes
+    compress(monkeypatch)
+    packed = announced(config)
     size = packed.presets["exact"]
-    assert size.field_bytes == plain.field_bytes
+    assert size.array_bytes == plain.array_bytes
     assert size.total_bytes - size.metadata_bytes == plain.total_bytes - plain.metadata_bytes
-    assert size.compressed_fields == ["logits", "deltas"]
-    assert list(size.typical_field_bytes) == ["deltas"]
-    saved = size.field_bytes["deltas"] - size.typical_field_bytes["deltas"]
+    assert size.compressed_arrays == ["deltas", "scores"]
+    assert list(size.typical_array_bytes) == ["deltas"]
+    saved = size.array_bytes["deltas"] - size.typical_array_bytes["deltas"]
     assert size.expected_bytes == size.total_bytes - saved
-    assert 0.85 < saved / size.field_bytes["deltas"] < 0.95
+    assert 0.85 < saved / size.array_bytes["deltas"] < 0.95
     text = str(packed)
     assert "exact (CACHE.PRESET): about " in text
     assert "estimated; " in text and "kB, before compression" in text
@@ -200,7 +209,7 @@ def test_what_is_known_of_compression_does_not_change_an_automatic_shard(
 ) -> None:
     config = configure(CACHE=AUTOMATIC | {"SHARD_BYTES": 400_000})
     before = prepared(config).shard_records
-    monkeypatch.setattr("stage1_dump.prepare.get_preset", lambda name, **_: Compressed())
+    compress(monkeypatch)
     assert prepared(config).shard_records == before
 
 

@@ -21,8 +21,8 @@ from stage1_dump.ranks import Rank
 from stage1_dump.runlog import RunLog, read_notes
 from stage1_dump.status import read_status
 from stage1_dump.writing import NUM_WRITERS, ShardWriters
-from storage import CacheReader, CacheWriter, Geometry, ShardId
-from storage.schema import PIXELS_CRC
+from storage import Array, CacheReader, CacheWriter, Field, Geometry, ShardId
+from storage.schema import PIXEL_FIELDS, RECORD
 from tests.stage1_dump.conftest import Configure
 from tests.stage1_dump.helpers import dump, store_bytes
 
@@ -173,10 +173,10 @@ def test_a_writer_thread_uses_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
-        # Three shards of 4 records of 10.4 kB.
-        ("cpu", "up to 124.8 kB of them in memory"),
-        # 4 times 100 bytes take 512, and 4 times 300 bytes 2,048; pixels are no device's.
-        ("cuda", "up to 7.7 kB of them in page-locked memory"),
+        # Three shards of 4 records of 1,232 bytes.
+        ("cpu", "up to 14.8 kB of them in memory"),
+        # 4 times 100, 300 and 60 bytes take 512, 2,048 and 256; pixels are no device's.
+        ("cuda", "up to 8.4 kB of them in page-locked memory"),
     ],
 )
 def test_what_will_be_in_memory_is_announced_as_it_lies_there(
@@ -184,9 +184,10 @@ def test_what_will_be_in_memory_is_announced_as_it_lies_there(
 ) -> None:
     job: Any = DumpJob.__new__(DumpJob)
     job._rank, job._writer = Rank(), SimpleNamespace(records_of=lambda _: range(4))
-    fields = [SimpleNamespace(name=n, num_bytes=b) for n, b in (("a", 100), ("b", 300))]
-    pixels = SimpleNamespace(name=PIXELS_CRC, num_bytes=10_000)
-    job._writer.manifest = SimpleNamespace(fields={SMALL: [*fields, pixels]})
+    sizes = {"a": 100, "b": 300, "detections": 60}
+    first, second, small = (Field(name, (size,), "uint8") for name, size in sizes.items())
+    arrays = [Array("a", [first]), Array("b", [second]), Array(RECORD, [small, *PIXEL_FIELDS])]
+    job._writer.manifest = SimpleNamespace(arrays={SMALL: arrays})
     job._teacher = SimpleNamespace(device=torch.device(device))
     with caplog.at_level("INFO"):
         job._announce([ShardId(SMALL, number) for number in range(5)], 20)

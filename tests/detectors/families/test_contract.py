@@ -150,10 +150,12 @@ def test_sizes_from_the_config_are_those_of_the_model(
     assert family.size_divisibility(cfg) == model.backbone.size_divisibility
     assert list(geometry.level_sizes) == outputs.level_sizes
     assert {int(level.shape[1]) for level in outputs.features} == {family.channels(cfg)}
-    raw = outputs.raw()
-    assert raw.features.shape == (1, geometry.channels, geometry.num_positions)
-    assert raw.logits.shape == (1, geometry.num_boxes, geometry.num_classes)
-    assert raw.deltas.shape == (1, geometry.num_boxes, 4)
+    values = outputs.signals()
+    assert values.keys() == {signal.name for signal in family.signals(cfg)}
+    for signal in family.signals(cfg):
+        assert values[signal.name].shape == (1, *signal.shape(geometry))
+    assert list(family.levels(cfg)) == model.head_in_features
+    assert list(family.levels(cfg).values()) == model.anchor_generator.strides
 
 
 @pytest.mark.parametrize("sizes", SIZES[1:2])
