@@ -74,7 +74,7 @@ def test_reading_takes_the_announced_requests_and_bytes(
         made = counted_locally(folder, monkeypatch)
     else:
         store = CountingStore(store_bytes(folder))
-        reader, made = CacheReader(Location(store), signals), store.made
+        reader, made = CacheReader(Location(store)), store.made
     made.clear()
     records = range(len(reader))
     reader.read_many(records)
