@@ -36,7 +36,6 @@ class PredictedMaps(PlacedCodec):
 
     name: ClassVar[str] = "predicted_maps"
     kinds: ClassVar[tuple[str, ...]] = ("maps",)
-    small: ClassVar[frozenset[str]] = frozenset({"scale"})
     compression: ClassVar[str | None] = "zstd"
 
     def fields(self, signal: Signal, geometry: Geometry) -> list[Field]:
@@ -61,9 +60,13 @@ class PredictedMaps(PlacedCodec):
         ]  # fmt: skip
 
     def typical_bytes(self, signal: Signal, geometry: Geometry) -> int | None:
-        low, high, _ = (field.num_bytes for field in self.fields(signal, geometry))
+        low, high, scale = (field.num_bytes for field in self.fields(signal, geometry))
         share = quantising.typical_share
-        return round(low * share(geometry, 0.6, 0.07) + high * share(geometry, 0.005, 0.011))
+        return round(
+            low * share(geometry, 0.6, 0.07)
+            + high * share(geometry, 0.005, 0.011)
+            + scale * share(geometry, 0.01, 0.005)
+        )
 
     def encode(self, values: Tensor, signal: Signal, geometry: Geometry) -> dict[str, Tensor]:
         spread = [

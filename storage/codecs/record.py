@@ -92,8 +92,7 @@ class RecordCodec:
             large = tuple(one for is_small, one in fields if not is_small)
             if large:
                 arrays.append(Array(signal.name, large, codec.compression))
-        compresses = any(codec.compression for _, codec in self.signals)
-        return (*arrays, Array(RECORD, tuple(small), "zstd" if compresses else None))
+        return (*arrays, Array(RECORD, tuple(small)))
 
     def writes(self, arrays: Sequence[Array], geometry: Geometry) -> bool:
         """Whether these are the arrays of a record; they may be forged, and so may the sizes."""

@@ -185,6 +185,7 @@ class PackedScores(KeptScores):
     """An eighth of R kept, at least 4,096, 5 bytes each before compression."""
 
     name: ClassVar[str] = "packed_scores"
+    small: ClassVar[frozenset[str]] = frozenset({"bound"})
     compression: ClassVar[str | None] = "zstd"
     anchors_per_score: ClassVar[int] = 8
     least_scores: ClassVar[int] = 4096
@@ -228,7 +229,8 @@ class PackedScores(KeptScores):
         grid = ScoreGrid.of(signal, geometry)
         num_kept = self.num_kept(grid)
         share = quantising.typical_share
-        values = num_kept * share(geometry, 0.65, 0.03)
+        profile = geometry.num_levels * grid.num_anchors * grid.num_classes * 0.8
+        values = num_kept * share(geometry, 0.65, 0.03) + profile
         rest = grid.num_boxes * (share(geometry, 0.7, -0.02) + share(geometry, 0.45, 0.06) / 2)
         return round(values + rest) + _typical_gaps(num_kept, grid)
 
