@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     planning.add_argument(
         "--budget", type=byte_size, metavar="SIZE",
-        help="also the most views of each preset that a cache of this size has, such as 2TB",
+        help="also the presets, signals, levels and numbers of views that fit, such as 2TB",
     )  # fmt: skip
     planning.add_argument("--output", metavar="FILE", help="plan for `storage verify --expect`")
     planning.set_defaults(function=commands.plan)

@@ -1,17 +1,26 @@
-"""How many views of the planned images fit a given size, under every preset."""
+"""How many views of the planned images fit a given size, under every preset and in part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
+from detectors.stored import Stored
 from storage import Preset
 from storage.progress import format_bytes
 from storage.schema import MAX_RECORDS
 
-from .prepare import Prepared, with_views
-from .sizes import PresetEstimate, Sample, candidates, estimate_preset, shards_of_buckets
+from .prepare import Prepared, with_part, with_views
+from .sizes import (
+    PresetEstimate,
+    Sample,
+    candidates,
+    estimate_preset,
+    shards_of_buckets,
+    title_of,
+)
 
 # An epoch shows one view of each image, and few trainings have more epochs.
 _MOST_VIEWS = 100
@@ -19,7 +28,7 @@ _MOST_VIEWS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What fits of one preset.
+    """What fits of one preset, or of a part of its records.
 
     Attributes:
         views: the most that fit; 0 where not even one does.
@@ -48,17 +57,21 @@ class Budget:
     Attributes:
         bytes: the size.
         fits: title of each preset of the plan to what fits of it.
+        parts: title of each part of the records, under the config's preset, of which more views
+            fit than of the whole, to what fits of it.
     """
 
     bytes: int
     fits: dict[str, Fit]
+    parts: dict[str, Fit]
 
     def lines(self) -> Iterator[str]:
-        """The budget as text: a line for each preset, or one where nothing fits."""
+        """The budget as text: a line for each preset and part, or one where nothing fits."""
         budget = f"budget {format_bytes(self.bytes)}"
-        if any(fit.views for fit in self.fits.values()):
+        found = {**self.fits, **self.parts}
+        if any(fit.views for fit in found.values()):
             yield f"{budget}, the most views that fit:"
-            yield from (f"  {title}: {fit}" for title, fit in self.fits.items())
+            yield from (f"  {title}: {fit}" for title, fit in found.items())
             return
         title = min(self.fits, key=lambda name: self.fits[name].bytes)
         least = self.fits[title]
@@ -81,10 +94,10 @@ def fit_budget(prepared: Prepared, budget: int, samples: Mapping[str, Sample]) -
     at_most = max(planned, min(_MOST_VIEWS, MAX_RECORDS // len(prepared.images)))
     plan = lru_cache(maxsize=2)(lambda views: with_views(prepared, views))
 
-    def fit(preset: Preset, sample: Sample | None) -> Fit:
+    def fit(preset: Preset, sample: Sample | None, part: Mapping[str, Any] | None = None) -> Fit:
         @cache
         def size(views: int) -> PresetEstimate:
-            found = plan(views)
+            found = with_part(plan(views), part) if part else plan(views)
             return estimate_preset(found, preset, shards_of_buckets(found), sample)
 
         views = _most(lambda number: size(number).expected_bytes, budget, planned, at_most)
@@ -93,10 +106,29 @@ def fit_budget(prepared: Prepared, budget: int, samples: Mapping[str, Sample]) -
             views=views, bytes=chosen.expected_bytes, about=chosen.about, more=views == at_most
         )
 
-    presets = candidates(prepared.setup.preset)
-    return Budget(
-        bytes=budget, fits={name: fit(one, samples.get(name)) for name, one in presets.items()}
-    )
+    chosen = prepared.setup.preset
+    title = title_of(chosen)
+    fits = {name: fit(one, samples.get(name)) for name, one in candidates(chosen).items()}
+    parts = {
+        f"{title}, {name}": fit(chosen, samples.get(title), part)
+        for name, part in _parts(prepared.setup.stored).items()
+    }
+    more = {name: one for name, one in parts.items() if one.views > fits[title].views}
+    return Budget(bytes=budget, fits=fits, parts=more)
+
+
+def _parts(stored: Stored) -> dict[str, dict[str, Any]]:
+    """What might be left out of the records: title to the keys of CACHE that do so."""
+    names = [one.name for one in stored.signals]
+    rest = [name for name in names if name != "features"]
+    finest, *coarser = stored.levels
+    parts: dict[str, dict[str, Any]] = {}
+    if rest and rest != names:
+        parts["features alone"] = {"SIGNALS": ("features",)}
+        parts[f"{' and '.join(rest)} alone"] = {"SIGNALS": tuple(rest)}
+    if coarser:
+        parts[f"without {finest}"] = {"LEVELS": tuple(coarser)}
+    return parts
 
 
 def _most(size: Callable[[int], int], budget: int, guess: int, at_most: int) -> int:

@@ -112,8 +112,8 @@ def prepare(cfg: CfgNode) -> Prepared:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
     annotations, image_root = _locate(cfg, setup.trained_teacher_cfg)
     images = planned_images(annotations, ours.dataset)
-    shard_records = ours.cache.shard_records or _fitting_records(setup)
-    index, geometries = _plan(setup, images, shard_records)
+    shard_records = _shard_records(setup)
+    index = _plan(setup, images, shard_records)
     return Prepared(
         setup=setup,
         annotations=annotations,
@@ -121,7 +121,7 @@ def prepare(cfg: CfgNode) -> Prepared:
         image_root=image_root,
         index=index,
         shard_records=shard_records,
-        geometries=geometries,
+        geometries=_geometries(setup, index),
     )
 
 
@@ -131,26 +131,50 @@ def with_views(prepared: Prepared, num_views: int) -> Prepared:
     Raises:
         ValueError: the number is beyond the limits of VIEWS.NUM or of a cache.
     """
-    cfg = prepared.setup.cfg.clone()
+    setup = _with_keys(prepared.setup, VIEWS={"NUM": num_views})
+    index = _plan(setup, prepared.images, prepared.shard_records)
+    return replace(prepared, setup=setup, index=index, geometries=_geometries(setup, index))
+
+
+def with_part(prepared: Prepared, part: Mapping[str, Any]) -> Prepared:
+    """The same dump of a part of each record: other SIGNALS or LEVELS in the node CACHE."""
+    setup = _with_keys(prepared.setup, CACHE=part)
+    index, shard_records = prepared.index, _shard_records(setup)
+    if shard_records != prepared.shard_records:
+        index = _plan(setup, prepared.images, shard_records)
+    return replace(
+        prepared,
+        setup=setup,
+        index=index,
+        shard_records=shard_records,
+        geometries=_geometries(setup, index),
+    )
+
+
+def _with_keys(setup: Setup, **nodes: Mapping[str, Any]) -> Setup:
+    """The same config with other values of some keys."""
+    cfg = setup.cfg.clone()
     cfg.defrost()
-    cfg.VIEWS.NUM = num_views
-    setup = Setup(cfg)
-    index, geometries = _plan(setup, prepared.images, prepared.shard_records)
-    return replace(prepared, setup=setup, index=index, geometries=geometries)
+    for node, values in nodes.items():
+        cfg[node].update(values)
+    return Setup(cfg)
 
 
-def _plan(
-    setup: Setup, images: ImageTable, shard_records: int
-) -> tuple[Index, tuple[Geometry, ...]]:
-    """The records, and the geometry of each of their buckets."""
+def _plan(setup: Setup, images: ImageTable, shard_records: int) -> Index:
     config = PlanConfig(
         views=setup.settings.views,
         size_divisibility=setup.teacher_family.size_divisibility(setup.teacher_cfg),
         shard_records=shard_records,
     )
-    index = make_plan(images, config)
-    sizes = [bucket_size(name) for name in index.bucket_names]
-    return index, tuple(setup.stored.geometry(*size) for size in sizes)
+    return make_plan(images, config)
+
+
+def _geometries(setup: Setup, index: Index) -> tuple[Geometry, ...]:
+    return tuple(setup.stored.geometry(*bucket_size(name)) for name in index.bucket_names)
+
+
+def _shard_records(setup: Setup) -> int:
+    return setup.settings.cache.shard_records or _fitting_records(setup)
 
 
 def _fitting_records(setup: Setup) -> int:

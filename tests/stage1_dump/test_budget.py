@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,60 @@ def test_the_search_ends_at_a_number_and_says_so(
     text = plan(configure(), "--budget", "1PB", capture=capsys)
     assert text.count(" (or more: no more were tried)") == len(PRESETS)
     assert "  exact: 4 views, " in text
+
+
+# At which the records take more than the rest of a cache.
+LARGE_VIEWS = {"SCALES": [320], "MAX_SIZE": 480}
+PARTS = {
+    "features alone": ("CACHE.SIGNALS", "('features',)"),
+    "scores and deltas alone": ("CACHE.SIGNALS", "('scores', 'deltas')"),
+    "without p3": ("CACHE.LEVELS", "('p4', 'p5', 'p6', 'p7')"),
+}
+
+
+@pytest.mark.parametrize("shards", [{}, {"SHARD_RECORDS": 0, "SHARD_BYTES": 400_000}])
+@pytest.mark.parametrize("part", list(PARTS))
+def test_a_part_of_the_records_fits_as_its_own_plan_says(
+    configure: Configure, part: str, shards: dict[str, object]
+) -> None:
+    config = configure(VIEWS=LARGE_VIEWS, CACHE=shards)
+    own = announced(config, *PARTS[part], "VIEWS.NUM", "2").presets["exact"].expected_bytes
+    for given, views in ((own, 2), (own - 1, 1)):
+        found = announced(config, budget=given).budget
+        assert found is not None and found.fits["exact"].views < 2
+        # Of others as many or more fit, or they are not listed.
+        fit = found.parts.get(f"exact, {part}", found.fits["exact"])
+        assert fit.views == views and fit.bytes <= given
+        assert fit.bytes == own or views == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "overrides", "listed"),
+    [
+        ("1PB", (), []),  # as many fit of the whole as are tried
+        ("4.1MB", (), list(PARTS)),
+        ("1.7MB", ("CACHE.PRESET", "compact"), list(PARTS)[::2]),  # no preset fits
+        ("2.1MB", PARTS["without p3"], [*list(PARTS)[:2], "without p4"]),
+        ("2.1MB", PARTS["features alone"], ["without p3"]),
+        ("2.1MB", ("CACHE.LEVELS", "('p5',)", *PARTS["features alone"]), []),
+    ],
+)
+def test_parts_of_which_more_views_fit_are_listed(
+    configure: Configure,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: str,
+    overrides: tuple[str, ...],
+    listed: list[str],
+) -> None:
+    monkeypatch.setattr("stage1_dump.budget._MOST_VIEWS", 4)
+    config = configure(VIEWS=LARGE_VIEWS)
+    assert main(["plan", "--budget", budget, "--config-file", str(config), *overrides]) == 0
+    _, _, said = capsys.readouterr().out.partition(", the most views that fit:\n")
+    lines = said.splitlines()[len(PRESETS) :]
+    title = "compact" if "compact" in overrides else "exact"
+    assert [line.partition(": ")[0] for line in lines] == [f"  {title}, {one}" for one in listed]
+    assert all(re.search(r": \d views?, ", line) for line in lines)
 
 
 @pytest.mark.parametrize(
