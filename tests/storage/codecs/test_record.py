@@ -50,7 +50,7 @@ from tests.storage.codecs.samples import (
     placed,
     record_of,
 )
-from tests.storage.test_schema import FUZZ, HOSTILE, JSON, paths, replaced
+from tests.storage.forging import FUZZ, HOSTILE, JSON, paths, replaced
 
 # A record of every kind, by name, as a manifest has it.
 SIGNALS = (DELTAS, FEATURES, ROWS, BOXES, SCORES)
