@@ -216,6 +216,7 @@ class TestDamage:
             lambda records: records["slot"].__setitem__(0, 2),
             lambda records: records["slot"].__setitem__(0, 10**30),
             lambda records: records["slot"].__setitem__(0, "1"),
+            lambda records: records["slot"].__setitem__(0, []),
             lambda records: records.update(slot="01"),
             lambda records: records["image_id"].__setitem__(0, 1000),
         ],

@@ -28,7 +28,7 @@ from storage.repairs import plan_repair
 from storage.schema import check_key
 from tests.storage import faults
 from tests.storage.cases import contents, make_index, reframe
-from tests.storage.test_schema import HOSTILE, JSON, paths, replaced
+from tests.storage.forging import HOSTILE, JSON, paths, replaced
 
 FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
 FUZZ = settings(

@@ -7,26 +7,19 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numcodecs import Zstd
 from zarr.storage import MemoryStore
 
 from storage import (
     CacheReader,
-    CacheWriter,
-    CorruptChunkError,
     FormatError,
     Problem,
     Report,
     ShardId,
     StoreAccessError,
-    checksums,
-    plan_to_json,
     repair,
     verify,
 )
@@ -34,20 +27,14 @@ from storage import commit as commits
 from storage.layout import commit_key, object_key
 from storage.location import Location
 from storage.metadata import read_root
-from storage.shards import describe
 from tests.storage.cases import (
-    SHARD_RECORDS,
     TALL,
     WIDE,
     NewLocation,
     contents,
     first_path,
     flip,
-    make_arrays,
     make_cache,
-    make_index,
-    make_manifest,
-    reframe,
     rewrite_root,
 )
 
@@ -343,109 +330,3 @@ class TestToldApart:
     def test_unknown_level(self, cache: Path) -> None:
         with pytest.raises(ValueError, match="level 'thorough': expected one of quick, full, deep"):
             verify(cache, "thorough")
-
-
-class TestDeep:
-    def write(self, path: Path, change: Callable[[dict[str, Any]], object]) -> Report:
-        index = make_index()
-        writer = CacheWriter(path, make_manifest(index), index)
-        for shard in writer.missing():
-            writer.write(shard, make_arrays(writer, shard, change if shard == FIRST else len))
-        assert verify(path).ok
-        return verify(path, "deep")
-
-    def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
-        def change(fields: dict[str, Any]) -> None:
-            fields["echo.bound"][1] = np.nan
-
-        report = self.write(tmp_path / "cache", change)
-        assert kinds(report) == ["invalid"]
-        assert "image 1007, view 0: echo.bound holds NaN or infinity" in report.problems[0].message
-
-    def test_detections(self, tmp_path: Path) -> None:
-        def change(fields: dict[str, Any]) -> None:
-            fields["detections"][0, 0, 2] = 46
-
-        report = self.write(tmp_path / "cache", change)
-        assert "image 1000, view 0: a detection lies outside the view of 45 x 30;" in str(
-            report.problems[0]
-        )
-
-    def test_a_chunk_that_holds_less_than_a_record(self, cache: Path) -> None:
-        # Forged throughout: zstd's data, zarr's table, and every digest.
-        array = next(
-            one for one in CacheReader(cache).manifest.arrays[FIRST.bucket] if one.compression
-        )
-        key, count = object_key(FIRST, array), SHARD_RECORDS
-        chunk = bytes(Zstd().encode(np.ones(array.num_bytes - 1, dtype=np.uint8)))
-        chunk += checksums.crc32c(chunk).to_bytes(4, "little")
-        places = np.array([[n * len(chunk), len(chunk)] for n in range(count)], dtype="<u8")
-        table = places.tobytes()
-        raw = chunk * count + table + checksums.crc32c(table).to_bytes(4, "little")
-        (cache / key).write_bytes(raw)
-        body = commits.unframe((cache / commit_key(FIRST)).read_bytes(), "commit")
-        stored = describe(raw, np.arange(count), count)
-        body["objects"][key] = {
-            "size": len(raw), "xxh3_128": stored.xxh3_128, "chunks": stored.chunks.tolist()
-        }  # fmt: skip
-        (cache / commit_key(FIRST)).write_bytes(reframe(body))
-        assert verify(cache).ok
-        (problem,) = verify(cache, "deep").problems
-        assert (problem.kind, problem.array, problem.spoils) == ("invalid", array.name, True)
-        assert f"a chunk is not {array.num_bytes} bytes" in problem.message
-        with pytest.raises(CorruptChunkError, match=f"array {array.name}.* does not hold a record"):
-            CacheReader(cache).read(0)
-
-    def test_a_commit_that_misstates_a_chunk(self, cache: Path) -> None:
-        # Consistent in itself, and every object as it says.
-        path = cache / commit_key(FIRST)
-        body = commits.unframe(path.read_bytes(), "commit")
-        key = next(key for key in body["objects"] if "/echo/" in key)
-        body["objects"][key]["chunks"][0][2] ^= 1
-        path.write_bytes(reframe(body))
-        for level in ("full", "deep"):
-            (problem,) = verify(cache, level).problems
-            assert (problem.kind, problem.array) == ("damaged", "echo")
-            assert "the CRC32C of a chunk is not the one in the commit" in problem.message
-
-
-class TestExpect:
-    def plan(self, num_views: int, **changes: Any) -> dict[str, Any]:
-        index = make_index(num_views=num_views)
-        return json.loads(json.dumps(plan_to_json(make_manifest(index, **changes), index)))
-
-    def test_the_plan_of_the_store_or_a_part_of_it(self, finished: Path) -> None:
-        assert verify(finished, "quick", self.plan(2)).ok
-        assert verify(finished, "quick", self.plan(1)).ok
-
-    def test_shards_that_the_store_does_not_plan(self, finished: Path) -> None:
-        report = verify(finished, "quick", self.plan(3))
-        assert kinds(report) == ["missing"] * 3
-        assert "run the dump with the config of the plan" in report.problems[0].message
-
-    @pytest.mark.parametrize(
-        ("section", "name", "stored"),
-        [
-            ("teacher", "tensors", '"' + "ab" * 32 + '"'),
-            ("dataset", "sha256", '"' + "cd" * 32 + '"'),
-            ("augmentation", "scales", "[30]"),
-            ("numerics", "precision", '"float32"'),
-        ],
-    )
-    def test_another_identity_names_fields_and_values(
-        self, finished: Path, section: str, name: str, stored: str
-    ) -> None:
-        other = {**getattr(make_manifest(make_index()), section), name: "other"}
-        (problem,) = verify(finished, "quick", self.plan(2, **{section: other})).problems
-        assert (problem.kind, problem.where) == ("unexpected", f"{section}.{name}")
-        said = f'{finished}: {section}.{name}: stored {stored}, wanted "other";'
-        assert said in str(problem)
-
-    def test_other_records(self, finished: Path) -> None:
-        plan = self.plan(2)
-        plan["shards"][0]["sha256"] = "0" * 64
-        assert kinds(verify(finished, "quick", plan)) == ["unexpected"]
-
-    def test_what_is_no_plan(self, finished: Path) -> None:
-        with pytest.raises(FormatError, match="plan: not a teacher cache"):
-            verify(finished, "quick", {"shards": []})

@@ -50,7 +50,7 @@ from tests.storage.codecs.samples import (
     placed,
     record_of,
 )
-from tests.storage.test_schema import FUZZ, HOSTILE, JSON, paths, replaced
+from tests.storage.forging import FUZZ, HOSTILE, JSON, paths, replaced
 
 # A record of every kind, by name, as a manifest has it.
 SIGNALS = (DELTAS, FEATURES, ROWS, BOXES, SCORES)
@@ -180,6 +180,14 @@ def test_gradients_are_neither_needed_nor_kept(codec: RecordCodec) -> None:
     assert not any(one.requires_grad for one in codec.decode(codes, GEOMETRY).values())
 
 
+# More bytes than a field may have.
+ENORMOUS = {
+    "kind": "rows",
+    "sizes": {"rows": 1 << 20, "columns": 1 << 20},
+    "codec": {"name": "dense", "version": 1, "parameters": {}},
+}
+
+
 def of_codec(**changes: Any) -> Callable[[Any], None]:
     return lambda signal: signal["codec"].update(changes)
 
@@ -206,7 +214,7 @@ class TestNotDecoded:
                 r"sizes \['columns'\], expected \['chan",
             ),
             (lambda one: one.update(sizes=["channels"]), "signal features: "),
-            (lambda one: one.update(sizes={"channels": 1 << 20}), "0064x0096 has other fields"),
+            (lambda one: one.update(ENORMOUS), "0064x0096 has other fields"),
             (lambda one: one.update(sizes={"channels": -1}), "features: channels: got -1"),
             (lambda one: one.pop("codec"), "signal features: it has no 'codec'"),
             (lambda one: one["codec"].pop("version"), "signal features: it has no 'version'"),
