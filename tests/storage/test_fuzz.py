@@ -1,6 +1,6 @@
 """Forged stores, digests and all: nothing but documented errors comes out, and little memory goes.
 
-`test_schema` forges single values; here everything that a user can do is done to a whole store.
+`test_forgery` forges single values; here everything that a user can do is done to a whole store.
 """
 
 from __future__ import annotations

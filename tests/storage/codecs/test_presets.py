@@ -57,7 +57,8 @@ def test_every_preset_has_a_codec_for_every_kind(name: str) -> None:
 
 
 def test_unknown_presets_and_options_are_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="CACHE.PRESET 'best': expected one of balanced, compact, exact"):
+    said = r"CACHE\.PRESET 'best': expected one of balanced, compact, exact"
+    with pytest.raises(ValueError, match=said):
         get_preset("best")
     with pytest.raises(ValueError, match=r"preset exact: .*colour"):
         get_preset("exact", colour="red")
