@@ -254,7 +254,6 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
     from stage1_dump.prepare import prepare as prepare_dump
     from stage1_dump.ranks import current_rank, pick_device
     from stage1_dump.teacher import load_teacher
-    from storage.index import ShardTable
 
     cfg = load_config(str(setting.config))
     prepared = prepare_dump(cfg)
@@ -270,7 +269,7 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
             prepared.teacher_cfg,
             prepared.setup.augmentation,
         )
-        table = ShardTable(prepared.index, prepared.shard_records)
+        table = prepared.table
         batches = []
         for shard in table.shards:
             rendered = [views[record] for record in table.records_of(shard).tolist()]

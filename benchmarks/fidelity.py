@@ -168,10 +168,9 @@ def _measure(job: Pipeline, preset: str, precision: str) -> dict[str, Any]:
 def _largest_record(cache: Path) -> float:
     """Bytes of the largest record of a store, in proportion to the positions of 800x1344."""
     from storage import CacheReader
-    from storage.index import ShardTable
 
     reader = CacheReader(cache)
-    table = ShardTable(reader.index, reader.manifest.shard_records)
+    table = reader.table
     sizes = []
     for record in range(len(reader)):
         shard, _ = table.shard_of(record)

@@ -24,7 +24,6 @@ from detectors import teacher_fingerprint
 from detectors.identity import differing_facts, dump_differences
 from detectors.stored import Stored
 from storage import CacheReader
-from storage.index import ShardTable
 from storage.progress import Progress
 from storage.schema import PIXELS_CRC, PIXELS_SAMPLE
 
@@ -168,7 +167,7 @@ def _draw(
     reader: CacheReader, prepared: Prepared, batch: int, *, sample: int, seed: int
 ) -> list[list[int]]:
     """Draw whole batches of the dump at random until they hold `sample` records."""
-    table = ShardTable(reader.index, reader.manifest.shard_records)
+    table = reader.table
     missing = set(reader.missing())
     batches = [
         records[start : start + batch]

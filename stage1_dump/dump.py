@@ -164,7 +164,7 @@ class DumpJob:
             batch=prepared.settings.teacher.batch,
             num_workers=num_workers,
             device=teacher.device,
-            forked="://" not in prepared.settings.cache.location,
+            forked=writer.location.is_local,
         )
         self._computer = BatchComputer(teacher, profile)
         self._failures: list[Failure] = []

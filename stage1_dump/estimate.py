@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detectors import load_model, teacher_fingerprint
 from storage import CacheError, plan_to_json
+from storage.location import Location
 from storage.progress import format_bytes
 
 from .budget import Budget, fit_budget
@@ -195,7 +196,7 @@ def _smaller(presets: Mapping[str, PresetEstimate], title: str) -> list[str]:
 def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
     """The planned cache where it exists already; else why what lies there is not it."""
     location = prepared.settings.cache.location
-    if "://" in location:
+    if not Location(location).is_local:
         return None, []
     try:
         existing = look_at(prepared)
@@ -232,7 +233,7 @@ def plan_text(prepared: Prepared) -> str:
 
 def _free_bytes(location: str) -> int | None:
     """Free space on the disk that a local location lies or would lie on."""
-    if "://" in location:
+    if not Location(location).is_local:
         return None
     path = Path(location).absolute()
     while not path.exists():

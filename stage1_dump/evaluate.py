@@ -27,7 +27,6 @@ from dataset.views import Augmentation, View, plan_views
 from detectors.evaluate import box_evaluator, known_numbers
 from detectors.identity import differing_facts, other_dataset
 from storage import CacheReader
-from storage.index import ShardTable
 from storage.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -158,7 +157,7 @@ def _process(
 
 
 def _incomplete_views(reader: CacheReader) -> tuple[int, ...]:
-    table = ShardTable(reader.index, reader.manifest.shard_records)
+    table = reader.table
     views = {int(reader.index.view[table.records_of(shard)[0]]) for shard in reader.missing()}
     return tuple(sorted(views))
 

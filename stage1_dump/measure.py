@@ -15,7 +15,6 @@ from torch import Tensor
 from dataset.annotations import require_images
 from storage import Geometry, RecordCodec
 from storage.codecs.record import joined
-from storage.index import ShardTable
 from storage.progress import Progress
 from storage.shards import encode_shard, table_bytes
 
@@ -151,7 +150,7 @@ def _compressed_bytes(
 
 def _spread(prepared: Prepared, count: int) -> list[list[int]]:
     """Record numbers of `count` batches, each the first of its shard, evenly over the plan."""
-    table = ShardTable(prepared.index, prepared.shard_records)
+    table = prepared.table
     chosen = np.linspace(0, len(table) - 1, count).astype(int).tolist()
     batch = prepared.settings.teacher.batch
     return [table.records_of(table.shards[number])[:batch].tolist() for number in chosen]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -22,6 +23,7 @@ from detectors import Setup
 from detectors.command import register_data
 from detectors.datasets import other_classes
 from storage import Geometry, Index, Manifest, Preset, RecordCodec
+from storage.index import ShardTable
 
 from .plan import (
     PlanConfig,
@@ -64,6 +66,11 @@ class Prepared:
     def teacher_cfg(self) -> CfgNode:
         """The teacher's config."""
         return self.setup.teacher_cfg
+
+    @cached_property
+    def table(self) -> ShardTable:
+        """Which records each shard of the plan has."""
+        return ShardTable(self.index, self.shard_records)
 
     def codec(self, preset: Preset | None = None) -> RecordCodec:
         """What encodes a record, with the config's preset or another."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from storage import CacheError, CacheWriter, ShardId
 from storage.claims import MAX_LEASE_SEC
+from storage.keeper import Keeper
 from storage.layout import commit_key
 
 if TYPE_CHECKING:
@@ -212,8 +213,7 @@ class Claims:
         self._owner = owner
         self._held: set[ShardId] = set()
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._keeper = threading.Thread(target=self._keep_alive, name="claims", daemon=True)
+        self._keeper = Keeper(self._keep_alive, every_sec=LEASE_SEC / 3, name="claims")
 
     def __enter__(self) -> Claims:
         self._keeper.start()
@@ -225,8 +225,7 @@ class Claims:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop.set()
-        self._keeper.join()
+        self._keeper.stop()
         with self._lock:  # a shard that is being claimed ahead is held now, or never
             held = list(self._held)
         for shard in held:
@@ -239,7 +238,7 @@ class Claims:
     def take(self, shard: ShardId) -> bool:
         """Claim a shard that is still to be done; False if another rank holds or finished it."""
         with self._lock:
-            if self._stop.is_set() or not self._writer.claim(shard, self._owner, LEASE_SEC):
+            if self._keeper.is_stopped or not self._writer.claim(shard, self._owner, LEASE_SEC):
                 return False
             self._held.add(shard)
         # Looked up only now: before the claim, its holder could have finished after the look.
@@ -255,11 +254,10 @@ class Claims:
             self._writer.release(shard)
 
     def _keep_alive(self) -> None:
-        while not self._stop.wait(LEASE_SEC / 3):
-            for shard in list(self._held):
-                with self._lock:
-                    if shard in self._held:
-                        self._renew(shard)
+        for shard in list(self._held):
+            with self._lock:
+                if shard in self._held:
+                    self._renew(shard)
 
     def _renew(self, shard: ShardId) -> None:
         try:

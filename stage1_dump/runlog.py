@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from storage import CacheError, CacheWriter, read_logs
+from storage.keeper import Keeper
 
 from .ranks import Rank
 
@@ -83,17 +84,16 @@ class RunLog:
         self._started = time.time()
         self._name = f"{_PREFIX}{int(self._started * 1000)}-rank{rank.number}"
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._keeper = threading.Thread(target=self._keep_noting, name="log", daemon=True)
+        self._keeper = Keeper(self._note, every_sec=_WRITE_EVERY_SEC, name="log")
         self.shards = self.records = 0
 
     def __enter__(self) -> RunLog:
+        self._note()  # a rank is alive before its first shard is done
         self._keeper.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._keeper.join()
+        self._keeper.stop()
         self._note(ended=True)
 
     def note_config(self, text: str) -> None:
@@ -105,12 +105,6 @@ class RunLog:
         with self._lock:
             self.shards += 1
             self.records += records
-
-    def _keep_noting(self) -> None:
-        # At once as well: a rank is alive before its first shard is done.
-        self._note()
-        while not self._stop.wait(_WRITE_EVERY_SEC):
-            self._note()
 
     def _note(self, *, ended: bool = False) -> None:
         note = RankNote(

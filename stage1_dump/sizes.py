@@ -12,7 +12,6 @@ from storage import Array, Geometry, Index, Preset, RecordCodec, ShardId, get_pr
 from storage import commit as commits
 from storage.codecs.presets import PRESETS
 from storage.commit import Commit, StoredObject
-from storage.index import ShardTable
 from storage.layout import CRC_BYTES, object_key, root_json, seal
 from storage.manifest import Manifest
 from storage.progress import format_bytes
@@ -132,7 +131,7 @@ def sample_of_cache(prepared: Prepared, sizes: Mapping[str, int]) -> Sample | No
     buckets = {name: number for number, name in enumerate(prepared.index.bucket_names)}
     records = np.zeros(len(buckets), dtype=np.int64)
     taken: dict[str, int] = {}
-    table = ShardTable(prepared.index, prepared.shard_records)
+    table = prepared.table
     for shard in table.shards:
         number = buckets[shard.bucket]
         arrays = compressed_arrays(prepared.codec(), prepared.geometries[number])

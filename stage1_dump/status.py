@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 from storage import CacheReader
-from storage.index import ShardTable
 
 from .ranks import LEASE_SEC
 from .runlog import RankNote, read_notes
@@ -81,7 +80,7 @@ def read_status(location: str) -> Status:
         CacheError: its metadata is damaged, or it cannot be reached.
     """
     reader = CacheReader(location)
-    table = ShardTable(reader.index, reader.manifest.shard_records)
+    table = reader.table
     missing = reader.missing()
     missing_records = sum(len(table.records_of(shard)) for shard in missing)
     notes = read_notes(location)

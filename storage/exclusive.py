@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from storage.claims import Claims
+from storage.keeper import Keeper
 from storage.location import Location
 from storage.schema import ShardId
 
@@ -30,15 +30,14 @@ def claimed_metadata(location: Location) -> Iterator[None]:
 
     What was read before has to be read again inside: it may be out of date.
     """
-    claims, ended = Claims(location), threading.Event()
+    claims = Claims(location)
     owner = f"{socket.gethostname()} {os.getpid()}"
 
-    def keep() -> None:
-        while not ended.wait(_LEASE_SEC / 3):
-            claims.take(METADATA, owner, _LEASE_SEC)
+    def take() -> bool:
+        return claims.take(METADATA, owner, _LEASE_SEC)
 
     said = -_SAY_EVERY_SEC
-    while not claims.take(METADATA, owner, _LEASE_SEC):
+    while not take():
         holder = claims.current(METADATA)
         if holder is not None and time.monotonic() - said >= _SAY_EVERY_SEC:
             said = time.monotonic()
@@ -47,11 +46,10 @@ def claimed_metadata(location: Location) -> Iterator[None]:
                 location, holder,
             )  # fmt: skip
         time.sleep(_PAUSE_SEC)
-    keeper = threading.Thread(target=keep, name="metadata claim", daemon=True)
+    keeper = Keeper(take, every_sec=_LEASE_SEC / 3, name="metadata claim")
     keeper.start()
     try:
         yield
     finally:
-        ended.set()
-        keeper.join()
+        keeper.stop()
         claims.release(METADATA)

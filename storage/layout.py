@@ -92,10 +92,11 @@ def parse_root(raw: bytes, store: str) -> Manifest:
     if not manifest.slots:
         raise FormatError(f"{store}: the manifest is malformed (no slots)")
     expected = json.loads(root_json(manifest))
-    for one in canonical.differences(root, expected):
+    found = canonical.differences(root, expected)
+    if found:
         raise FormatError(
-            f"{store}/{ROOT_KEY}: {one}, as the format has it; run the dump again with the same"
-            " config: it writes the file again, and keeps the shards"
+            f"{store}/{ROOT_KEY}: {found[0]}, as the format has it; run the dump again with the"
+            " same config: it writes the file again, and keeps the shards"
         )
     return manifest
 

@@ -275,7 +275,8 @@ class Location:
             StoreAccessError: some of it cannot be listed.
         """
         found = self.listing(folder)
-        for key, reason in found.unreadable.items():
+        if found.unreadable:
+            key, reason = next(iter(found.unreadable.items()))
             raise StoreAccessError(f"{self}/{key}: {reason}; make it readable, and run again")
         return found.sizes
 

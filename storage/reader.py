@@ -132,7 +132,7 @@ class CacheReader:
     def missing(self) -> list[ShardId]:
         """Return the shards that are not committed, in plan order. One listing."""
         committed = self.location.sizes(COMMITS)
-        return [shard for shard in self._table.shards if commit_key(shard) not in committed]
+        return [shard for shard in self.table.shards if commit_key(shard) not in committed]
 
     def holds(self, record: int) -> bool:
         """Return whether a committed shard has a record: not if the dump left its image out.
@@ -202,7 +202,8 @@ class CacheReader:
         return [[(chunk, self._checked(chunk, next(found))) for chunk in one] for one in wanted]
 
     @cached_property
-    def _table(self) -> ShardTable:
+    def table(self) -> ShardTable:
+        """Which records each shard of the plan has."""
         try:
             return ShardTable(self.index, self.manifest.shard_records)
         except ValueError as error:
@@ -212,8 +213,9 @@ class CacheReader:
     def arrays(self) -> dict[str, tuple[Array, ...]]:
         """Bucket name to the arrays that are read."""
         known = self.manifest.signals
-        for name in sorted((self._signal_names or frozenset()) - known.keys()):
-            raise ValueError(f"{self.location}: no signal {name!r}, only {', '.join(known)}")
+        unknown = sorted((self._signal_names or frozenset()) - known.keys())
+        if unknown:
+            raise ValueError(f"{self.location}: no signal {unknown[0]!r}, only {', '.join(known)}")
         return {
             bucket: tuple(one for one in arrays if one.name == RECORD or self._is_read(one.name))
             for bucket, arrays in self.manifest.arrays.items()
@@ -242,7 +244,7 @@ class CacheReader:
     def place_of(self, record: int) -> tuple[ShardId, int]:
         if not 0 <= record < len(self.index):
             raise IndexError(f"{self.location}: record {record} of {len(self.index)}")
-        return self._table.shard_of(record)
+        return self.table.shard_of(record)
 
     def _load_commits(self, shards: Iterable[ShardId]) -> None:
         shards = sorted(shards)
@@ -256,7 +258,7 @@ class CacheReader:
                     " writes it"
                 )
             commit = commits.parse(raw, shard, self.manifest, str(self.location))
-            records = self._table.records_of(shard)
+            records = self.table.records_of(shard)
             records = commits.records_in(commit, self.index, records, self.manifest.excluded)
             commits.check_records(commit, self.index, records, str(self.location))
             arrays = self.arrays[shard.bucket]

@@ -12,12 +12,14 @@ import torch
 import yaml
 from PIL import Image
 
-from storage import CacheReader
+from storage import CacheReader, FormatError, verify
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EXTENDING.md").read_text()
 COMMANDS = re.findall(r"^python -m (.*)$", PAGE, flags=re.MULTILINE)
-MODULES = tuple(f"my_project.{one}" for one in ("nodes", "models", "detector", "data", "steps"))
+MODULES = tuple(
+    f"my_project.{one}" for one in ("nodes", "models", "detector", "data", "steps", "codecs")
+)
 # Of a machine without a GPU and without spare cores.
 SMALL = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
 
@@ -83,6 +85,14 @@ def test_views_have_the_augmentation_of_the_page(dumped: Path) -> None:
     pixels = [samples.read(record)["pixels_sample"] for record in range(len(samples))]
     is_grey = {bool((one == one[..., :1]).all()) for one in pixels}
     assert is_grey == {False, True}
+
+
+def test_records_are_encoded_by_the_codec_of_the_page_and_checked_without_it(dumped: Path) -> None:
+    reader = CacheReader(str(dumped / "output/cache"))
+    assert reader.manifest.signals["features"]["codec"]["name"] == "ranged_maps"
+    assert verify(reader.location, "deep").ok
+    with pytest.raises(FormatError, match=r"codec 'ranged_maps': expected one of .*\(IMPORTS\)"):
+        _ = reader.codec
 
 
 def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:

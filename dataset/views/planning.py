@@ -213,7 +213,9 @@ def _stored_sizes(ids: NDArray[np.int64], heights: Any, widths: Any) -> NDArray[
             "image_ids, heights and widths must be one-dimensional and of one length, "
             f"got shapes {ids.shape}, {heights.shape} and {widths.shape}"
         )
-    for bad in np.flatnonzero((heights < 1) | (widths < 1))[:1]:
+    wrong = np.flatnonzero((heights < 1) | (widths < 1))
+    if len(wrong):
+        bad = wrong[0]
         raise ValueError(
             f"image {ids[bad]}: height and width must be positive, got {heights[bad]}x{widths[bad]}"
         )
