@@ -12,7 +12,7 @@ W, A; positions level, H, W.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from storage import Geometry, Signal
 from storage.codecs.placing import Placing
 
 LevelSizes = Sequence[tuple[int, int]]
+
+_NAMED = ("features", "scores", "deltas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,14 @@ class TeacherBatch:
         deltas: (N, R, 4) float32, in the units of the detector's box transform; zero where not
             valid.
         valid: (N, R) bool, whether the anchor lies on its record's own grid.
+        further: signal name to the (N, ...) values of what only some families have.
     """
 
     features: list[Tensor]
     probabilities: Tensor
     deltas: Tensor
     valid: Tensor
+    further: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_values(
@@ -59,6 +63,7 @@ class TeacherBatch:
             probabilities=scores,
             deltas=values["deltas"],
             valid=valid,
+            further={name: one for name, one in values.items() if name not in _NAMED},
         )
 
 
