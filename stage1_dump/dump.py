@@ -55,7 +55,7 @@ class DumpReport:
         elapsed_sec: time from the first claim to the last commit.
         cpu_sec: CPU time of this process meanwhile, without that of its image workers.
         failures: views that could not be rendered; their shards are not in the cache.
-        remedy: how to leave their images out.
+        remedy: how to leave their images out; empty if they could not be listed.
         excluded: images that were left out.
         shares: where the time went.
     """
@@ -79,7 +79,7 @@ class DumpReport:
             lines.append(f"{len(self.failures)} views could not be rendered:")
             lines += [f"  {failure}" for failure in self.failures]
             lines.append("their shards are missing; mend the images and run again")
-            lines.append(self.remedy)
+            lines += filter(None, [self.remedy])
         if self.excluded:
             lines.append(f"{self.excluded} images are left out (DATASET.EXCLUDE)")
         return "\n".join(lines)

@@ -45,9 +45,10 @@ class UnreadableList:
             logger.warning("could not list the unreadable images: %s", error)
 
     def remedy(self) -> str:
-        """Say how to leave the listed images out, and how many they are."""
+        """Say how to leave the listed images out, and how many they are; "" without a list."""
         count = len(_ids(self._text()))
-        return f"to leave them out: DATASET.EXCLUDE {shlex.quote(str(self._path))} ({count} images)"
+        name = shlex.quote(str(self._path))
+        return f"to leave them out: DATASET.EXCLUDE {name} ({count} images)" if count else ""
 
     def _new_lines(self, reasons: Mapping[int, str]) -> bytes:
         text = self._text()
@@ -90,4 +91,6 @@ def require_written_images(prepared: Prepared) -> None:
         unreadable.add(
             {key: f"{os.path.join(root, name)}: missing" for key, name in error.missing.items()}
         )
-        raise FileNotFoundError(f"{error}; {unreadable.remedy()}") from None
+        raise FileNotFoundError(
+            "; ".join(filter(None, (str(error), unreadable.remedy())))
+        ) from None
