@@ -87,10 +87,7 @@ def require_written_images(prepared: Prepared) -> None:
         if error.is_everything:
             raise
         unreadable = UnreadableList(prepared)
-        root = prepared.image_root
-        unreadable.add(
-            {key: f"{os.path.join(root, name)}: missing" for key, name in error.missing.items()}
-        )
-        raise FileNotFoundError(
-            "; ".join(filter(None, (str(error), unreadable.remedy())))
-        ) from None
+        paths = {key: os.path.join(prepared.image_root, one) for key, one in error.missing.items()}
+        unreadable.add({image_id: f"{path}: missing" for image_id, path in paths.items()})
+        remedy = unreadable.remedy()
+        raise FileNotFoundError(f"{error}; {remedy}" if remedy else str(error)) from None
