@@ -276,7 +276,7 @@ class DumpJob:
 
     def _give_up(self, shard: ShardId, failures: list[Failure]) -> None:
         for failure in failures:
-            logger.error("shard %s is left out: %s", shard, failure)
+            logger.error("shard %s is not written: %s", shard, failure)
         self._unreadable.add({one.image_id: one.message for one in failures})
         self._failures += failures
         self._failed.add(shard)
