@@ -262,13 +262,7 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
         teacher = load_teacher(
             prepared.setup.stored, device, precision=setting.precision, codec=prepared.codec()
         )
-        views = RecordImages(
-            prepared.images,
-            prepared.image_root,
-            prepared.index,
-            prepared.teacher_cfg,
-            prepared.setup.augmentation,
-        )
+        views = RecordImages(prepared)
         table = prepared.table
         batches = []
         for shard in table.shards:

@@ -32,6 +32,7 @@ IMPORTS = "IMPORTS"
 # Every key that may hold a path.
 PATH_KEYS = (
     "CACHE.LOCATION",
+    "DATASET.EXCLUDE",
     "DATASET.FOLDER",
     "DATASET.IMAGE_LIST",
     "MODEL.WEIGHTS",

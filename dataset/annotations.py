@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from dataset.image_files import image_path, require_images
+from dataset.image_files import MissingImagesError, image_path, require_images
 from dataset.reading import load_annotations
 from dataset.tables import ImageTable
 
 __all__ = [
     "ImageTable",
+    "MissingImagesError",
     "annotations_digest",
     "dataset_fingerprint",
     "image_path",

@@ -45,6 +45,20 @@ def image_path(root: str | os.PathLike[str], file_name: str) -> str:
     return paths[0]
 
 
+class MissingImagesError(FileNotFoundError):
+    """Images of a table are not under its root.
+
+    Attributes:
+        missing: id to file name of each.
+        is_everything: whether no image is there, so that the root is the wrong one.
+    """
+
+    def __init__(self, message: str, missing: dict[int, str], *, is_everything: bool) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.is_everything = is_everything
+
+
 class ImageFolder:
     """The images under one root, found by listing folders once.
 
@@ -110,16 +124,20 @@ def require_images(table: ImageTable, root: str | os.PathLike[str]) -> list[str]
         N paths, in the table's order.
 
     Raises:
-        FileNotFoundError: images are missing; the message counts them and names the first.
+        MissingImagesError: images are missing; the message counts them and names the first.
         ValueError: a file name leads out of the root.
     """
     folder = ImageFolder(root)
     paths = [folder.find(name) for name in table.file_names]
-    missing = [name for name, path in zip(table.file_names, paths, strict=True) if path is None]
+    images = zip(table.ids.tolist(), table.file_names, paths, strict=True)
+    missing = {image_id: name for image_id, name, path in images if path is None}
     if missing:
-        raise FileNotFoundError(
+        first = next(iter(missing.values()))
+        raise MissingImagesError(
             f"{folder.root}: {len(missing)} of {len(paths)} images are missing, the first is "
-            f"{missing[0]!r}{folder.hint(missing[0])}; `python -m dataset check` lists them all"
+            f"{first!r}{folder.hint(first)}; `python -m dataset check` lists them all",
+            missing,
+            is_everything=len(missing) == len(paths),
         )
     return [path for path in paths if path is not None]
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from dataset.image_files import ImageFolder
 from dataset.layouts import PREFIX, find_splits
 from dataset.reading import Annotations, load_annotations, read_annotations
 
+# Images by which the folder of a split is found: the first that is there decides.
+_LOOKED_FOR = 100
+
 
 def register_folder(
     folder: str | os.PathLike[str], needed: Collection[str] | None = None
@@ -27,7 +31,8 @@ def register_folder(
     """Register every split of a folder as `folder_<split>`; see `dataset.layouts`.
 
     The images of a split are in the first folder that holds the first image that its annotations
-    name. Registering another folder replaces the earlier one, its other splits included.
+    name, or, where that is missing, the next. Registering another folder replaces the earlier one,
+    its other splits included.
 
     Args:
         folder: the dataset folder.
@@ -37,7 +42,7 @@ def register_folder(
         name -> (annotation file, image root), both absolute.
 
     Raises:
-        FileNotFoundError: the folder, its annotations or the first image of a split is missing.
+        FileNotFoundError: the folder, its annotations or the first images of a split are missing.
         ValueError: an annotation file is not COCO.
     """
     found = {}
@@ -121,17 +126,20 @@ def _name_classes(name: str, annotations: Annotations) -> None:
 
 
 def _find_image_root(annotations: Path, candidates: tuple[Path, ...]) -> Path:
-    first = _first_file_name(annotations)
-    escapes = []
-    for candidate in candidates:
+    names = _first_file_names(annotations)
+    folders = {candidate: ImageFolder(candidate) for candidate in candidates}
+    escapes: list[ValueError] = []
+    # Some may be missing, and left out for that (DATASET.EXCLUDE).
+    for name, (candidate, folder) in product(names, folders.items()):
         try:
-            if ImageFolder(candidate).find(first) is not None:
+            if folder.find(name) is not None:
                 return candidate
         except ValueError as error:
             escapes.append(error)
-    if len(escapes) == len(candidates):
+    if len(escapes) == len(names) * len(candidates):
         load_annotations(annotations, candidates[-1])  # which names the image
         raise escapes[0]
+    first = names[0]
     hints = (_hint(candidate, first) for candidate in candidates)
     raise FileNotFoundError(
         f"{annotations}: its first image {first!r} is in none of "
@@ -147,14 +155,20 @@ def _hint(folder: Path, file_name: str) -> str:
         return ""  # an absolute name that lies in another of the folders
 
 
-def _first_file_name(annotations: Path) -> str:
+def _first_file_names(annotations: Path) -> list[str]:
+    found = list(islice(_file_names(annotations), _LOOKED_FOR))
+    if not found:
+        load_annotations(annotations)  # which says why there is none
+        raise ValueError(f"{annotations}: not COCO annotations, there is no image in `images`")
+    return found
+
+
+def _file_names(annotations: Path) -> Iterator[str]:
     for section, elements, is_array in iterate_sections(annotations):
         for element in elements if section == "images" and is_array else ():
             name = element.get("file_name") if isinstance(element, dict) else None
             if isinstance(name, str) and name:
-                return name
-    load_annotations(annotations)  # which says why there is none
-    raise ValueError(f"{annotations}: not COCO annotations, there is no image in `images`")
+                yield name
 
 
 def locate(name: str) -> tuple[str, str]:

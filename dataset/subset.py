@@ -1,4 +1,4 @@
-"""Which images of a dataset are used: those of a list, or the first ones. Both stages ask here."""
+"""Which images of a dataset are used, and which are left out. Both stages ask here."""
 
 from __future__ import annotations
 
@@ -9,46 +9,50 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.annotations import ImageTable, load_images
+from dataset.tables import ImageTable
 
 if TYPE_CHECKING:
     from configs.nodes import DatasetConfig
 
 
-def planned_images(annotations: str | os.PathLike[str], config: DatasetConfig) -> ImageTable:
-    """Read the images of an annotation file that `DATASET` asks for, by id.
-
-    Raises:
-        FileNotFoundError: there is no annotation file, or no DATASET.IMAGE_LIST.
-        ValueError: the annotations are not COCO, the list holds something else than ids, or ids
-            that the annotations lack.
-    """
-    return chosen_images(load_images(annotations), annotations, config)
-
-
 def chosen_images(
     table: ImageTable, annotations: str | os.PathLike[str], config: DatasetConfig
 ) -> ImageTable:
-    """Choose the images that `DATASET` asks for from the table of an annotation file.
+    """Choose the images that `DATASET` asks for, by id; those of DATASET.EXCLUDE are among them.
+
+    Args:
+        table: all images of the annotation file.
+        annotations: the file, which messages name.
+        config: the node.
 
     Raises:
         FileNotFoundError: there is no DATASET.IMAGE_LIST.
         ValueError: the list holds something else than ids, or ids that the annotations lack.
     """
     if config.image_list:
-        ids = read_image_list(config.image_list)
-        unknown = np.setdiff1d(ids, table.ids)
-        if len(unknown):
-            raise ValueError(
-                f"DATASET.IMAGE_LIST: {config.image_list} names {len(unknown)} images that are "
-                f"not in {os.fspath(annotations)}, the first has the id {unknown[0]}"
-            )
+        ids = _known_ids("DATASET.IMAGE_LIST", config.image_list, table, annotations)
         table = table.rows(np.searchsorted(table.ids, ids))
     return table.first(config.max_images)
 
 
-def read_image_list(path: str | os.PathLike[str]) -> NDArray[np.int64]:
+def excluded_ids(
+    table: ImageTable, annotations: str | os.PathLike[str], config: DatasetConfig
+) -> NDArray[np.int64]:
+    """Return the ids of DATASET.EXCLUDE, ascending: of images that may not be opened.
+
+    Args, Raises: as `chosen_images`, of that list.
+    """
+    if not config.exclude:
+        return np.empty(0, np.int64)
+    return _known_ids("DATASET.EXCLUDE", config.exclude, table, annotations)
+
+
+def read_image_list(key: str, path: str | os.PathLike[str]) -> NDArray[np.int64]:
     """Read image ids, one a line; empty lines and what follows a # do not count.
+
+    Args:
+        key: the config key that names the file, for messages.
+        path: the file.
 
     Returns:
         (N,) int64, ascending, each once.
@@ -61,9 +65,9 @@ def read_image_list(path: str | os.PathLike[str]) -> NDArray[np.int64]:
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise FileNotFoundError(f"DATASET.IMAGE_LIST: there is no file {name}") from None
+        raise FileNotFoundError(f"{key}: there is no file {name}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"DATASET.IMAGE_LIST: {name} is not a text file ({error})") from None
+        raise ValueError(f"{key}: {name} is not a text file ({error})") from None
     ids = set()
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -71,11 +75,25 @@ def read_image_list(path: str | os.PathLike[str]) -> NDArray[np.int64]:
             ids.update([int(text)] if text else [])
         except ValueError:
             raise ValueError(
-                f"DATASET.IMAGE_LIST: {name}:{number}: expected one image id, got {text[:40]!r}"
+                f"{key}: {name}:{number}: expected one image id, got {text[:40]!r}"
             ) from None
     if not ids:
-        raise ValueError(f"DATASET.IMAGE_LIST: {name} names no image")
+        raise ValueError(f"{key}: {name} names no image")
     try:
         return np.array(sorted(ids), dtype=np.int64)
     except OverflowError:
-        raise ValueError(f"DATASET.IMAGE_LIST: {name} holds an id beyond 64 bits") from None
+        raise ValueError(f"{key}: {name} holds an id beyond 64 bits") from None
+
+
+def _known_ids(
+    key: str, path: str, table: ImageTable, annotations: str | os.PathLike[str]
+) -> NDArray[np.int64]:
+    """Read a list, and refuse ids that the annotations lack."""
+    ids = read_image_list(key, path)
+    unknown = np.setdiff1d(ids, table.ids)
+    if len(unknown):
+        raise ValueError(
+            f"{key}: {path} names {len(unknown)} images that are not in {os.fspath(annotations)}, "
+            f"the first has the id {unknown[0]}"
+        )
+    return ids

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +41,10 @@ class ImageTable:
         if count < 0:
             raise ValueError(f"the number of images to keep must not be negative, got {count}")
         return self.rows(np.arange(min(count or len(self), len(self))))
+
+    def without(self, ids: ArrayLike) -> ImageTable:
+        """Return the table of the images that have none of these ids."""
+        return self.rows(np.flatnonzero(~np.isin(self.ids, ids)))
 
     def rows(self, numbers: NDArray[np.intp]) -> ImageTable:
         """Return the table of these rows; the numbers ascend."""

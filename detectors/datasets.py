@@ -13,7 +13,7 @@ from configs.nodes import DatasetConfig
 from dataset.image_files import require_images
 from dataset.reading import Annotations
 from dataset.registry import adopt, is_coco, locate, register_folder
-from dataset.subset import chosen_images
+from dataset.subset import chosen_images, excluded_ids
 
 from .families import num_classes
 from .setup import Setup
@@ -105,7 +105,9 @@ def _known_categories(name: str) -> dict[int, str]:
 def _find_images(dataset: DatasetConfig, one: _Set) -> None:
     table = one.annotations.images
     if one.key == "DATASETS.TRAIN":
-        table = chosen_images(table, one.annotations.path, dataset)
+        path = one.annotations.path
+        left_out = excluded_ids(table, path, dataset)
+        table = chosen_images(table, path, dataset).without(left_out)
     require_images(table, locate(one.name)[1])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,15 +14,24 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.transforms import AugInput
 from torch import Tensor
 
+from configs.nodes import DatasetConfig
+from dataset.annotations import load_images
 from dataset.pixels import read_pixels
 from dataset.registry import locate
-from dataset.subset import planned_images
+from dataset.subset import chosen_images, excluded_ids
 
 from .setup import Setup
+
+logger = logging.getLogger(__name__)
+
+# Images that a message names; further ones are counted.
+_NAMED = 3
 
 
 def training_images(setup: Setup) -> list[dict[str, Any]]:
     """The images of DATASETS.TRAIN that detectron2 would train on, as its dataset dicts.
+
+    Those of DATASET.EXCLUDE are left out, with a warning.
 
     Raises:
         ValueError: none is left after filtering.
@@ -38,17 +49,57 @@ def training_images(setup: Setup) -> list[dict[str, Any]]:
                 "objects with DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
             )
         raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {reason}") from error
-    if dataset.image_list or dataset.max_images:
-        # The plan chooses among all images, with and without objects.
-        planned = [planned_images(locate(name)[0], dataset) for name in cfg.DATASETS.TRAIN]
-        kept = {image_id for table in planned for image_id in table.ids.tolist()}
-        images = [x for x in images if x["image_id"] in kept]
+    chosen, excluded = _stated_ids(cfg.DATASETS.TRAIN, dataset)
+    if chosen is not None:
+        images = [x for x in images if x["image_id"] in chosen]
     if not images:
         raise ValueError(
             f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: no image to train on is among those of "
             "DATASET.IMAGE_LIST and DATASET.MAX_IMAGES"
         )
-    return images
+    return leave_out(images, excluded, f"DATASET.EXCLUDE {dataset.exclude}")
+
+
+def leave_out(
+    images: list[dict[str, Any]], excluded: Collection[int], source: str
+) -> list[dict[str, Any]]:
+    """Leave images out of a training, with a warning that counts them and names the first.
+
+    Args:
+        images: detectron2's dataset dicts.
+        excluded: ids of images that are not trained on.
+        source: who says so.
+
+    Raises:
+        ValueError: no image is left.
+    """
+    left_out = set(excluded)
+    ids = [x["image_id"] for x in images if x["image_id"] in left_out]
+    if not ids:
+        return images
+    kept = [x for x in images if x["image_id"] not in left_out]
+    if not kept:
+        raise ValueError(f"{source} leaves out all {len(images)} images: none is left to train on")
+    named = ", ".join(map(str, sorted(ids)[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
+    logger.warning(
+        "%s leaves out %d of %d training images: %s", source, len(ids), len(images), named
+    )
+    return kept
+
+
+def _stated_ids(names: Collection[str], dataset: DatasetConfig) -> tuple[set[int] | None, set[int]]:
+    """Ids that DATASET chooses, None for all, and those that it leaves out."""
+    if not (dataset.image_list or dataset.max_images or dataset.exclude):
+        return None, set()
+    chosen: set[int] = set()
+    excluded: set[int] = set()
+    for name in names:
+        # The plan chooses among all images, with and without objects.
+        annotations = locate(name)[0]
+        table = load_images(annotations)
+        chosen.update(chosen_images(table, annotations, dataset).ids.tolist())
+        excluded.update(excluded_ids(table, annotations, dataset).tolist())
+    return chosen, excluded
 
 
 class ImageMapper(DatasetMapper):

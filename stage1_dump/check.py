@@ -61,6 +61,7 @@ class CheckReport:
         location: of the cache.
         records: how many were compared.
         missing_shards: shards that are not committed, and so were not drawn from.
+        excluded: images that are left out, by the cache or the config, and were not compared.
         other_numerics: what differs from the machine of the dump; empty: compared bit for bit.
         identity: fields of the manifest that are not those of the config.
         largest: field to the largest difference found, and the tolerance there.
@@ -71,6 +72,7 @@ class CheckReport:
 
     location: str
     missing_shards: int
+    excluded: int
     other_numerics: list[str]
     identity: list[str]
     records: int = 0
@@ -99,6 +101,8 @@ class CheckReport:
             yield f"{name:16} largest difference {difference:.4g}, tolerance {tolerance:.4g}"
         if self.missing_shards:
             yield f"{self.missing_shards} shards are not committed, and were left out"
+        if self.excluded:
+            yield f"{self.excluded} images are left out (DATASET.EXCLUDE), and were not compared"
         if self.tolerated:
             yield f"{self.tolerated} views have other pixels (CACHE.PIXELS tolerate)"
         if self.other_numerics:
@@ -124,6 +128,8 @@ def check(cfg: CfgNode, *, sample: int, seed: int) -> CheckReport:
     """
     prepared = prepare(cfg)
     reader = CacheReader(prepared.settings.cache.location)
+    excluded = {*prepared.excluded, *reader.manifest.excluded}
+    prepared = replace(prepared, index=reader.index, excluded=tuple(sorted(excluded)))
     device = pick_device(cfg.MODEL.DEVICE, Rank())
     settings = _numerics_of(reader, prepared.settings.teacher)
     with fixed_numerics(settings, device) as numerics:
@@ -136,6 +142,7 @@ def check(cfg: CfgNode, *, sample: int, seed: int) -> CheckReport:
         report = CheckReport(
             location=str(reader.location),
             missing_shards=len(reader.missing()),
+            excluded=len(excluded),
             other_numerics=[str(one) for one in differing_facts(reader.manifest, of_machine)],
             identity=dump_differences(reader, wanted, prepared.images, prepared.setup.augmentation),
         )
@@ -176,11 +183,12 @@ def _draw(
     ]
     # An image that the annotations lack has no file name; the fingerprint has named the change.
     known = np.isin(reader.index.image_id, prepared.images.ids)
-    batches = [records for records in batches if known[records].all()]
+    written = ~np.isin(reader.index.image_id, prepared.excluded)
+    batches = [one for one in batches if known[one].all() and written[one].any()]
     if not batches:
         raise ValueError(f"{reader.location}: no committed record of these images to compare")
     order = np.random.default_rng(seed).permutation(len(batches))
-    ends = np.cumsum([len(batches[number]) for number in order])
+    ends = np.cumsum([written[batches[number]].sum() for number in order])
     count = min(int(np.searchsorted(ends, sample)) + 1, len(batches))
     return [batches[number].tolist() for number in order[:count]]
 
@@ -197,15 +205,8 @@ class _Check:
         self._report = report
 
     def run(self, batches: list[list[int]], num_workers: int) -> None:
-        images = RecordImages(
-            self._prepared.images,
-            self._prepared.image_root,
-            self._reader.index,
-            self._prepared.teacher_cfg,
-            self._prepared.setup.augmentation,
-        )
         loader = make_loader(
-            images,
+            RecordImages(self._prepared),
             batches,
             batch=max(map(len, batches)),
             num_workers=num_workers,
@@ -227,14 +228,16 @@ class _Check:
         with naming_the_batch(len(records), geometry):
             outputs = self._teacher.run(batch.images)
             codes = self._teacher.encode(outputs, geometry)
-        now = {name: code.cpu().numpy() for name, code in codes.items()} | batch.pixels
+        now = {name: code.cpu().numpy() for name, code in codes.items()}
         live = self._teacher.stored.values(outputs)
-        for position, (record, stored) in enumerate(
-            zip(records, self._reader.read_many(records), strict=True)
+        written = [records[position] for position in batch.written]
+        for number, (record, stored) in enumerate(
+            zip(written, self._reader.read_many(written), strict=True)
         ):
-            row = slice(position, position + 1)
-            one = {name: values[row].cpu() for name, values in live.items()}
+            position = batch.written[number]
+            one = {name: values[position : position + 1].cpu() for name, values in live.items()}
             computed = {name: codes[position] for name, codes in now.items()}
+            computed |= {name: pixels[number] for name, pixels in batch.pixels.items()}
             self._compare(record, stored, computed, one)
 
     def _compare(

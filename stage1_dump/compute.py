@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from detectors import DenseOutputs
 from storage import Geometry
@@ -31,6 +32,7 @@ class _Launched:
 
     outputs: DenseOutputs
     ready: torch.cuda.Event | None
+    written: list[int]
     pixels: dict[str, NDArray[Any]]
     geometry: Geometry
     arrays: ShardArrays
@@ -78,6 +80,7 @@ class BatchComputer:
             _Launched(
                 outputs=outputs,
                 ready=ready,
+                written=batch.written,
                 pixels=batch.pixels,
                 geometry=geometry,
                 arrays=arrays,
@@ -105,7 +108,15 @@ class BatchComputer:
             with self._profile.step(ENCODE):
                 codes = self._teacher.encode(one.outputs, one.geometry)
             with self._profile.step(COPY):
-                one.arrays.append(codes, one.pixels)
+                one.arrays.append(_rows(codes, one.written), one.pixels)
         if self._behind is not None:
             # The next forward may get the memory of these outputs: not before they were read.
             torch.cuda.current_stream(self._teacher.device).wait_stream(self._behind)
+
+
+def _rows(codes: dict[str, Tensor], written: list[int]) -> dict[str, Tensor]:
+    """The rows of the views that become records; mostly all, and then nothing is copied."""
+    if all(len(code) == len(written) for code in codes.values()):
+        return codes
+    rows = torch.tensor(written, dtype=torch.long)
+    return {name: code[rows] for name, code in codes.items()}

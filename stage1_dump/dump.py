@@ -21,7 +21,6 @@ from itertools import chain
 
 from detectron2.config import CfgNode
 
-from dataset.annotations import require_images
 from detectors import teacher_fingerprint
 from detectors.pinned import kept_bytes, naming_pinning
 from storage import CacheWriter, ClaimLostError, ShardId
@@ -38,6 +37,7 @@ from .profile import CLAIM, IMAGES, WRITE, Profile, Shares
 from .ranks import Claims, Rank, Waiting, current_rank, pick_device
 from .runlog import RunLog
 from .teacher import Teacher, load_teacher
+from .unreadable import UnreadableList, require_written_images
 from .writing import NUM_WRITERS, ShardWriters
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class DumpReport:
         elapsed_sec: time from the first claim to the last commit.
         cpu_sec: CPU time of this process meanwhile, without that of its image workers.
         failures: views that could not be rendered; their shards are not in the cache.
+        remedy: how to leave their images out; empty if they could not be listed.
+        excluded: images that were left out.
         shares: where the time went.
     """
 
@@ -63,6 +65,8 @@ class DumpReport:
     elapsed_sec: float
     cpu_sec: float
     failures: tuple[Failure, ...]
+    remedy: str
+    excluded: int
     shares: Shares
 
     def __str__(self) -> str:
@@ -75,6 +79,9 @@ class DumpReport:
             lines.append(f"{len(self.failures)} views could not be rendered:")
             lines += [f"  {failure}" for failure in self.failures]
             lines.append("their shards are missing; mend the images and run again")
+            lines += filter(None, [self.remedy])
+        if self.excluded:
+            lines.append(f"{self.excluded} images are left out (DATASET.EXCLUDE)")
         return "\n".join(lines)
 
 
@@ -95,7 +102,7 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
     device = pick_device(cfg.MODEL.DEVICE, rank)
     prepared = prepare(cfg)
     require_same_cache(prepared)
-    require_images(prepared.images, prepared.image_root)
+    require_written_images(prepared)
     with fixed_numerics(prepared.settings.teacher, device) as numerics:
         teacher = load_teacher(
             prepared.setup.stored,
@@ -153,13 +160,7 @@ class DumpJob:
             profile=profile,
         )
         self._loader = make_loader(
-            RecordImages(
-                prepared.images,
-                prepared.image_root,
-                prepared.index,
-                prepared.teacher_cfg,
-                prepared.setup.augmentation,
-            ),
+            RecordImages(prepared),
             self._feed,
             batch=prepared.settings.teacher.batch,
             num_workers=num_workers,
@@ -167,6 +168,8 @@ class DumpJob:
             forked=writer.location.is_local,
         )
         self._computer = BatchComputer(teacher, profile)
+        self._excluded = len(prepared.excluded)
+        self._unreadable = UnreadableList(prepared)
         self._failures: list[Failure] = []
         self._failed: set[ShardId] = set()
 
@@ -175,6 +178,8 @@ class DumpJob:
         missing = self._writer.missing()
         total = self._count_missing()
         self._announce(missing, total)
+        if self._excluded:
+            logger.info("%d images are left out (DATASET.EXCLUDE)", self._excluded)
         alone = self._rank.world_size == 1
         self._progress = Progress(
             "dump",
@@ -200,6 +205,8 @@ class DumpJob:
             elapsed_sec=elapsed,
             cpu_sec=time.process_time() - cpu_start,
             failures=tuple(self._failures),
+            remedy=self._unreadable.remedy() if self._failures else "",
+            excluded=self._excluded,
             shares=self._profile.shares(elapsed),
         )
 
@@ -269,7 +276,8 @@ class DumpJob:
 
     def _give_up(self, shard: ShardId, failures: list[Failure]) -> None:
         for failure in failures:
-            logger.error("shard %s is left out: %s", shard, failure)
+            logger.error("shard %s is not written: %s", shard, failure)
+        self._unreadable.add({one.image_id: one.message for one in failures})
         self._failures += failures
         self._failed.add(shard)
         self._claims.drop(shard)

@@ -46,6 +46,7 @@ class Estimate:
         location: of the config.
         preset: title of the config's, in `presets`.
         images, views, records, buckets, shards: counts.
+        excluded: images among them that are left out; sizes and times count them in.
         shard_records: records of a full shard.
         presets: the size under every preset.
         smaller: those of them that would be smaller than the config's, the smallest first.
@@ -63,6 +64,7 @@ class Estimate:
     location: str
     preset: str
     images: int
+    excluded: int
     views: int
     records: int
     buckets: int
@@ -93,6 +95,8 @@ class Estimate:
             f"{self.buckets:,} buckets and {self.shards:,} shards of {self.shard_records}, for "
             f"{self.location}"
         )
+        if self.excluded:
+            yield f"left out: {self.excluded:,} images (DATASET.EXCLUDE); all numbers count them"
         for name, preset in self.presets.items():
             chosen = " (CACHE.PRESET)" if name == self.preset else ""
             yield from preset.lines(f"{name}{chosen}", self.records)
@@ -168,6 +172,7 @@ def estimate(
         location=location,
         preset=title,
         images=len(prepared.images),
+        excluded=len(prepared.excluded),
         views=index.num_views,
         records=len(index),
         buckets=len(index.bucket_names),

@@ -42,6 +42,7 @@ class Evaluation:
     Attributes:
         cache: location.
         images: images evaluated in each view.
+        excluded: images of the plan that the cache leaves out, and that are not evaluated.
         annotated_images: images of the annotation file.
         views: view to metrics in percent, AP, AP50 and so on, and AP of every class.
         incomplete: views that are not evaluated, since shards of them are missing.
@@ -49,6 +50,7 @@ class Evaluation:
 
     cache: str
     images: int
+    excluded: int
     annotated_images: int
     views: dict[int, dict[str, float]]
     incomplete: tuple[int, ...]
@@ -61,7 +63,10 @@ class Evaluation:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.cache}: {self.images:,} of {self.annotated_images:,} annotated images"
+        left_out = f", {self.excluded} are left out (DATASET.EXCLUDE)" if self.excluded else ""
+        yield (
+            f"{self.cache}: {self.images:,} of {self.annotated_images:,} annotated images{left_out}"
+        )
         for view, metrics in self.views.items():
             shown = ("AP", "AP50", "AP75", "APs", "APm", "APl")
             yield f"view {view}: " + "  ".join(
@@ -92,11 +97,15 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
         logger.warning("%s", warning)
     table = truth.images
     augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
-    images = _cached_images(reader, table, annotations, augmentation)
+    planned = _cached_images(reader, table, annotations, augmentation)
+    images = planned.without(reader.manifest.excluded)
+    if not len(images):
+        raise ValueError(f"{cache} leaves out all of its images (DATASET.EXCLUDE): none is left")
     found: dict[int, dict[str, float]] = {}
     evaluator = _coco_evaluator(reader, truth)
     for number in chosen:
-        records = np.flatnonzero(reader.index.view == number).tolist()
+        kept = np.isin(reader.index.image_id, images.ids)
+        records = np.flatnonzero(kept & (reader.index.view == number)).tolist()
         evaluator.reset()
         with Progress(f"view {number}", total=len(records), unit="images") as progress:
             for start in range(0, len(records), _READ):
@@ -109,6 +118,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     return Evaluation(
         cache=cache,
         images=len(images),
+        excluded=len(planned) - len(images),
         annotated_images=len(table),
         views=found,
         incomplete=() if view is not None else incomplete,

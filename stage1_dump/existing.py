@@ -46,18 +46,22 @@ def look_at(prepared: Prepared) -> Existing | None:
     """Look at the cache where the planned one would lie; None where there is none.
 
     Raises:
-        CacheError: something lies there that is no intact cache.
+        CacheError: something lies there that is no intact cache, or one that leaves out images
+            which the plan does not.
     """
     location = prepared.settings.cache.location
     try:
         reader = CacheReader(location)
     except FileNotFoundError:
         return None
+    begun, differences = has_commits(reader.location), tuple(_differences(prepared, reader))
+    if begun and not differences:
+        reader.manifest.check_excluded(prepared.excluded, location)
     return Existing(
         status=read_status(location),
         sizes=reader.location.sizes(),
-        differences=tuple(_differences(prepared, reader)),
-        begun=has_commits(reader.location),
+        differences=differences,
+        begun=begun,
     )
 
 
@@ -67,16 +71,20 @@ def require_same_cache(prepared: Prepared) -> None:
     The teacher's weights and the machine's numerics are compared later, by the writer.
 
     Raises:
-        IdentityError: names each field with both values, and what changed about the images.
+        IdentityError: names each field with both values, and what changed about the images; or
+            the cache leaves out images which the plan does not.
     """
     try:
         reader = CacheReader(prepared.settings.cache.location)
     except (FileNotFoundError, FormatError):
         return  # damaged metadata is for the writer to mend or to refuse
+    if not has_commits(reader.location):
+        return  # the writer begins another one again, and says so
     found = _differences(prepared, reader)
-    if found and has_commits(reader.location):  # else the writer begins it again, and says so
+    if found:
         lines = "".join(f"\n  {one}" for one in found)
         raise IdentityError(f"{reader.location} is another cache than the one asked for:{lines}")
+    reader.manifest.check_excluded(prepared.excluded, str(reader.location))
 
 
 def note_annotations(prepared: Prepared, writer: CacheWriter) -> None:

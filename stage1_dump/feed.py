@@ -49,7 +49,7 @@ class ShardFeed:
 
     def num_batches(self, shard: ShardId) -> int:
         """Teacher forwards of a shard."""
-        return -(-len(self._writer.records_of(shard)) // self._batch)
+        return -(-len(self._writer.planned_of(shard)) // self._batch)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order()
@@ -58,7 +58,8 @@ class ShardFeed:
             while (shard := ahead.result()) is not None:
                 ahead = executor.submit(self._claim_next, order)
                 self.claimed.append(shard)
-                records = self._writer.records_of(shard).tolist()
+                # Images that are left out too: their blank views fill the batches.
+                records = self._writer.planned_of(shard).tolist()
                 for start in range(0, len(records), self._batch):
                     yield records[start : start + self._batch]
 
@@ -78,4 +79,4 @@ class ShardFeed:
 
     def _cost(self, shard: ShardId) -> int:
         """Pixels that the teacher sees of a shard, padding included."""
-        return self._pixels[shard.bucket] * len(self._writer.records_of(shard))
+        return self._pixels[shard.bucket] * len(self._writer.planned_of(shard))

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.annotations import ImageTable, image_path
-from dataset.views import Augmentation, plan_view, render
+from dataset.annotations import image_path
+from dataset.views import View, plan_view, render
 from detectors import to_model_image
 from detectors.workers import Watched
-from storage import Index
 from storage.resources import exhausted
-from storage.schema import PIXELS_CRC, PIXELS_SAMPLE, SAMPLE_SIDE
+from storage.schema import PIXEL_FIELDS, PIXELS_CRC, PIXELS_SAMPLE, SAMPLE_SIDE
+
+from .prepare import Prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +49,26 @@ class Failure:
 class RenderedRecord:
     """One view as the teacher takes it: (3, H, W) uint8 in `INPUT.FORMAT`.
 
-    `pixels` are the fields of the record that tell these pixels from others.
+    `pixels` are the fields of the record that tell these pixels from others. `is_written` is False
+    for the blank view of an image that is left out.
     """
 
     image: Tensor
     pixels: dict[str, NDArray[Any]]
+    is_written: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
     """The N views of one teacher forward, in slot order, without those that failed.
 
-    `pixels` are the fields that tell their pixels from others, (N, ...) each.
+    `written` are the positions of the W views among them that become records, ascending: all but
+    those of images that are left out. `pixels` are the fields that tell the pixels of these from
+    others, (W, ...) each.
     """
 
     images: list[Tensor]
+    written: list[int]
     pixels: dict[str, NDArray[Any]]
     failures: list[Failure]
 
@@ -73,25 +78,22 @@ class ImageBatch:
 
 
 class RecordImages(Dataset[RenderedRecord | Failure]):
-    """Renders the view of a record, by record number."""
+    """Renders the view of a record, by record number.
 
-    def __init__(
-        self,
-        images: ImageTable,
-        image_root: str,
-        index: Index,
-        teacher_cfg: CfgNode,
-        augmentation: Augmentation,
-    ) -> None:
-        """Args: the planned images, the folder that holds them, the plan, the teacher's config, and
-        what decides the views."""
-        self._images = images
-        self._image_root = image_root
-        self._index = index
-        self._cfg = teacher_cfg
-        self._augmentation = augmentation
+    An image that is left out gives a blank view, so that batches stay as they were planned: their
+    size moves the last bits, and the records beside it shall be those of a dump of all images.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        """Args: the dump whose plan it is."""
+        self._images = prepared.images
+        self._excluded = frozenset(prepared.excluded)
+        self._image_root = prepared.image_root
+        self._index = prepared.index
+        self._cfg = prepared.teacher_cfg
+        self._augmentation = prepared.setup.augmentation
         # (M,) row of each record's image in the table, which is sorted by id.
-        self._rows = np.searchsorted(images.ids, index.image_id)
+        self._rows = np.searchsorted(self._images.ids, self._index.image_id)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -115,6 +117,8 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
             height=int(self._images.heights[row]),
             width=int(self._images.widths[row]),
         )
+        if view.image_id in self._excluded:
+            return _blank(view)
         try:
             path = image_path(self._image_root, self._images.file_names[row])
             rendered = render(path, view)
@@ -166,12 +170,20 @@ def make_loader(
     return Watched(loader, batch_bytes=batch * dataset.largest_bytes, imports=dataset.imports)
 
 
+def _blank(view: View) -> RenderedRecord:
+    pixels = {field.name: np.zeros(field.shape, field.dtype) for field in PIXEL_FIELDS}
+    image = torch.zeros((3, view.height, view.width), dtype=torch.uint8)
+    return RenderedRecord(image=image, pixels=pixels, is_written=False)
+
+
 def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:
     rendered = [item for item in items if isinstance(item, RenderedRecord)]
+    written = [position for position, item in enumerate(rendered) if item.is_written]
     return ImageBatch(
         images=[item.image for item in rendered],
+        written=written,
         pixels={
-            name: np.stack([item.pixels[name] for item in rendered])
+            name: np.stack([item.pixels[name] for item in rendered])[written]
             for name in (rendered[0].pixels if rendered else ())
         },
         failures=[item for item in items if isinstance(item, Failure)],

@@ -46,7 +46,7 @@ def measure(prepared: Prepared, cfg: CfgNode, num_batches: int) -> tuple[Rate, d
         ValueError: a view cannot be rendered, or the weights do not fit.
         DumpError: the GPU is out of memory.
     """
-    require_images(prepared.images, prepared.image_root)
+    require_images(prepared.written_images, prepared.image_root)
     device = pick_device(cfg.MODEL.DEVICE, Rank())
     ours = prepared.settings.teacher
     with fixed_numerics(ours, device):
@@ -119,13 +119,7 @@ class _Measurement:
         prepared = self._prepared
         planned = _spread(prepared, count)
         loader = make_loader(
-            RecordImages(
-                prepared.images,
-                prepared.image_root,
-                prepared.index,
-                prepared.teacher_cfg,
-                prepared.setup.augmentation,
-            ),
+            RecordImages(prepared),
             planned,
             batch=prepared.settings.teacher.batch,
             num_workers=self._num_workers,

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 
-from configs.nodes import Settings
+from configs.nodes import DatasetConfig, Settings
 from configs.stock_keys import DUMP, refuse_ignored
-from dataset.annotations import ImageTable, dataset_fingerprint
+from dataset.annotations import ImageTable, dataset_fingerprint, load_images
 from dataset.reading import load_annotations
 from dataset.registry import locate
-from dataset.subset import planned_images
+from dataset.subset import chosen_images, excluded_ids
 from detectors import Setup
 from detectors.command import register_data
 from detectors.datasets import other_classes
@@ -43,6 +44,8 @@ class Prepared:
         setup: the config and what follows from it.
         annotations: the file that names the images.
         images: the planned images.
+        excluded: ids of those of them that are left out, ascending: they keep their records in the
+            plan, which are not written.
         image_root: folder that holds them.
         index: the plan.
         shard_records: records of a full shard.
@@ -52,6 +55,7 @@ class Prepared:
     setup: Setup
     annotations: str
     images: ImageTable
+    excluded: tuple[int, ...]
     image_root: str
     index: Index
     shard_records: int
@@ -71,6 +75,11 @@ class Prepared:
     def table(self) -> ShardTable:
         """Which records each shard of the plan has."""
         return ShardTable(self.index, self.shard_records)
+
+    @property
+    def written_images(self) -> ImageTable:
+        """The planned images without those that are left out."""
+        return self.images.without(self.excluded)
 
     def codec(self, preset: Preset | None = None) -> RecordCodec:
         """What encodes a record, with the config's preset or another."""
@@ -102,6 +111,7 @@ class Prepared:
             dataset=dataset_fingerprint(self.images),
             augmentation=self.setup.augmentation.fingerprint,
             numerics=numerics,
+            excluded=self.excluded,
         )
 
 
@@ -110,7 +120,8 @@ def prepare(cfg: CfgNode) -> Prepared:
 
     Raises:
         ValueError: the config cannot be dumped, or the annotations are not COCO.
-        FileNotFoundError: the teacher's config, the annotations or the image root is missing.
+        FileNotFoundError: the teacher's config, the annotations, the image root or a list of images
+            is missing.
     """
     refuse_ignored(cfg, DUMP)
     setup = Setup(cfg)
@@ -118,13 +129,14 @@ def prepare(cfg: CfgNode) -> Prepared:
     if not ours.cache.location:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
     annotations, image_root = _locate(cfg, setup.trained_teacher_cfg)
-    images = planned_images(annotations, ours.dataset)
+    images, excluded = _images(annotations, ours.dataset)
     shard_records = _shard_records(setup)
     index = _plan(setup, images, shard_records)
     return Prepared(
         setup=setup,
         annotations=annotations,
         images=images,
+        excluded=excluded,
         image_root=image_root,
         index=index,
         shard_records=shard_records,
@@ -165,6 +177,18 @@ def _with_keys(setup: Setup, **nodes: Mapping[str, Any]) -> Setup:
     for node, values in nodes.items():
         cfg[node].update(values)
     return Setup(cfg)
+
+
+def _images(annotations: str, config: DatasetConfig) -> tuple[ImageTable, tuple[int, ...]]:
+    """The images to plan, and the ids of those among them that are left out."""
+    table = load_images(annotations)
+    images = chosen_images(table, annotations, config)
+    excluded = np.intersect1d(images.ids, excluded_ids(table, annotations, config))
+    if len(images) and len(excluded) == len(images):
+        raise ValueError(
+            f"DATASET.EXCLUDE: {config.exclude} names all {len(images)} images; none is left"
+        )
+    return images, tuple(excluded.tolist())
 
 
 def _plan(setup: Setup, images: ImageTable, shard_records: int) -> Index:

@@ -138,11 +138,12 @@ def sample_of_cache(prepared: Prepared, sizes: Mapping[str, int]) -> Sample | No
         keys = {array.name: object_key(shard, array) for array in arrays}
         if not keys or not sizes.keys() >= set(keys.values()):
             continue
-        records[number] += len(table.records_of(shard))
+        planned = table.records_of(shard)
+        records[number] += len(commits.without_excluded(table.index, planned, prepared.excluded))
         for name, key in keys.items():
             chunks = sizes[key] - table_bytes(prepared.shard_records)
             taken[name] = taken.get(name, 0) + chunks
-    if not taken:
+    if not records.any():
         return None
     source = f"the {records.sum():,} records that are there already"
     return Sample(source=source, geometries=prepared.geometries, records=records, array_bytes=taken)

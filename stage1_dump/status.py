@@ -24,6 +24,7 @@ class Status:
         location, preset: of the cache.
         views, records, shards: what its plan holds.
         done_records, done_shards: what is committed.
+        excluded: images that are left out, of which committed shards may lack the records.
         active_ranks: ranks that were heard of lately.
         silent_ranks: ranks that have not said that they ended, and were not heard of lately
             either: killed, and not started again since. Empty for a complete cache.
@@ -39,6 +40,7 @@ class Status:
     shards: int
     done_records: int
     done_shards: int
+    excluded: int
     active_ranks: int
     silent_ranks: tuple[str, ...]
     rate: float | None
@@ -62,6 +64,8 @@ class Status:
             f"missing: {self.records - self.done_records:,} records, "
             f"{self.shards - self.done_shards:,} shards",
         ]
+        if self.excluded:
+            lines.append(f"left out: {self.excluded} images (DATASET.EXCLUDE)")
         if not self.complete:
             lines.append(f"ranks:   {self.active_ranks or 'nobody'} at work")
             lines += [f"silent:  {rank}" for rank in self.silent_ranks]
@@ -95,6 +99,7 @@ def read_status(location: str) -> Status:
         shards=len(table),
         done_records=len(reader) - missing_records,
         done_shards=len(table) - len(missing),
+        excluded=len(reader.manifest.excluded),
         active_ranks=len(active),
         silent_ranks=_silent(notes) if missing else (),
         rate=rate,

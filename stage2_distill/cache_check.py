@@ -14,6 +14,7 @@ from dataset.registry import locate
 from dataset.tables import ImageTable
 from detectors import Setup
 from detectors.identity import changed_images, differing_facts, wanted_facts
+from detectors.images import leave_out
 from storage import CacheReader, read_logs
 from storage.location import Location
 from storage.metadata import read_root
@@ -65,6 +66,17 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
     if warning:
         logger.warning("%s", warning)
     return reader
+
+
+def held_images(images: list[dict[str, Any]], reader: CacheReader | None) -> list[dict[str, Any]]:
+    """The images to train on without those that a cache leaves out, of which a warning tells.
+
+    Raises:
+        ValueError: no image is left.
+    """
+    if reader is None:
+        return images
+    return leave_out(images, reader.manifest.excluded, f"the cache {reader.location}")
 
 
 def check_pairing(setup: Setup) -> None:

@@ -25,6 +25,7 @@ from detectors.arithmetic import arithmetic
 from detectors.building import build_detector
 from storage.progress import Progress
 
+from .cache_check import held_images
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
 from .gism import GeneralInstances
@@ -152,6 +153,7 @@ def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
     images = training_images(setup)
     live, cached = _teachers(setup, images)
     assert cached.reader is not None
+    images = held_images(images, cached.reader)
     sources = [one.source(student_format=cfg.INPUT.FORMAT) for one in (live, cached)]
     draws = _spread(len(images), setup.settings.views.num, num_views)
     dataset = ViewDataset(images, setup, cached.reader)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detectors import Setup, load_model, training_images
 
+from .cache_check import held_images
 from .data import ViewDataset
 from .gism import GeneralInstances, select
 from .sampler import Draw
@@ -48,6 +49,7 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
     teacher = open_teacher(setup, images)
     if teacher is None:
         raise ValueError("TEACHER.SOURCE is none: there is no teacher to show; use cache or live")
+    images = held_images(images, teacher.reader)
     student = load_model(cfg)
     source = teacher.source(student_format=cfg.INPUT.FORMAT)
     dataset = ViewDataset(images, setup, teacher.reader)

@@ -15,6 +15,7 @@ from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.scaling import fitted_to_ranks
 from detectors.trainer import Trainer
 
+from .cache_check import held_images
 from .data import build_data
 from .distiller import build_distiller
 from .gism import KINDS
@@ -55,7 +56,7 @@ class DistillTrainer(Trainer):
         if self._inherits_head:
             weights_path(self.setup.trained_teacher_cfg.MODEL.WEIGHTS)
         reader = self._teacher.reader if self._teacher else None
-        self._data = build_data(self.setup, images, reader)
+        self._data = build_data(self.setup, held_images(images, reader), reader)
         super().__init__(self.cfg)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -205,6 +205,23 @@ class Manifest:
         if found:
             lines = "".join(f"\n  {one}" for one in found)
             raise IdentityError(f"{store} is another cache than the one asked for:{lines}")
+
+    def check_excluded(self, wanted: Collection[int], store: str) -> None:
+        """Refuse to count images in again: shards without them are committed, and stay so.
+
+        Args:
+            wanted: ids of the images that a config leaves out.
+            store: its name.
+
+        Raises:
+            IdentityError: the store leaves out others.
+        """
+        back = sorted(set(self.excluded) - set(wanted))
+        if back:
+            raise IdentityError(
+                f"{store} leaves out {len(back)} images that the config does not, the first has the"
+                f" id {back[0]}; name them in DATASET.EXCLUDE too, or dump to another location"
+            )
 
     def sealed(
         self,

@@ -100,10 +100,18 @@ class CacheWriter:
         Raises:
             ValueError: the plan has no such shard.
         """
+        records = self.planned_of(shard)
+        return commits.without_excluded(self.index, records, self.manifest.excluded)
+
+    def planned_of(self, shard: ShardId) -> NDArray[np.int64]:
+        """Return the record numbers that the plan has in a shard, those of excluded images too.
+
+        Raises:
+            ValueError: the plan has no such shard.
+        """
         if shard not in self._table:
             raise ValueError(f"{self.location}: the plan has no shard {shard}")
-        records = self._table.records_of(shard)
-        return commits.without_excluded(self.index, records, self.manifest.excluded)
+        return self._table.records_of(shard)
 
     def claim(self, shard: ShardId, owner: str, seconds: float) -> bool:
         """Take a shard for a time, or prolong the claim on it; False if somebody else has it.
@@ -265,23 +273,13 @@ class CacheWriter:
             self._check_adoptable(manifest, error)
             return None, False
         root.manifest.check_identity(manifest, str(self.location))
-        self._check_excluded(root.manifest, manifest)
+        root.manifest.check_excluded(manifest.excluded, str(self.location))
         grows = self._check_index(root.manifest)
         whole = not (grows or root.growing) and self._index_is_intact(root.manifest)
         # A root that says anything else of index and arrays is written again as well.
         return root, whole and root.sha256 == checksums.sha256(
             root_json(seal(manifest, self.index)[0])
         )
-
-    def _check_excluded(self, stored: Manifest, wanted: Manifest) -> None:
-        """Refuse to count images in again: shards without them are committed, and stay so."""
-        back = sorted(set(stored.excluded) - set(wanted.excluded))
-        if back:
-            raise IdentityError(
-                f"{self.location} leaves out {len(back)} images that the config does not, the first"
-                f" has the id {back[0]}; name them in DATASET.EXCLUDE too, or dump to another"
-                " location"
-            )
 
     def _check_index(self, stored: Manifest) -> bool:
         """Return whether the given index goes beyond the stored one, which must begin it."""

@@ -23,9 +23,14 @@ class DatasetConfig:
     image_list: str = ""
     # Use only the first images by id, of the list if there is one; 0: all.
     max_images: int = 0
+    # Text file of such ids, of images that a dump leaves out because they cannot be read, and that
+    # are not trained on; a dump writes it. The plan keeps them, so that a cache stays the same one.
+    # Evaluation is of all images of DATASETS.TEST.
+    exclude: str = ""
 
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
         checks.place("folder")
         checks.place("image_list")
+        checks.place("exclude")
         checks.integer("max_images", at_least=0)

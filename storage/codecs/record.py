@@ -225,6 +225,6 @@ def _join(array: Array, codes: Codes) -> Tensor:
         code = codes[field.name]
         if start > end:
             parts.append(code.new_zeros((len(code), start - end), dtype=torch.uint8))
-        parts.append(code.reshape(len(code), -1).contiguous().view(torch.uint8))
+        parts.append(code.unsqueeze(1).flatten(1).contiguous().view(torch.uint8))
         end = start + field.num_bytes
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

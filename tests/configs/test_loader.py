@@ -300,7 +300,7 @@ def test_the_home_folder_is_one_in_every_key(
 
 def test_every_key_that_may_hold_a_path_obeys_the_rule() -> None:
     places = {key for key, rule in LIMITS.items() if isinstance(rule, Place)}
-    ours = {"CACHE.LOCATION", "DATASET.FOLDER", "DATASET.IMAGE_LIST"}
+    ours = {"CACHE.LOCATION", "DATASET.EXCLUDE", "DATASET.FOLDER", "DATASET.IMAGE_LIST"}
     assert set(PATH_KEYS) == places | ours | {"TEACHER.CONFIG", "TEACHER.WEIGHTS"}
 
 

@@ -76,6 +76,7 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "folder": [1, "s3://bucket/data"],
         "image_list": [1, "s3://bucket/list.txt"],
         "max_images": [-1, LARGE, 1.5],
+        "exclude": [1, "s3://bucket/list.txt"],
     },
 }
 REFUSED: list[tuple[type, dict[str, Any]]] = [

@@ -1,4 +1,4 @@
-"""The images of a list, or the first ones: what is kept, and lists that are refused."""
+"""The images of a list, or the first ones, those that are left out, and lists that are refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs.nodes import DatasetConfig
-from dataset.subset import planned_images, read_image_list
+from dataset.annotations import load_images
+from dataset.subset import chosen_images, excluded_ids, read_image_list
 
 Writer = Callable[[Any], Path]
 
@@ -40,14 +41,28 @@ def test_the_listed_images_are_kept_by_id(
     limit: int,
     names: list[str],
 ) -> None:
+    path = write_json(document)
+    whole = load_images(path)
     config = DatasetConfig(image_list=str(write_list(text)), max_images=limit)
-    table = planned_images(write_json(document), config)
+    table = chosen_images(whole, path, config)
     assert table.file_names == names
-    whole = planned_images(write_json(document), DatasetConfig())
     rows = np.searchsorted(whole.ids, table.ids)
     assert whole.ids[rows].tolist() == table.ids.tolist()
     assert whole.heights[rows].tolist() == table.heights.tolist()
     assert whole.widths[rows].tolist() == table.widths.tolist()
+
+
+def test_excluded_images_stay_among_the_chosen_ones(
+    write_json: Writer, document: dict[str, Any], write_list: Callable[[str], Path]
+) -> None:
+    path = write_json(document)
+    whole = load_images(path)
+    config = DatasetConfig(exclude=str(write_list("9  # b.png: cut\n7\n9\n")))
+    assert chosen_images(whole, path, config).ids.tolist() == whole.ids.tolist() == [3, 7, 9]
+    excluded = excluded_ids(whole, path, config)
+    assert excluded.tolist() == [7, 9]
+    assert whole.without(excluded).file_names == ["a.png"]
+    assert excluded_ids(whole, path, DatasetConfig()).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -61,23 +76,27 @@ def test_the_listed_images_are_kept_by_id(
         ("\udcff", "is not a text file"),
     ],
 )
+@pytest.mark.parametrize("key", ["DATASET.IMAGE_LIST", "DATASET.EXCLUDE"])
 def test_a_list_that_holds_something_else_is_refused(
-    write_list: Callable[[str], Path], text: str, message: str
+    write_list: Callable[[str], Path], key: str, text: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"DATASET\.IMAGE_LIST: .*{message}"):
-        read_image_list(write_list(text))
+    with pytest.raises(ValueError, match=rf"^{key}: .*{message}"):
+        read_image_list(key, write_list(text))
 
 
+@pytest.mark.parametrize("key", ["IMAGE_LIST", "EXCLUDE"])
 def test_ids_that_the_annotations_lack_are_counted_and_named(
-    write_json: Writer, document: dict[str, Any], write_list: Callable[[str], Path]
+    write_json: Writer, document: dict[str, Any], write_list: Callable[[str], Path], key: str
 ) -> None:
-    config = DatasetConfig(image_list=str(write_list("3\n12\n11\n")))
-    with pytest.raises(ValueError, match=r"names 2 images that are not in .*, the first has .* 11"):
-        planned_images(write_json(document), config)
+    path, listed = write_json(document), str(write_list("3\n12\n11\n"))
+    config = DatasetConfig(**{key.lower(): listed})
+    said = rf"^DATASET\.{key}: .* names 2 images that are not in .*, the first has the id 11$"
+    with pytest.raises(ValueError, match=said):
+        (chosen_images if key == "IMAGE_LIST" else excluded_ids)(load_images(path), path, config)
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"IMAGE_LIST: there is no file .*none\.txt"):
-        read_image_list(tmp_path / "none.txt")
+    with pytest.raises(FileNotFoundError, match=r"EXCLUDE: there is no file .*none\.txt"):
+        read_image_list("DATASET.EXCLUDE", tmp_path / "none.txt")
     with pytest.raises(ValueError, match="is not a text file"):
-        read_image_list(tmp_path)
+        read_image_list("DATASET.EXCLUDE", tmp_path)

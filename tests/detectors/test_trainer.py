@@ -15,11 +15,13 @@ import yaml
 from detectron2.engine import HookBase
 
 from configs.loader import load_config
+from dataset.annotations import load_images
 from dataset.scenes import CLASS_NAMES
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import Setup, training_images
 from detectors.__main__ import main
 from detectors.command import register_data
+from detectors.images import ImageMapper
 from detectors.trainer import Trainer
 from tests.tiny import DETECTOR
 
@@ -64,6 +66,42 @@ def test_training_sees_the_images_asked_for_alone(config: Path, tmp_path: Path) 
     cfg = load_config(str(config), ["DATASET.IMAGE_LIST", str(listed)])
     batches = iter(Trainer(cfg).build_train_loader(cfg))
     assert {item["image_id"] for _ in chosen for item in next(batches)} == set(chosen)
+
+
+def test_images_are_left_out_of_training_and_never_of_evaluation(
+    config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(data, tmp_path / "data"))
+    table = load_images(copied / "annotations/instances_train.json")
+    gone, *_, last = table.ids.tolist()
+    listed = tmp_path / "out.txt"
+    listed.write_text(f"{last}\n{gone}  # missing\n")
+    options = ["DATASET.FOLDER", str(copied), "DATASET.EXCLUDE", str(listed)]
+    tested = ["DATASETS.TEST", "('folder_train',)"]
+    seen: dict[bool, set[int]] = {True: set(), False: set()}
+    call = ImageMapper.__call__
+
+    def spy(self: ImageMapper, image: dict[str, Any]) -> dict[str, Any]:
+        seen[self.is_train].add(image["image_id"])
+        return call(self, image)
+
+    monkeypatch.setattr(ImageMapper, "__call__", spy)
+    # An image that is not there is needed for evaluation alone.
+    (path,) = copied.rglob(table.file_names[0].rpartition("/")[2])
+    pixels = path.read_bytes()
+    path.unlink()
+    steps = ["SOLVER.MAX_ITER", "6"]
+    assert main(["train", "--config-file", str(config), *options, *steps]) == 0
+    assert seen[True] == set(table.ids.tolist()) - {gone, last}
+    log = (tmp_path / "output/log.txt").read_text()
+    assert log.count(f"leaves out 2 of 8 training images: {gone}, {last}\n") == 1
+    with pytest.raises(FileNotFoundError, match="1 of 8 images are missing"):
+        register_data(load_config(str(config), [*options, *tested]), use=("TEST",))
+    path.write_bytes(pixels)
+    seen[False].clear()
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "output/model_final.pth")]
+    assert main(["eval", "--config-file", str(config), *options, *tested, *weights]) == 0
+    assert seen[False] == set(table.ids.tolist())
 
 
 def test_training_writes_a_checkpoint_that_evaluation_takes(

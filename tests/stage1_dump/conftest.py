@@ -96,5 +96,6 @@ def write_dump_config(
     for node, values in nodes.items():
         content.setdefault(node, {}).update(values)
     path = store.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump({"VERSION": 2, **content}))
+    output = str(store.with_name("output"))
+    path.write_text(yaml.safe_dump({"VERSION": 2, "OUTPUT_DIR": output, **content}))
     return path

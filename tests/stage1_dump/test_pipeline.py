@@ -40,7 +40,7 @@ class FakeWriter:
 
     committed: set[ShardId] = field(default_factory=set)
 
-    def records_of(self, shard: ShardId) -> np.ndarray:
+    def planned_of(self, shard: ShardId) -> np.ndarray:
         return np.arange(RECORDS[shard])
 
     def missing(self) -> list[ShardId]:

@@ -1,0 +1,300 @@
+"""Images that cannot be read: the dump lists them, and DATASET.EXCLUDE commits the rest."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.loader import load_config
+from configs.nodes import DatasetConfig
+from dataset.annotations import load_images
+from dataset.subset import excluded_ids
+from stage1_dump.__main__ import main
+from stage1_dump.measure import measure
+from stage1_dump.prepare import prepare
+from stage1_dump.unreadable import UnreadableList
+from storage import CacheReader, verify
+from tests.stage1_dump.conftest import IMAGES, Configure
+from tests.stage1_dump.helpers import dump, start_rank, store_bytes
+from tests.stage1_dump.test_interruptions import commits, kill, short_lease, wait_for
+
+__all__ = ["short_lease"]
+
+Capture = pytest.CaptureFixture[str]
+TWO_VIEWS = {"NUM": 2}
+IDS = sorted(image_id for image_id, *_ in IMAGES)
+
+
+def run(config: Path, *overrides: str, command: str = "run") -> int:
+    return main([command, "--config-file", str(config), *overrides])
+
+
+def listed(path: Path) -> list[int]:
+    return [int(line.partition("#")[0]) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def folder(images_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the images, to be spoilt."""
+    return Path(shutil.copytree(images_folder, tmp_path / "data"))
+
+
+@pytest.fixture
+def config(configure: Configure, folder: Path) -> Path:
+    return configure(VIEWS=TWO_VIEWS, DATASET={"FOLDER": str(folder)})
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Path:
+    """Where a dump writes its list."""
+    return tmp_path / "output/unreadable_images.txt"
+
+
+def cut(folder: Path, image_id: int) -> Path:
+    path = folder / f"images/{image_id:04d}.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return path
+
+
+def write_list(path: Path, ids: list[int]) -> str:
+    path.write_text("".join(f"{image_id}\n" for image_id in ids))
+    return str(path)
+
+
+def check_rest(store: Path, reference: Path, excluded: set[int]) -> None:
+    """Check that a cache is whole but for these images, and else has the reference's bytes."""
+    report = verify(store, "full")
+    assert report.ok and report.committed == report.shards
+    reader, whole = CacheReader(store), CacheReader(reference)
+    assert set(reader.manifest.excluded) == excluded
+    assert reader.index.digest() == whole.index.digest()
+    assert reader.manifest.cache_id == whole.manifest.cache_id
+    for record in range(len(whole)):
+        if int(whole.index.image_id[record]) in excluded:
+            assert not reader.holds(record)
+        else:
+            assert reader.read_encoded([record]) == whole.read_encoded([record])
+
+
+def test_the_list_that_a_dump_wrote_commits_the_rest_of_its_shards(
+    config: Path, folder: Path, found: Path, reference: Path, capsys: Capture
+) -> None:
+    broken = cut(folder, 12)
+    assert run(config) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2] == "their shards are missing; mend the images and run again"
+    assert said[-1] == f"to leave them out: DATASET.EXCLUDE {found} (1 images)"
+    (line,) = found.read_text().splitlines()
+    assert line.startswith(f"12  # {broken}: cannot be read as an image (image file is truncated)")
+
+    store, early = config.with_suffix(""), commits(config.with_suffix(""))
+    before = {path: path.stat().st_mtime_ns for path in early}
+    assert run(config, "DATASET.EXCLUDE", str(found)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 images are left out (DATASET.EXCLUDE)"
+    assert {path: path.stat().st_mtime_ns for path in early} == before
+    check_rest(store, reference, {12})
+
+    assert run(config) == 1
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert "leaves out 1 images that the config does not, the first has the id 12" in error
+    assert "name them in DATASET.EXCLUDE too" in error
+
+
+@pytest.mark.parametrize(
+    "excluded",
+    [
+        {2},
+        {3, 40, 30},
+        {9, 12},  # two of three of their bucket in one of the views
+        set(IDS) - {21},  # mostly shards without any record
+    ],
+    ids=str,
+)
+def test_the_other_records_are_those_of_a_dump_of_all_images(
+    config: Path, folder: Path, reference: Path, tmp_path: Path, excluded: set[int]
+) -> None:
+    for image_id in excluded:
+        (folder / f"images/{image_id:04d}.png").unlink()
+    assert run(config, "DATASET.EXCLUDE", write_list(tmp_path / "out.txt", [*excluded])) == 0
+    check_rest(config.with_suffix(""), reference, excluded)
+
+
+def test_images_that_are_not_there_are_listed_before_anything_is_computed(
+    config: Path, folder: Path, found: Path, reference: Path, capsys: Capture
+) -> None:
+    missing = folder / "images/0007.png"
+    missing.unlink()
+    assert run(config) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 10 images are missing" in error
+    assert error.endswith(f"; to leave them out: DATASET.EXCLUDE {found} (1 images)")
+    assert found.read_text() == f"7  # {missing}: missing\n"
+    assert not config.with_suffix("").exists()
+    assert run(config, "DATASET.EXCLUDE", str(found)) == 0
+    check_rest(config.with_suffix(""), reference, {7})
+
+
+def test_a_folder_without_any_image_makes_no_list(
+    config: Path, folder: Path, found: Path, capsys: Capture
+) -> None:
+    shutil.rmtree(folder / "images")
+    (folder / "images").mkdir()
+    assert run(config) == 1
+    assert "DATASET.EXCLUDE" not in capsys.readouterr().err and not found.exists()
+
+
+def test_a_later_list_names_what_is_left_out_already(
+    config: Path, folder: Path, found: Path, reference: Path, tmp_path: Path
+) -> None:
+    (folder / "images/0030.png").unlink()
+    first = write_list(tmp_path / "first.txt", [30])
+    cut(folder, 5)
+    assert run(config, "DATASET.EXCLUDE", first) == 1
+    assert sorted(listed(found)) == [5, 30]
+    assert f"30  # DATASET.EXCLUDE {first}" in found.read_text().splitlines()
+    assert run(config, "DATASET.EXCLUDE", str(found)) == 0
+    check_rest(config.with_suffix(""), reference, {5, 30})
+
+
+def test_a_list_holds_an_image_once_and_whatever_its_name_and_fault(
+    config: Path, found: Path, images_folder: Path
+) -> None:
+    prepared = prepare(load_config(str(config)))
+    found.parent.mkdir()
+    found.write_text("7  # by hand, without a newline")
+    UnreadableList(prepared).add({7: "again", 12: "a\nb\u2028\udcff # c"})
+    UnreadableList(prepared).add({12: "again", 5: "d"})
+    lines = found.read_bytes().splitlines()
+    assert lines == [b"7  # by hand, without a newline", b"12  # a b \\udcff # c", b"5  # d"]
+    annotations = images_folder / "annotations/instances_train.json"
+    table = load_images(annotations)
+    ids = excluded_ids(table, annotations, DatasetConfig(exclude=str(found)))
+    assert ids.tolist() == [5, 7, 12]
+
+
+def test_a_list_that_cannot_be_written_stops_no_dump(
+    config: Path, folder: Path, found: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    found.parent.write_text("a file")
+    cut(folder, 12)
+    assert run(config) == 1
+    assert "could not list the unreadable images" in caplog.text
+    assert capsys.readouterr().out.endswith("mend the images and run again\n")
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_two_ranks_write_one_list_and_then_the_bytes_of_one(
+    config: Path, configure: Configure, folder: Path, found: Path, reference: Path
+) -> None:
+    for image_id in (12, 33):
+        cut(folder, image_id)
+    for expected in (1, 0):
+        ranks = [start_rank(config, rank, world_size=2) for rank in range(2)]
+        for rank in ranks:
+            rank.join(timeout=90)
+        assert [rank.exitcode for rank in ranks] == [expected] * 2
+        assert set(listed(found)) == {12, 33}
+        data = {"FOLDER": str(folder), "EXCLUDE": str(found)}
+        config = configure(VIEWS=TWO_VIEWS, DATASET=data)
+    check_rest(config.with_suffix(""), reference, {12, 33})
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_a_killed_dump_resumes_to_the_same_bytes(
+    configure: Configure, tmp_path: Path, reference: Path
+) -> None:
+    left_out = {"EXCLUDE": write_list(tmp_path / "out.txt", [9, 12, 40])}
+    whole = configure("whole", VIEWS=TWO_VIEWS, DATASET=left_out)
+    dump(whole)
+    config = configure(VIEWS=TWO_VIEWS, DATASET=left_out)
+    child = start_rank(config)
+    wait_for(lambda: commits(config.with_suffix("")), child)
+    kill(child)
+    dump(config)
+    assert store_bytes(config.with_suffix("")) == store_bytes(whole.with_suffix(""))
+    check_rest(config.with_suffix(""), reference, {9, 12, 40})
+
+
+class TestAfterwards:
+    """A cache of which some shards were committed before an image was left out, and some after."""
+
+    @pytest.fixture
+    def mixed(self, config: Path, folder: Path, found: Path) -> list[str]:
+        """The arguments of a command on it: 12 is in no record, 5 in those of the first dump."""
+        cut(folder, 12)
+        assert run(config) == 1
+        (folder / "images/0005.png").unlink()
+        with found.open("a") as file:
+            file.write("5")
+        assert run(config, "DATASET.EXCLUDE", str(found)) == 0
+        reader = CacheReader(config.with_suffix(""))
+        held = {
+            int(reader.index.image_id[record])
+            for record in range(len(reader))
+            if reader.holds(record)
+        }
+        assert 5 in held and 12 not in held
+        return ["--config-file", str(config), "DATASET.EXCLUDE", str(found)]
+
+    def test_plan_and_status_say_so(self, config: Path, mixed: list[str], capsys: Capture) -> None:
+        assert main(["plan", *mixed]) == 0
+        assert "left out: 2 images (DATASET.EXCLUDE)" in capsys.readouterr().out
+        assert main(["plan", "--json", *mixed]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert (plan["excluded"], plan["images"], plan["done_records"]) == (2, 10, 20)
+        assert main(["plan", *mixed[:2]]) == 0
+        assert "warning: " in (said := capsys.readouterr().out)
+        assert "leaves out 2 images that the config does not" in said
+        assert main(["status", str(config.with_suffix(""))]) == 0
+        assert "left out: 2 images (DATASET.EXCLUDE)" in capsys.readouterr().out
+
+    def test_the_rate_is_measured_without_them(self, mixed: list[str]) -> None:
+        cfg = load_config(mixed[1], mixed[2:])
+        rate, _ = measure(prepare(cfg), cfg, num_batches=4)
+        assert rate.records_per_sec > 0
+
+    def test_check_compares_all_other_records(self, mixed: list[str], capsys: Capture) -> None:
+        assert main(["check", "--json", "--sample", "20", *mixed]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["records"], report["excluded"]) == (16, 2)
+        assert all(difference == 0 for difference, _ in report["largest"].values())
+        assert main(["check", "--sample", "3", *mixed[:2]]) == 0
+        assert "2 images are left out (DATASET.EXCLUDE)" in capsys.readouterr().out
+
+    def test_evaluate_leaves_them_out(
+        self, config: Path, folder: Path, reference: Path, mixed: list[str], capsys: Capture
+    ) -> None:
+        annotations = folder / "annotations/instances_train.json"
+        command = ["evaluate", str(config.with_suffix("")), "--annotations", str(annotations)]
+        assert main(command) == 0
+        assert "8 of 10 annotated images, 2 are left out" in capsys.readouterr().out
+        assert main([*command, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert (found["images"], found["excluded"]) == (8, 2)
+        assert len(found["views"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("12\n999\n", r"names 1 images that are not in .*instances_train.json, .* the id 999"),
+        ("0012.png\n", r":1: expected one image id, got '0012.png'"),
+        ("", "names no image"),
+        (None, "there is no file"),
+        ("".join(f"{image_id}\n" for image_id in IDS), "names all 10 images; none is left"),
+    ],
+)
+def test_a_list_that_cannot_be_right_is_refused_in_one_line(
+    configure: Configure, tmp_path: Path, capsys: Capture, text: str | None, said: str
+) -> None:
+    path = tmp_path / "out.txt"
+    if text is not None:
+        path.write_text(text)
+    assert run(configure(), "DATASET.EXCLUDE", str(path)) == 1
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert error == lines[-1] and error.startswith("error: DATASET.EXCLUDE: ")
+    assert re.search(said, error)
