@@ -12,6 +12,7 @@ import difflib
 import os
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
@@ -19,6 +20,7 @@ import detectron2
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 
+from configs.backbones import BACKBONES
 from configs.imports import failure, import_modules
 from configs.nodes import NODES, OWN_NODES, Settings
 from configs.origins import OVERRIDE, Origins, place_of, remember
@@ -59,6 +61,8 @@ def default_config() -> CfgNode:
     cfg.SOLVER.PREEMPTION_SIGNAL = ""
     # The family of a detector whose class does not tell it; see `detectors.families`.
     cfg.MODEL.FAMILY = ""
+    for name, keys in BACKBONES.items():
+        cfg.MODEL[name] = CfgNode(deepcopy(keys))
     # Modules of the user's, imported before anything is built; see `configs.imports`.
     cfg.IMPORTS = ()
     for name, node in NODES.items():

@@ -40,6 +40,8 @@ _NOT_NEGATIVE = Number(at_most=1e9)
 _NAMES = Several(item=Text(needed=True), at_least=0)
 _LEVELS = Several(item=Text(needed=True))
 _SIZES = Several(item=_POSITIVE)
+_NORMS = Choice(("FrozenBN", "BN", "SyncBN", "GN"))
+_COUNTS = Several(item=Whole(1, 1024))
 _BOX_LOSSES = Choice(("smooth_l1", "giou", "diou", "ciou"))
 
 LIMITS: dict[str, Rule] = {
@@ -81,8 +83,20 @@ LIMITS: dict[str, Rule] = {
     "MODEL.FPN.NORM": Text(),
     "MODEL.FPN.OUT_CHANNELS": Whole(1, MAX_CHANNELS),
     "MODEL.META_ARCHITECTURE": Text(needed=True),
+    "MODEL.MOBILENET_V2.NORM": _NORMS,
+    "MODEL.MOBILENET_V2.OUT_FEATURES": Several(item=Choice(("c2", "c3", "c4", "c5"))),
+    "MODEL.MOBILENET_V2.WIDTH": Number(above=0.0, at_most=16.0),
     "MODEL.PIXEL_MEAN": Several(item=Number(at_least=-1e9, at_most=1e9)),
     "MODEL.PIXEL_STD": Several(item=_POSITIVE),
+    "MODEL.REGNET.DEPTH": Whole(1, 1024),
+    "MODEL.REGNET.GROUP_WIDTH": Whole(1, MAX_CHANNELS),
+    "MODEL.REGNET.NORM": _NORMS,
+    "MODEL.REGNET.OUT_FEATURES": _LEVELS,
+    "MODEL.REGNET.SE_RATIO": _SHARE,
+    "MODEL.REGNET.STEM_WIDTH": Whole(1, MAX_CHANNELS),
+    "MODEL.REGNET.W_0": Whole(1, MAX_CHANNELS),
+    "MODEL.REGNET.W_A": Number(at_most=MAX_CHANNELS),
+    "MODEL.REGNET.W_M": Number(above=1.0, at_most=1e3),
     "MODEL.RESNETS.DEFORM_NUM_GROUPS": Whole(1, MAX_CHANNELS),
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Several(item=Flag(), at_least=4, at_most=4),
     "MODEL.RESNETS.DEPTH": Choice((18, 34, 50, 101, 152)),
@@ -109,6 +123,12 @@ LIMITS: dict[str, Rule] = {
     "MODEL.RETINANET.SCORE_THRESH_TEST": _SHARE,
     "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": _NOT_NEGATIVE,
     "MODEL.RETINANET.TOPK_CANDIDATES_TEST": Whole(1),
+    "MODEL.SWIN.DEPTHS": _COUNTS,
+    "MODEL.SWIN.DROP_PATH_RATE": Number(below=1.0),
+    "MODEL.SWIN.EMBED_DIM": Whole(1, MAX_CHANNELS),
+    "MODEL.SWIN.NUM_HEADS": _COUNTS,
+    "MODEL.SWIN.OUT_FEATURES": Several(item=Choice(("p0", "p1", "p2", "p3"))),
+    "MODEL.SWIN.WINDOW_SIZE": Whole(1, 1024),
     "MODEL.WEIGHTS": Place(WEIGHTS_SCHEMES),
     "SOLVER.ACCUMULATE": Whole(1, 2**16),
     "SOLVER.AMP.DTYPE": Choice(("float16", "bfloat16")),

@@ -21,9 +21,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from configs.backbones import BACKBONES
 from configs.nodes import users_nodes
 from configs.origins import place_of
 from configs.stock_limits import leaves, value_of
+
+from . import backbones  # noqa: F401 (registers them)
 
 T = TypeVar("T")
 
@@ -44,12 +47,16 @@ _KEYS_OF_FILES = {
     "box_regression.py": ("MODEL.RETINANET.BBOX_REG_WEIGHTS",),
     "fpn.py": ("MODEL.FPN.IN_FEATURES",),
     "matcher.py": ("MODEL.RETINANET.IOU_THRESHOLDS", "MODEL.RETINANET.IOU_LABELS"),
+    "regnet.py": tuple(f"MODEL.REGNET.{key}" for key in ("DEPTH", "W_A", "W_0", "W_M")),
     "resnet.py": ("MODEL.RESNETS.OUT_FEATURES",),
     "retinanet.py": ("MODEL.RETINANET.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.SIZES"),
 }
 _KEYS_AT_ALL = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
 # Where a value in a message may come from.
-_NODES = ("ANCHOR_GENERATOR", "BACKBONE", "FPN", "META_ARCHITECTURE", "RESNETS", "RETINANET")
+_NODES = (
+    *("ANCHOR_GENERATOR", "BACKBONE", "FPN", "META_ARCHITECTURE", "RESNETS", "RETINANET"),
+    *BACKBONES,
+)
 # Neither changes the form of a model, and commands set both.
 _NOT_OF_THE_FORM = ("DEVICE", "WEIGHTS")
 

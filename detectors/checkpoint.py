@@ -15,6 +15,7 @@ from detectron2.utils.file_io import Detectron2Handler
 from iopath.common.file_io import get_cache_dir
 from torch import nn
 
+from .backbone_weights import as_backbone
 from .building import build_detector
 from .weights_file import WeightsFileError, first_line, read_weights_file
 
@@ -107,6 +108,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if not (self._strict or checkpoint.get("matching_heuristics")):
+            checkpoint["model"] = as_backbone(checkpoint["model"], self.model.state_dict())
         given = dict(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         shapes = {

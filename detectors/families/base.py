@@ -138,3 +138,10 @@ class DetectorFamily(Protocol):
     def head(self, model: nn.Module) -> nn.Module:
         """The part behind the pyramid, which depends on channels and classes alone."""
         ...
+
+    def neck(self, model: nn.Module) -> nn.Module:
+        """The part that makes the pyramid of what the backbone's network gives; may be empty.
+
+        It shares its tensors with the model; `detectors.backbones.neck_of` finds it.
+        """
+        ...

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from storage import Geometry, Signal
 
+from ..backbones import backbone_identity, neck_of, padding_of
 from ..building import of_the_model
 from ..ranks import mean_over_ranks
 from .base import TrainingStep
@@ -95,11 +96,9 @@ class RetinaNetFamily:
             "INPUT": {"FORMAT": cfg.INPUT.FORMAT},
             "MODEL": {
                 "META_ARCHITECTURE": model.META_ARCHITECTURE,
-                "BACKBONE": {"NAME": model.BACKBONE.NAME},
+                **backbone_identity(cfg),
                 "PIXEL_MEAN": list(model.PIXEL_MEAN),
                 "PIXEL_STD": list(model.PIXEL_STD),
-                "RESNETS": dict(model.RESNETS),
-                "FPN": dict(model.FPN),
                 "ANCHOR_GENERATOR": dict(model.ANCHOR_GENERATOR),
                 "RETINANET": retinanet,
             },
@@ -185,6 +184,10 @@ class RetinaNetFamily:
         """See `DetectorFamily`."""
         return model.head
 
+    def neck(self, model: RetinaNet) -> nn.Module:
+        """See `DetectorFamily`."""
+        return neck_of(model.backbone)
+
 
 def _losses_by_global_counts(
     model: RetinaNet, losses: Callable[[], dict[str, Tensor]], positive: Tensor
@@ -228,13 +231,11 @@ def _layout(cfg: CfgNode) -> _Layout:
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
     levels = [shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
-    if backbone.padding_constraints.get("square_size"):
-        raise ValueError("MODEL.BACKBONE.NAME pads every image to one square, which views do not")
     # The arguments of the head, without its weights; checks that levels have the same anchors.
     head = RetinaNetHead.from_config(cfg, levels)
     return _Layout(
         strides=tuple(level.stride for level in levels),
         channels=levels[0].channels,
         num_anchors=head["num_anchors"],
-        size_divisibility=max(1, backbone.size_divisibility),
+        size_divisibility=padding_of(backbone),
     )

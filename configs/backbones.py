@@ -1,0 +1,47 @@
+"""Nodes of MODEL for the backbones that detectron2 has no keys for: their defaults.
+
+Their limits are in `configs.stock_limits`, what is built of them in `detectors.backbones`. All
+backbones share `MODEL.BACKBONE.FREEZE_AT` (0: nothing, 1: the stem, 2: and the first stage, ...).
+"""
+
+from typing import Any
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "MOBILENET_V2": {
+        # Of the maps c2, c3, c4, c5, of strides 4, 8, 16, 32.
+        "OUT_FEATURES": ["c3", "c4", "c5"],
+        "NORM": "FrozenBN",
+        # Factor of all numbers of channels, which are rounded to multiples of 8.
+        "WIDTH": 1.0,
+    },
+    # RegNetX-4GF.
+    "REGNET": {
+        # Of the maps stem, s1, s2, s3, s4, of strides 2, 4, 8, 16, 32.
+        "OUT_FEATURES": ["s2", "s3", "s4"],
+        "NORM": "FrozenBN",
+        "STEM_WIDTH": 32,
+        # Number of blocks.
+        "DEPTH": 23,
+        # Widths of the blocks: their slope, the first one, and the factor between two stages.
+        "W_A": 38.65,
+        "W_0": 96,
+        "W_M": 2.43,
+        "GROUP_WIDTH": 40,
+        # Of squeeze and excitation: 0 is RegNetX, 0.25 RegNetY.
+        "SE_RATIO": 0.0,
+    },
+    # Swin-T.
+    "SWIN": {
+        # Of the maps p0, p1, p2, p3, of strides 4, 8, 16, 32.
+        "OUT_FEATURES": ["p1", "p2", "p3"],
+        # Channels of p0; every stage has twice as many as the one before.
+        "EMBED_DIM": 96,
+        # Of each stage.
+        "DEPTHS": [2, 2, 6, 2],
+        "NUM_HEADS": [3, 6, 12, 24],
+        # Positions along one side.
+        "WINDOW_SIZE": 7,
+        # Probability that a block of the last stage is left out in training; needs timm.
+        "DROP_PATH_RATE": 0.0,
+    },
+}
