@@ -31,4 +31,14 @@ def build_regnet(cfg: CfgNode, _input_shape: ShapeSpec) -> RegNet:
     if not set(node.OUT_FEATURES) <= set(known):
         raise ValueError(f"MODEL.REGNET.OUT_FEATURES: expected some of {', '.join(known)}")
     net._out_features = [name for name in known if name in node.OUT_FEATURES]
+    _cut_behind(net, net._out_features[-1])
     return net
+
+
+def _cut_behind(net: RegNet, last: str) -> None:
+    """Drop the stages behind the last map: distributed training waits for their gradients."""
+    names = ["stem", *(name for _, name in net.stages_and_names)]
+    kept = names.index(last)
+    for _, name in net.stages_and_names[kept:]:
+        delattr(net, name)
+    net.stages_and_names = net.stages_and_names[:kept]

@@ -18,15 +18,18 @@ def build_swin(cfg: CfgNode, _input_shape: ShapeSpec) -> SwinTransformer:
     node = cfg.MODEL.SWIN
     _refuse_misfits(node)
     frozen = cfg.MODEL.BACKBONE.FREEZE_AT
+    outputs = sorted(int(name[1:]) for name in node.OUT_FEATURES)
+    # Stages behind the last map are left out: distributed training waits for their gradients.
+    stages = outputs[-1] + 1
     return SwinTransformer(
         embed_dim=node.EMBED_DIM,
-        depths=tuple(node.DEPTHS),
-        num_heads=tuple(node.NUM_HEADS),
+        depths=tuple(node.DEPTHS)[:stages],
+        num_heads=tuple(node.NUM_HEADS)[:stages],
         window_size=node.WINDOW_SIZE,
         drop_path_rate=node.DROP_PATH_RATE,
-        out_indices=tuple(sorted(int(name[1:]) for name in node.OUT_FEATURES)),
+        out_indices=tuple(outputs),
         # Its 0 and 1 freeze the patch embedding, which is the stem.
-        frozen_stages=frozen if frozen else -1,
+        frozen_stages=min(frozen, stages + 1) if frozen else -1,
     )
 
 

@@ -8,6 +8,7 @@ import detectron2
 import pytest
 from detectron2.config import get_cfg
 
+from configs.backbones import BACKBONES
 from configs.loader import PATH_KEYS, default_config, load_config, settings, teacher_config
 from configs.nodes import NODES, Settings
 from configs.rules import Place
@@ -48,6 +49,8 @@ def test_stock_configs_load_as_detectron2_loads_them(name: str) -> None:
 
     for name in NODES:
         del cfg[name]
+    for name in BACKBONES:
+        del cfg.MODEL[name]
     for key in ("OPTIMIZER", "ACCUMULATE", "EMA_DECAY", "PREEMPTION_SIGNAL"):
         del cfg.SOLVER[key]
     del cfg.SOLVER.AMP["DTYPE"], cfg.MODEL["FAMILY"], cfg["IMPORTS"]

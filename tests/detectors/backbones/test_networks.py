@@ -124,6 +124,24 @@ def _telling(net: str) -> str:
     return {"mobilenet_v2": "WIDTH", "regnet": "W_0", "swin": "EMBED_DIM"}[net]
 
 
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("freeze_at", [0, 1, 3, 5])
+def test_all_that_is_not_frozen_has_a_gradient(
+    configured: Configured, net: str, freeze_at: int
+) -> None:
+    """What lies behind the coarsest map would have none, which distributed training waits for."""
+    _, keys = NETS[net]
+    node = model(net, "", OUT_FEATURES=keys["OUT_FEATURES"][:2])
+    node["BACKBONE"]["FREEZE_AT"] = freeze_at
+    node["FPN"]["IN_FEATURES"] = keys["OUT_FEATURES"][:2]
+    backbone = build_backbone(configured(node))
+    assert list(backbone.output_shape()) == ["p3", "p4", "p5"]
+    sum(one.sum() for one in backbone(torch.randn(2, 3, 64, 64)).values()).backward()
+    parameters = list(backbone.bottom_up.parameters())
+    assert all((one.grad is not None) == one.requires_grad for one in parameters)
+    assert any(not one.requires_grad for one in parameters) == (freeze_at > 0)
+
+
 @pytest.mark.parametrize(
     ("net", "changes", "refused"),
     [
