@@ -29,7 +29,7 @@ from .cache_check import held_images
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
 from .gism import GeneralInstances
-from .inherit import inherit_head
+from .inherit import inherit
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
 from .trainer import EXPORTED_NAME
@@ -231,8 +231,7 @@ def _load_student(setup: Setup, student: str, teacher: Teacher) -> Distiller:
         return distiller.train()
     if cfg.MODEL.WEIGHTS:
         _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
-    if teacher.config.inherit == "head":
-        inherit_head(detector, setup)
+    inherit(detector, setup)
     return distiller.train()
 
 

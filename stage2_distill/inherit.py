@@ -1,50 +1,83 @@
-"""Warm start: the teacher's head as the student's first one (the inheriting strategy)."""
+"""Warm start: parts of the teacher as the student's first ones (the inheriting strategy)."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from detectors import Setup, load_model
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 8
 
-def inherit_head(student: nn.Module, setup: Setup) -> list[str]:
-    """Copy every tensor of the teacher's head into the student's that has its name and shape.
+
+def inherit(student: nn.Module, setup: Setup) -> dict[str, list[str]]:
+    """Copy what `TEACHER.INHERIT` names of the teacher, where names and shapes agree.
+
+    Of the head every tensor that fits is taken; of the neck only whole layers, since a lateral's
+    bias is worth nothing without its weight.
 
     Args:
         student: is modified.
         setup: the student's; the teacher's weights are read on the CPU.
 
     Returns:
-        Names of what was copied, within the head.
+        Part to the names, within it, of what was copied; empty with `none`.
 
     Raises:
         FileNotFoundError: the teacher's weights are not here.
-        ValueError: nothing fits.
+        ValueError: nothing fits of a part.
     """
+    stated = setup.settings.teacher.inherit
+    if stated == "none":
+        return {}
     teacher_cfg = setup.trained_teacher_cfg.clone()
     teacher_cfg.defrost()
     teacher_cfg.MODEL.DEVICE = "cpu"
-    theirs = setup.teacher_family.head(load_model(teacher_cfg)).state_dict()
-    head = setup.family.head(student)
-    ours = head.state_dict()
-    fitting = {k: v for k, v in theirs.items() if k in ours and ours[k].shape == v.shape}
-    rest = [
+    teacher = load_model(teacher_cfg)
+    found = {}
+    for part in stated.split("+"):
+        theirs = getattr(setup.teacher_family, part)(teacher).state_dict()
+        ours = getattr(setup.family, part)(student)
+        found[part] = _copy(ours, theirs, part, stated)
+    return found
+
+
+def _copy(module: nn.Module, theirs: Mapping[str, Tensor], part: str, stated: str) -> list[str]:
+    """Copy what fits into a part of the student; give its names, and log both sides."""
+    ours = module.state_dict()
+    rest = {n: t for n, t in ours.items() if n not in theirs or theirs[n].shape != t.shape}
+    if part == "neck":
+        layers = {name.rpartition(".")[0] for name in rest}
+        rest = {n: t for n, t in ours.items() if any(f"{n}.".startswith(f"{x}.") for x in layers)}
+    fitting = {name: theirs[name] for name in ours if name not in rest}
+    unlike = [
         f"{name}: student {tuple(tensor.shape)}, teacher "
         + (f"{tuple(theirs[name].shape)}" if name in theirs else "has none")
-        for name, tensor in ours.items()
-        if name not in fitting
+        for name, tensor in rest.items()
     ]
     if not fitting:
         raise ValueError(
-            f"TEACHER.INHERIT head: no tensor of the teacher's head fits the student's: "
-            f"{'; '.join(rest)}; give both the same FPN.OUT_CHANNELS, or set TEACHER.INHERIT none"
+            f"TEACHER.INHERIT {stated}: no tensor of the teacher's {part} fits the student's: "
+            f"{_first(unlike) or 'there is none'}; give both the same FPN.OUT_CHANNELS, or set "
+            f"TEACHER.INHERIT {'head' if part == 'neck' else 'none'}"
         )
-    head.load_state_dict({**ours, **fitting})
-    logger.info("copied from the teacher's head: %s", ", ".join(fitting))
-    if rest:
-        logger.info("not copied, shapes differ: %s", "; ".join(rest))
+    module.load_state_dict({**ours, **fitting})
+    logger.info(
+        "copied %d of %d tensors of the teacher's %s: %s",
+        *(len(fitting), len(ours), part, _first(fitting)),
+    )
+    if unlike:
+        logger.info(
+            "not copied, %d tensors of the student's %s: %s", len(unlike), part, _first(unlike)
+        )
     return list(fitting)
+
+
+def _first(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f"; and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return "; ".join(listed[:_SHOWN]) + more

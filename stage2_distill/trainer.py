@@ -19,7 +19,7 @@ from .cache_check import held_images
 from .data import build_data
 from .distiller import build_distiller
 from .gism import KINDS
-from .inherit import inherit_head
+from .inherit import inherit
 from .prefetch import DeviceLoader
 from .teacher import open_teacher
 
@@ -53,15 +53,11 @@ class DistillTrainer(Trainer):
         self.cfg = fitted_to_ranks(cfg)
         images = training_images(self.setup)
         self._teacher = open_teacher(self.setup, images)
-        if self._inherits_head:
+        if self.setup.settings.teacher.inherit != "none":
             weights_path(self.setup.trained_teacher_cfg.MODEL.WEIGHTS)
         reader = self._teacher.reader if self._teacher else None
         self._data = build_data(self.setup, held_images(images, reader), reader)
         super().__init__(self.cfg)
-
-    @property
-    def _inherits_head(self) -> bool:
-        return self.setup.settings.teacher.inherit == "head"
 
     def build_train_loader(self, cfg: CfgNode) -> DeviceLoader:
         """The loader of views and codes."""
@@ -85,8 +81,8 @@ class DistillTrainer(Trainer):
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""
         anew = not (resume and self.checkpointer.has_checkpoint())
         super().resume_or_load(resume=resume)
-        if anew and self._inherits_head:
-            inherit_head(self.detector, self.setup)
+        if anew:
+            inherit(self.detector, self.setup)
         self._data.sampler.first_iter = self.start_iter
 
     def build_writers(self) -> list[EventWriter]:

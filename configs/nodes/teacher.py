@@ -19,7 +19,7 @@ class TeacherConfig:
     node: ClassVar[str] = "TEACHER"
     SOURCES: ClassVar[tuple[str, ...]] = ("cache", "live", "none")
     PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "tf32", "bfloat16", "float16")
-    INHERITED: ClassVar[tuple[str, ...]] = ("none", "head")
+    INHERITED: ClassVar[tuple[str, ...]] = ("none", "head", "neck+head")
 
     # The teacher's own YAML, relative to the file that states it, like `_BASE_`; or
     # model_zoo://NAME, one of those that detectron2 ships.
@@ -33,8 +33,8 @@ class TeacherConfig:
     # Arithmetic of the teacher's forward, in a dump and live. tf32 is float32 whose products a GPU
     # may round to 10 bits of mantissa.
     precision: str = "float32"
-    # What the student starts with of the teacher's weights, where shapes agree: nothing, or the
-    # tensors of its head.
+    # What the student starts with of the teacher's weights, where names and shapes agree: nothing,
+    # its head, or also its neck, the layers between the network and the pyramid.
     inherit: str = "none"
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "source": ["offline", 1],
         "batch": [0, 2**16 + 1, 1.5],
         "precision": ["float64", 16],
-        "inherit": ["backbone", True],
+        "inherit": ["backbone", "neck", "head+neck", True],
     },
     CacheConfig: {
         "location": [None, "ftp://host/cache", "file:///cache"],

@@ -170,6 +170,17 @@ def test_the_head_is_what_makes_the_outputs_of_the_pyramid(
     )
 
 
+def test_the_neck_is_what_makes_the_pyramid_of_the_network_s_maps(
+    family: DetectorFamily, model: nn.Module
+) -> None:
+    whole = model.backbone.state_dict(keep_vars=True)
+    neck = family.neck(model).state_dict(keep_vars=True)
+    assert neck and all(whole[name] is tensor for name, tensor in neck.items())
+    assert {name for name in whole if name not in neck} == {
+        f"bottom_up.{name}" for name in model.backbone.bottom_up.state_dict()
+    }
+
+
 def test_an_exported_student_is_a_checkpoint_of_detectron2_s(
     cfg: CfgNode, model: nn.Module, tmp_path: Path
 ) -> None:
