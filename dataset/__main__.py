@@ -1,4 +1,4 @@
-"""Commands of the dataset package: `python -m dataset synthetic | coco | check`."""
+"""Commands of the dataset package: `python -m dataset synthetic | coco | check | subset`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code: 0 for success, 1 for failure."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    commands = {"synthetic": _synthetic, "coco": _coco, "check": _check}
+    commands = {"synthetic": _synthetic, "coco": _coco, "check": _check, "subset": _subset}
     try:
         return commands[options.command](options, parser)
     except (ValueError, OSError) as error:
@@ -51,11 +51,21 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--workers", type=int, help="processes; default: one a core")
     check.add_argument("--json", action="store_true", help="print every problem, as JSON")
 
+    subset = commands.add_parser("subset", help="write a set of some categories, linking images")
+    subset.add_argument("--folder", required=True, help="the set, as DATASET.FOLDER takes it")
+    subset.add_argument("--categories", required=True, nargs="+", metavar="NAME")
+    subset.add_argument("--output", required=True, help="folder to write")
+    subset.add_argument("--split", nargs="+", default=[], metavar="NAME", help="default: all")
+    subset.add_argument(
+        "--keep-empty", action="store_true", help="also images without objects of the categories"
+    )
+
     add_example(parser, "coco --output datasets")
     add_example(synthetic, "--output demo/data --train 400 --val 100")
     add_example(coco, "--output datasets --split val2017 annotations")
     val2017 = "datasets/coco/annotations/instances_val2017.json"
     add_example(check, f"--images datasets/coco/val2017 --annotations {val2017}")
+    add_example(subset, "--folder datasets/coco --categories person --output datasets/coco_person")
     return parser
 
 
@@ -104,6 +114,25 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     else:
         print("\n".join(report.lines(_SHOWN_PROBLEMS)))
     return 1 if report.count("error") else 0
+
+
+def _subset(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from dataset.categories import write_subset
+
+    written = write_subset(
+        options.folder,
+        options.output,
+        options.categories,
+        splits=options.split,
+        keep_empty=options.keep_empty,
+    )
+    for kept in written:
+        print(
+            f"{kept.split.name}: {len(kept.file_names)} images, {kept.num_objects} objects of "
+            f"{', '.join(options.categories)}; images/{kept.split.name} links to {kept.root}"
+        )
+    print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(written[0].categories)}")
+    return 0
 
 
 if __name__ == "__main__":

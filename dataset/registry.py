@@ -49,7 +49,7 @@ def register_folder(
     for split in find_splits(Path(folder).absolute()):
         name = PREFIX + split.name
         try:
-            root = _find_image_root(split.annotations, split.image_folders)
+            root = find_image_root(split.annotations, split.image_folders)
         except (OSError, ValueError):
             if needed is None or name in needed:
                 raise
@@ -125,7 +125,13 @@ def _name_classes(name: str, annotations: Annotations) -> None:
     metadata.set(**found)
 
 
-def _find_image_root(annotations: Path, candidates: tuple[Path, ...]) -> Path:
+def find_image_root(annotations: Path, candidates: tuple[Path, ...]) -> Path:
+    """The first of some folders that holds one of the first images of an annotation file.
+
+    Raises:
+        FileNotFoundError: none does.
+        ValueError: the file is not COCO.
+    """
     names = _first_file_names(annotations)
     folders = {candidate: ImageFolder(candidate) for candidate in candidates}
     escapes: list[ValueError] = []
