@@ -67,7 +67,7 @@ def write_subset(
 
     Args:
         folder: the set, in a layout of `dataset.layouts`.
-        output: the folder to write.
+        output: the folder to write; it may hold other splits.
         categories: names.
         splits: which to take; all by default.
         keep_empty: keep the images without such objects too. Without it those with nothing but
@@ -79,19 +79,28 @@ def write_subset(
     Raises:
         FileNotFoundError: the folder, one of the splits or an image is missing.
         ValueError: a category is unknown, the annotations cannot be used, or the output holds
-            something.
+            such a split.
     """
     target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target}: is there already, and not empty; choose another --output")
+    chosen = _chosen(folder, splits)
+    places = {one.name: _places(target, one.name) for one in chosen}
+    for path in (path for both in places.values() for path in both):
+        if os.path.lexists(path):
+            raise ValueError(f"{path}: is there already; choose another --output, or remove it")
     # Before anything is written.
-    found = [_select(one, categories, keep_empty) for one in _chosen(folder, splits)]
-    for name in ("annotations", "images"):
-        (target / name).mkdir(parents=True, exist_ok=True)
+    found = [_select(one, categories, keep_empty) for one in chosen]
     for kept in found:
-        (target / "images" / kept.split.name).symlink_to(kept.root.absolute())
-        _write(target / "annotations" / f"instances_{kept.split.name}.json", kept)
+        annotations, images = places[kept.split.name]
+        for path in (annotations, images):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        images.symlink_to(kept.root.absolute())
+        _write(annotations, kept)
     return found
+
+
+def _places(target: Path, split: str) -> tuple[Path, Path]:
+    """Annotation file and image folder of a split."""
+    return target / "annotations" / f"instances_{split}.json", target / "images" / split
 
 
 def _chosen(folder: str | os.PathLike[str], names: Sequence[str]) -> list[Split]:

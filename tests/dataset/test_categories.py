@@ -128,12 +128,16 @@ def test_a_missing_image_is_refused(make_folder: Folder, tmp_path: Path) -> None
     write_subset(folder, tmp_path / "dogs", ["dog"])  # which needs it not
 
 
-def test_a_folder_that_holds_something_is_left_alone(make_folder: Folder, tmp_path: Path) -> None:
-    folder = make_folder("set")
-    write_subset(folder, tmp_path / "dogs", ["dog"])
-    with pytest.raises(ValueError, match=r"dogs: is there already, and not empty"):
-        write_subset(folder, tmp_path / "dogs", ["cat"])
-    assert ids(written(tmp_path / "dogs")["categories"]) == [6]
+def test_a_split_that_is_there_is_left_alone_and_another_is_added(
+    make_folder: Folder, tmp_path: Path
+) -> None:
+    folder, target = make_folder("set", ("train", "val")), tmp_path / "dogs"
+    write_subset(folder, target, ["dog"], splits=["train"])
+    with pytest.raises(ValueError, match=r"instances_train\.json: is there already"):
+        write_subset(folder, target, ["cat"])
+    assert not (target / "annotations" / "instances_val.json").exists()
+    write_subset(folder, target, ["dog"], splits=["val"], keep_empty=True)
+    assert [len(written(target, split)["images"]) for split in ("train", "val")] == [1, 3]
 
 
 def test_a_category_without_objects_is_refused(make_folder: Folder, tmp_path: Path) -> None:
