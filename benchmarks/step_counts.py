@@ -90,6 +90,7 @@ class Subject:
             pooler=GiPooler(list(self._stored.levels.values()), gid),
             gid=gid,
             levels=self._stored.kept,
+            pooled=range(len(self._stored.levels)),
         ).train()
         backward = LaunchCounter()
         # Without compiling: what ran on the pretended GPU would be compiled for a real one.

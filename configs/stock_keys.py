@@ -28,6 +28,8 @@ TEACHER = "TEACHER.CONFIG"
 
 STAGES = (DUMP, DISTILL, SHOW, FIDELITY)
 COMMANDS = (TRAIN, EVAL, *STAGES)
+# Where the config's own detector is taken apart.
+STUDENTS = (DISTILL, SHOW, FIDELITY)
 
 Allowed = Callable[[CfgNode, Any], bool]
 
@@ -117,19 +119,35 @@ def _with(key: str, value: Any, allowed: Allowed) -> Allowed:
 
 
 def _retinanet(allowed: Allowed) -> Allowed:
-    return lambda cfg, value: not _is_retinanet(cfg) or allowed(cfg, value)
+    return lambda cfg, value: not _is(cfg, "RetinaNet", "RetinaNet") or allowed(cfg, value)
 
 
-def _is_retinanet(cfg: CfgNode) -> bool:
+def _r_cnn(allowed: Allowed) -> Allowed:
+    return lambda cfg, value: not _is(cfg, "GeneralizedRCNN", "FasterRCNN") or allowed(cfg, value)
+
+
+def _is(cfg: CfgNode, architecture: str, family: str) -> bool:
     """Whether it is one, or a class of the user's that derives from it."""
     name = cfg.MODEL.META_ARCHITECTURE
-    if "RetinaNet" in (name, cfg.MODEL.FAMILY):
+    if name == architecture or family == cfg.MODEL.FAMILY:
         return True
     # It imports PyTorch, which those who only read configs need not wait for.
     from detectron2.modeling import META_ARCH_REGISTRY
 
     model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
-    return any(one.__name__ == "RetinaNet" for one in getattr(model, "__mro__", ()))
+    return any(one.__name__ == architecture for one in getattr(model, "__mro__", ()))
+
+
+def _of_the_rpn(cfg: CfgNode, value: Any) -> bool:
+    return set(value) <= set(cfg.MODEL.RPN.IN_FEATURES)
+
+
+def _several(_cfg: CfgNode, value: Any) -> bool:
+    return len(value) > 1
+
+
+def _without_box_head_response(cfg: CfgNode, value: Any) -> bool:
+    return not value or cfg.GID.BOX_HEAD_CLS_WEIGHT == 0
 
 
 def _adamw(allowed: Allowed) -> Allowed:
@@ -144,6 +162,27 @@ def _of_roi_heads(name: str) -> Refusal:
         readers=COMMANDS,
         allowed=_retinanet(_stock_or_as(key, own)),
         reason=f"RetinaNet reads {own}, which is {{cfg.{own}!r}}; set that one",
+    )
+
+
+def _of_retinanet(name: str) -> Refusal:
+    """The other way round."""
+    key, own = f"MODEL.RETINANET.{name}", f"MODEL.ROI_HEADS.{name}"
+    return Refusal(
+        key=key,
+        readers=COMMANDS,
+        allowed=_r_cnn(_stock_or_as(key, own)),
+        reason=f"an R-CNN reads {own}, which is {{cfg.{own}!r}}; set that one",
+    )
+
+
+def _of_other_heads(key: str) -> Refusal:
+    """A teacher may have them; `detectors.families` says then that they are ignored."""
+    return Refusal(
+        key=key,
+        readers=STUDENTS,
+        allowed=_r_cnn(_one_of(False)),
+        reason="a distilled student has boxes alone; set it to False (a teacher may have it True)",
     )
 
 
@@ -247,6 +286,41 @@ REFUSALS = (
         allowed=_retinanet(_one_of(False)),
         reason="RetinaNet has boxes alone; set it to False",
     ),
+    *(_of_other_heads(f"MODEL.{name}_ON") for name in ("MASK", "KEYPOINT")),
+    Refusal(
+        key="MODEL.ROI_HEADS.NAME",
+        readers=(*STUDENTS, TEACHER),
+        allowed=_r_cnn(_one_of("StandardROIHeads")),
+        reason="distillation takes the one box head of StandardROIHeads apart, on a pyramid: C4 "
+        "(Res5ROIHeads) has no pyramid, Cascade R-CNN (CascadeROIHeads) has three heads; begin "
+        "with Base-RCNN-FPN.yaml",
+    ),
+    Refusal(
+        key="MODEL.RPN.IN_FEATURES",
+        readers=(*STUDENTS, TEACHER),
+        allowed=_r_cnn(_several),
+        reason="C4 and DC5 have no pyramid, which is distilled; begin with Base-RCNN-FPN.yaml",
+    ),
+    Refusal(
+        key="MODEL.ROI_HEADS.IN_FEATURES",
+        readers=(*STUDENTS, TEACHER),
+        allowed=_r_cnn(_of_the_rpn),
+        reason="a record has the levels of MODEL.RPN.IN_FEATURES, {cfg.MODEL.RPN.IN_FEATURES!r}; "
+        "name some of these",
+    ),
+    Refusal(
+        key="MODEL.PROPOSAL_GENERATOR.NAME",
+        readers=(*STUDENTS, TEACHER),
+        allowed=_r_cnn(_one_of("RPN")),
+        reason="distillation takes detectron2's RPN apart; set it to RPN",
+    ),
+    Refusal(
+        key="MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE",
+        readers=STUDENTS,
+        allowed=_r_cnn(_without_box_head_response),
+        reason="GID.BOX_HEAD_CLS_WEIGHT {cfg.GID.BOX_HEAD_CLS_WEIGHT} compares softmaxes; set "
+        "either to 0",
+    ),
     Refusal(
         key="MODEL.LOAD_PROPOSALS",
         readers=COMMANDS,
@@ -262,7 +336,11 @@ REFUSALS = (
         )
         for part in ("TRAIN", "TEST")
     ),
-    *(_of_roi_heads(name) for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")),
+    *(
+        refused(name)
+        for refused in (_of_roi_heads, _of_retinanet)
+        for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")
+    ),
     Refusal(
         key="TEST.AUG.ENABLED",
         readers=COMMANDS,

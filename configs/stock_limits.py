@@ -1,8 +1,8 @@
 """Limits of detectron2's own numbers and choices, which it checks late or not at all.
 
 One table, key to rule; `check_limits` holds a config against it before anything runs. Nodes of
-two-stage detectors are not in it. What only the building of a model can tell, such as an unknown
-backbone, is told there (`detectors.building`).
+heads for more than boxes are not in it. What only the building of a model can tell, such as an
+unknown backbone, is told there (`detectors.building`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ _LEVELS = Several(item=Text(needed=True))
 _SIZES = Several(item=_POSITIVE)
 _NORMS = Choice(("FrozenBN", "BN", "SyncBN", "GN"))
 _COUNTS = Several(item=Whole(1, 1024))
+_FOUR = Several(item=_POSITIVE, at_least=4, at_most=4)
+_IOU_LABELS = Several(item=Choice((-1, 0, 1)), at_least=2)
+_IOU_THRESHOLDS = Several(item=Number(above=0.0, at_most=1.0))
 _BOX_LOSSES = Choice(("smooth_l1", "giou", "diou", "ciou"))
 
 LIMITS: dict[str, Rule] = {
@@ -97,6 +100,8 @@ LIMITS: dict[str, Rule] = {
     "MODEL.REGNET.W_0": Whole(1, MAX_CHANNELS),
     "MODEL.REGNET.W_A": Number(at_most=MAX_CHANNELS),
     "MODEL.REGNET.W_M": Number(above=1.0, at_most=1e3),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": Number(at_most=MAX_SIDE),
+    "MODEL.PROPOSAL_GENERATOR.NAME": Text(needed=True),
     "MODEL.RESNETS.DEFORM_NUM_GROUPS": Whole(1, MAX_CHANNELS),
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": Several(item=Flag(), at_least=4, at_most=4),
     "MODEL.RESNETS.DEPTH": Choice((18, 34, 50, 101, 152)),
@@ -108,13 +113,13 @@ LIMITS: dict[str, Rule] = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": Whole(1, MAX_CHANNELS),
     "MODEL.RESNETS.WIDTH_PER_GROUP": Whole(1, MAX_CHANNELS),
     "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
-    "MODEL.RETINANET.BBOX_REG_WEIGHTS": Several(item=_POSITIVE, at_least=4, at_most=4),
+    "MODEL.RETINANET.BBOX_REG_WEIGHTS": _FOUR,
     # Negative: no balance between objects and background.
     "MODEL.RETINANET.FOCAL_LOSS_ALPHA": Number(at_least=-1.0, at_most=1.0),
     "MODEL.RETINANET.FOCAL_LOSS_GAMMA": Number(at_most=100.0),
     "MODEL.RETINANET.IN_FEATURES": _LEVELS,
-    "MODEL.RETINANET.IOU_LABELS": Several(item=Choice((-1, 0, 1)), at_least=2),
-    "MODEL.RETINANET.IOU_THRESHOLDS": Several(item=Number(above=0.0, at_most=1.0)),
+    "MODEL.RETINANET.IOU_LABELS": _IOU_LABELS,
+    "MODEL.RETINANET.IOU_THRESHOLDS": _IOU_THRESHOLDS,
     "MODEL.RETINANET.NMS_THRESH_TEST": _SHARE,
     "MODEL.RETINANET.NORM": Text(),
     "MODEL.RETINANET.NUM_CLASSES": Whole(1, 2**20),
@@ -129,6 +134,52 @@ LIMITS: dict[str, Rule] = {
     "MODEL.SWIN.NUM_HEADS": _COUNTS,
     "MODEL.SWIN.OUT_FEATURES": Several(item=Choice(("p0", "p1", "p2", "p3"))),
     "MODEL.SWIN.WINDOW_SIZE": Whole(1, 1024),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _FOUR,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": Whole(1, MAX_CHANNELS),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": Whole(1, MAX_CHANNELS),
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": Number(at_most=100.0),
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": Whole(1, 2**20),
+    "MODEL.ROI_BOX_HEAD.NAME": Text(),
+    "MODEL.ROI_BOX_HEAD.NORM": Text(),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": Whole(0, 1024),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": Whole(0, 1024),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": Whole(1, 256),
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": Whole(0, 256),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": Choice(
+        ("ROIAlign", "ROIAlignRotated", "ROIAlignV2", "ROIPool")
+    ),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _NOT_NEGATIVE,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": Whole(1, 2**20),
+    "MODEL.ROI_HEADS.IN_FEATURES": _LEVELS,
+    "MODEL.ROI_HEADS.IOU_LABELS": _IOU_LABELS,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": _IOU_THRESHOLDS,
+    "MODEL.ROI_HEADS.NAME": Text(needed=True),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.ROI_HEADS.NUM_CLASSES": Whole(1, 2**20),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _SHARE,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": Whole(1, 2**20),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": _FOUR,
+    # -1: anchors beyond the image are used too.
+    "MODEL.RPN.BOUNDARY_THRESH": Number(at_least=-1.0, at_most=1e9),
+    # -1: as many channels as the pyramid.
+    "MODEL.RPN.CONV_DIMS": Several(item=Whole(-1, MAX_CHANNELS)),
+    "MODEL.RPN.HEAD_NAME": Text(needed=True),
+    "MODEL.RPN.IN_FEATURES": _LEVELS,
+    "MODEL.RPN.IOU_LABELS": _IOU_LABELS,
+    "MODEL.RPN.IOU_THRESHOLDS": _IOU_THRESHOLDS,
+    "MODEL.RPN.LOSS_WEIGHT": _NOT_NEGATIVE,
+    "MODEL.RPN.NMS_THRESH": _SHARE,
+    "MODEL.RPN.POSITIVE_FRACTION": _SHARE,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": Whole(1),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": Whole(1),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": Whole(1),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": Whole(1),
+    "MODEL.RPN.SMOOTH_L1_BETA": _NOT_NEGATIVE,
     "MODEL.WEIGHTS": Place(WEIGHTS_SCHEMES),
     "SOLVER.ACCUMULATE": Whole(1, 2**16),
     "SOLVER.AMP.DTYPE": Choice(("float16", "bfloat16")),
@@ -167,13 +218,13 @@ LIMITS: dict[str, Rule] = {
     "TEST.PRECISE_BN.NUM_ITER": Whole(1),
 }
 
-# Read by two-stage detectors alone, or not by us at all.
+# Read by detectors that are not distilled, or not by us at all.
 OUTSIDE = (
     "GLOBAL.",
     "MODEL.PANOPTIC_FPN.",
-    "MODEL.PROPOSAL_GENERATOR.",
-    "MODEL.ROI_",
-    "MODEL.RPN.",
+    "MODEL.ROI_BOX_CASCADE_HEAD.",
+    "MODEL.ROI_KEYPOINT_HEAD.",
+    "MODEL.ROI_MASK_HEAD.",
     "MODEL.SEM_SEG_HEAD.",
     "TEST.EXPECTED_RESULTS",
     "VERSION",

@@ -44,17 +44,22 @@ _KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)+\b")
 # What of a config the files of detectron2 build from, where their message does not say.
 _KEYS_OF_FILES = {
     "anchor_generator.py": ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
-    "box_regression.py": ("MODEL.RETINANET.BBOX_REG_WEIGHTS",),
+    "box_head.py": ("MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC"),
     "fpn.py": ("MODEL.FPN.IN_FEATURES",),
-    "matcher.py": ("MODEL.RETINANET.IOU_THRESHOLDS", "MODEL.RETINANET.IOU_LABELS"),
+    "matcher.py": ("MODEL.{}.IOU_THRESHOLDS", "MODEL.{}.IOU_LABELS"),
+    "poolers.py": ("MODEL.ROI_HEADS.IN_FEATURES",),
     "regnet.py": tuple(f"MODEL.REGNET.{key}" for key in ("DEPTH", "W_A", "W_0", "W_M")),
     "resnet.py": ("MODEL.RESNETS.OUT_FEATURES",),
     "retinanet.py": ("MODEL.RETINANET.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.SIZES"),
+    "rpn.py": ("MODEL.RPN.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.SIZES"),
 }
+# The node of {}: that of the part which is built.
+_NODES_OF_FILES = {"retinanet.py": "RETINANET", "roi_heads.py": "ROI_HEADS", "rpn.py": "RPN"}
 _KEYS_AT_ALL = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
 # Where a value in a message may come from.
 _NODES = (
-    *("ANCHOR_GENERATOR", "BACKBONE", "FPN", "META_ARCHITECTURE", "RESNETS", "RETINANET"),
+    *("ANCHOR_GENERATOR", "BACKBONE", "FPN", "META_ARCHITECTURE", "PROPOSAL_GENERATOR"),
+    *("RESNETS", "RETINANET", "ROI_BOX_HEAD", "ROI_HEADS", "RPN"),
     *BACKBONES,
 )
 # Neither changes the form of a model, and commands set both.
@@ -139,11 +144,11 @@ def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
     of_value = [key for key, value in values.items() if _is_in(key, value, error, message)]
     if of_value:
         return of_value
-    for frame in reversed(_frames(error)):
-        keys = _KEYS_OF_FILES.get(Path(frame.filename).name)
-        if keys and "detectron2" in frame.filename:
-            return list(keys)
-    return list(_KEYS_AT_ALL)
+    frames = [one.filename for one in _frames(error) if "detectron2" in one.filename]
+    files = [Path(one).name for one in reversed(frames)]
+    keys = next((_KEYS_OF_FILES[one] for one in files if one in _KEYS_OF_FILES), _KEYS_AT_ALL)
+    node = next((_NODES_OF_FILES[one] for one in files if one in _NODES_OF_FILES), "")
+    return [key.format(node) for key in keys]
 
 
 def _is_in(key: str, value: Any, error: Exception, message: str) -> bool:

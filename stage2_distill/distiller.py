@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from detectors.families import TrainingStep
 from detectors.readback import Readback
 
 from .adaptation import Adaptation
+from .box_head import box_head_losses
 from .gism import Finite, GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
 from .losses import gid_losses, needed_signals, warmup_factor
 from .pooling import GiPooler
@@ -40,6 +42,7 @@ class Distiller(nn.Module):
         pooler: GiPooler,
         gid: GidConfig,
         levels: Sequence[int],
+        pooled: Sequence[int],
     ) -> None:
         """Args:
 
@@ -47,9 +50,10 @@ class Distiller(nn.Module):
         adaptation: maps the student's pyramid to the teacher's channels.
         family: of the student.
         source: the teacher; None trains on ground truth alone.
-        pooler: ROIAlign on the levels below.
+        pooler: ROIAlign on the pooled levels.
         gid: settings of selection and losses.
         levels: numbers of the student's levels that the teacher's outputs are of.
+        pooled: numbers among these, of the levels that features of GIs are pooled from.
         """
         super().__init__()
         self.detector = detector
@@ -59,6 +63,7 @@ class Distiller(nn.Module):
         self._pooler = pooler
         self._gid = gid
         self._levels = levels
+        self._pooled = pooled
 
     def forward(self, batch: list[dict[str, Any]]) -> Any:
         """Losses by name in training; detections, as the detector gives them, otherwise."""
@@ -163,18 +168,30 @@ class Distiller(nn.Module):
         warmup: float = 1.0,
     ) -> dict[str, Tensor]:
         """The losses at GIs (N, G, 4), those that are valid (N, G), which the host knows."""
-        return gid_losses(
+        losses = gid_losses(
             config=self._gid,
-            teacher=teacher,
+            teacher=replace(teacher, features=self._pooled_of(teacher.features)),
             rois=self._pooler.place(boxes, valid, outputs.logits.device),
             assigned=assigned,
-            student_features=outputs.features,
+            student_features=self._pooled_of(outputs.features),
             student_logits=outputs.logits,
             student_deltas=outputs.deltas,
             adaptation=self.adaptation,
             pooler=self._pooler,
             warmup=warmup,
         )
+        return losses | box_head_losses(
+            config=self._gid,
+            family=self._family,
+            detector=self.detector,
+            outputs=outputs,
+            teacher=teacher,
+            warmup=warmup,
+        )
+
+    def _pooled_of(self, features: list[Tensor]) -> list[Tensor]:
+        """The levels that GIs are pooled from; none of a teacher's, where nothing needs them."""
+        return [features[level] for level in self._pooled] if features else []
 
 
 def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) -> Distiller:
@@ -189,7 +206,7 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         ValueError: GID.ADAPTATION none, with pyramids of different channel counts.
     """
     cfg, family, gid = setup.cfg, setup.family, setup.settings.gid
-    strides = list(family.levels(cfg).values())
+    names, strides = zip(*family.levels(cfg).items(), strict=True)
     levels: Sequence[int] = range(len(strides))
     kind, channels = "none", family.channels(cfg)
     teacher_channels = channels
@@ -198,6 +215,7 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         levels = stored.kept
         if "features" in needed_signals(gid):
             kind, teacher_channels = gid.adaptation, stored.family.channels(stored.cfg)
+    pooled = [i for i, one in enumerate(levels) if names[one] in family.pooled_levels(cfg)]
     adaptation = Adaptation(
         kind,
         student_channels=channels,
@@ -208,7 +226,8 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         adaptation,
         family=family,
         source=teacher.source(student_format=cfg.INPUT.FORMAT) if teacher else None,
-        pooler=GiPooler([strides[level] for level in levels], gid),
+        pooler=GiPooler([strides[levels[one]] for one in pooled], gid),
         gid=gid,
         levels=levels,
+        pooled=pooled,
     )

@@ -20,6 +20,7 @@ from torch import Tensor
 from configs.nodes import GidConfig
 from detectors.ranks import mean_over_ranks
 from stage2_distill.adaptation import Adaptation
+from stage2_distill.box_head import box_head_signals
 from stage2_distill.pooling import GiPooler, Rois
 from stage2_distill.teacher_batch import TeacherBatch
 
@@ -30,7 +31,12 @@ _SQUARED_DISTANCE_FLOOR = 1e-12
 def needed_signals(config: GidConfig) -> tuple[str, ...]:
     """Names of the teacher's signals that selection and the losses with a weight need."""
     with_features = config.feature_weight > 0 or config.relation_weight > 0
-    return ("features", "scores", "deltas") if with_features else ("scores", "deltas")
+    return (
+        *(("features",) if with_features else ()),
+        "scores",
+        "deltas",
+        *box_head_signals(config),
+    )
 
 
 def gid_losses(

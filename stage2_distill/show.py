@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from detectors import Setup, load_model, training_images
+from storage.schema import DETECTIONS
 
 from .cache_check import held_images
 from .data import ViewDataset
 from .gism import GeneralInstances, select
 from .sampler import Draw
-from .teacher import open_teacher
+from .teacher import LiveTeacher, Teacher, TeacherSource, open_teacher
 
 # Boxes below this score would hide the others.
 _MIN_SCORE = 0.3
@@ -68,20 +68,30 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
             box_transform=family.box_transform(student),
             config=setup.settings.gid,
         )
-        as_teacher = replace(
-            outputs, logits=torch.logit(given.probabilities, eps=1e-6), deltas=given.deltas
-        )
         path = folder / f"view_{item['image_id']}.png"
         _draw(
             path,
             _rgb(item["image"], cfg),
             truth=item["instances"],
-            teacher=_confident(family.detections(student, as_teacher)[0]),
+            teacher=_confident(_detections(teacher, source, item)),
             student=_confident(family.detections(student, outputs)[0]),
             instances=instances.of_image(0),
             class_names=names,
         )
         yield path
+
+
+def _detections(teacher: Teacher, source: TeacherSource, item: dict[str, Any]) -> Instances:
+    """The teacher's final boxes: those of the record, or what the teacher says now."""
+    if isinstance(source, LiveTeacher):
+        return source.detections(item)
+    assert teacher.reader is not None
+    number = teacher.reader.record_number(item["image_id"], item["view"])
+    rows = torch.from_numpy(teacher.reader.read(number)[DETECTIONS].copy())
+    rows = rows[rows[:, 4] >= 0]  # the others are not used
+    size = (int(item["image"].shape[-2]), int(item["image"].shape[-1]))
+    boxes, scores, classes = Boxes(rows[:, :4]), rows[:, 4], rows[:, 5].long()
+    return Instances(size, pred_boxes=boxes, scores=scores, pred_classes=classes)
 
 
 def _rgb(image: Tensor, cfg: CfgNode) -> np.ndarray:

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from configs.nodes import TeacherConfig
-from detectors import Setup, load_model
+from detectors import DenseOutputs, Setup, load_model
 from detectors.arithmetic import arithmetic
 from detectors.stored import Stored
 from storage import CacheReader, Geometry, RecordCodec
 
+from .box_head import check_box_head
 from .cache_check import check_pairing, open_cache
 from .losses import needed_signals
 from .teacher_batch import LevelSizes, TeacherBatch, assemble, placing_of
@@ -119,13 +121,22 @@ class LiveTeacher:
         ordered = [records[place] for place in range(len(batch))]
         return assemble(ordered, self._stored.signals, geometries, level_sizes)
 
-    def _run(self, images: list[Tensor], device: torch.device) -> dict[str, Tensor]:
-        """Outputs for (3, H, W) uint8 views of one padded size, as a lossless cache has them."""
+    @torch.no_grad()
+    def detections(self, item: dict[str, Any]) -> Instances:
+        """The teacher's final boxes for one item of the loader, in pixels of the view."""
+        outputs = self._outputs([item["image"]], next(self._model.parameters()).device)
+        return self._stored.family.detections(self._model, outputs)[0]
+
+    def _outputs(self, images: list[Tensor], device: torch.device) -> DenseOutputs:
         if self._flip_channels:
             images = [image.flip(0) for image in images]
         # Its own precision: the student's mixed precision does not reach the teacher.
         with arithmetic(self._precision, device):
-            outputs = self._stored.family.run(self._model, [{"image": x} for x in images])
+            return self._stored.family.run(self._model, [{"image": x} for x in images])
+
+    def _run(self, images: list[Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Outputs for (3, H, W) uint8 views of one padded size, as a lossless cache has them."""
+        outputs = self._outputs(images, device)
         values = self._stored.values(outputs)
         found = {one.name: values[one.name].float() for one in self._stored.signals}
         of_scores = [one.name for one in self._stored.signals if one.kind == "scores"]
@@ -173,6 +184,7 @@ def open_teacher(
     if config.source == "none":
         return None
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
+    check_box_head(setup)
     check_pairing(setup)
     needs = needed_signals(setup.settings.gid)
     reader = open_cache(setup, images) if config.source == "cache" else None

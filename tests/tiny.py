@@ -37,6 +37,38 @@ DETECTOR: dict[str, Any] = {
     "TEST": {"DETECTIONS_PER_IMAGE": 5},
 }
 
+# What makes a Faster R-CNN of it, of the same width and with the same classes.
+FASTER_RCNN: dict[str, Any] = {
+    **DETECTOR["MODEL"],
+    "META_ARCHITECTURE": "GeneralizedRCNN",
+    "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
+    "RESNETS": {**DETECTOR["MODEL"]["RESNETS"], "OUT_FEATURES": ["res2", "res3", "res4", "res5"]},
+    "FPN": {"IN_FEATURES": ["res2", "res3", "res4", "res5"], "OUT_CHANNELS": 8},
+    "RPN": {
+        "IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+        "PRE_NMS_TOPK_TRAIN": 100,
+        "PRE_NMS_TOPK_TEST": 100,
+        "POST_NMS_TOPK_TRAIN": 80,
+        "POST_NMS_TOPK_TEST": 60,
+        # Those of the RetinaNet, so that one reference serves both.
+        "IOU_THRESHOLDS": [0.4, 0.5],
+    },
+    "ROI_HEADS": {
+        "NAME": "StandardROIHeads",
+        "IN_FEATURES": ["p2", "p3", "p4", "p5"],
+        "NUM_CLASSES": 3,
+        "SCORE_THRESH_TEST": 0.001,
+        "BATCH_SIZE_PER_IMAGE": 32,
+    },
+    "ROI_BOX_HEAD": {
+        "NAME": "FastRCNNConvFCHead",
+        "NUM_FC": 1,
+        "FC_DIM": 16,
+        "POOLER_RESOLUTION": 4,
+    },
+}
+_LAST_LAYERS = ("cls_score", "bbox_pred", "objectness_logits", "anchor_deltas")
+
 
 def write_config(path: Path, content: dict[str, Any]) -> CfgNode:
     """Write nodes as YAML and load them as a user would."""
@@ -51,7 +83,7 @@ def random_detector(cfg: CfgNode, seed: int) -> nn.Module:
     for name, tensor in model.named_parameters():
         if tensor.dim() > 1:
             # Untrained outputs would be large, and all scores 0 or 1.
-            scale = 0.02 if name.startswith(("head.cls_score", "head.bbox_pred")) else 1.0
+            scale = 0.02 if name.split(".")[-2] in _LAST_LAYERS else 1.0
             std = scale * tensor[0].numel() ** -0.5
             tensor.data.normal_(std=std, generator=generator)
         elif "conv3.norm.weight" in name:

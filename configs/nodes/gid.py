@@ -58,10 +58,15 @@ class GidConfig:
     response_reg_weight: float = 1.0
     # Beta of its smooth L1; 0 is plain L1.
     response_reg_beta: float = 0.0
+    # Weight of the classification part of the box head's response on the teacher's proposals, of
+    # two-stage detectors alone (beyond the paper); 0: none.
+    box_head_cls_weight: float = 0.0
+    # Weight of its box part, a smooth L1 of the same beta.
+    box_head_reg_weight: float = 0.0
     # What losses are divided by, the detector's own included: counts of the rank's images, as in
     # stock detectron2, or of all ranks' images, so that any number of ranks trains alike.
     counts: str = "rank"
-    # Iterations over which all four weights rise linearly from zero; 0: none.
+    # Iterations over which all weights rise linearly from zero; 0: none.
     warmup_iters: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +86,8 @@ class GidConfig:
         checks.number("response_cls_weight", at_most=_MAX_WEIGHT)
         checks.number("response_reg_weight", at_most=_MAX_WEIGHT)
         checks.number("response_reg_beta", at_most=_MAX_WEIGHT)
+        checks.number("box_head_cls_weight", at_most=_MAX_WEIGHT)
+        checks.number("box_head_reg_weight", at_most=_MAX_WEIGHT)
         checks.choice("counts", self.COUNTS)
         checks.integer("warmup_iters", at_least=0)
         if self.pre_nms < self.top_k:

@@ -14,7 +14,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from configs.origins import place_of
 
-from .base import BoxTransform, DetectorFamily, TrainingStep
+from .base import BoxTransform, DetectorFamily, TrainingStep, TwoStageFamily
+from .faster_rcnn import FasterRcnnFamily
 from .outputs import DenseOutputs
 from .retinanet import RetinaNetFamily
 
@@ -23,16 +24,15 @@ __all__ = [
     "DenseOutputs",
     "DetectorFamily",
     "TrainingStep",
+    "TwoStageFamily",
     "family_of",
     "find_family",
     "num_classes",
     "register_family",
 ]
 
-_FAMILIES: dict[str, DetectorFamily] = {one.name: one for one in (RetinaNetFamily(),)}
-
-# Models of detectron2 that are trained here, but for which no family is written.
-_STOCK_CLASSES_KEYS = {"GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES"}
+_SHIPPED: tuple[DetectorFamily, ...] = (RetinaNetFamily(), FasterRcnnFamily())
+_FAMILIES: dict[str, DetectorFamily] = {one.name: one for one in _SHIPPED}
 
 
 def register_family(family: DetectorFamily) -> None:
@@ -94,16 +94,13 @@ def find_family(cfg: CfgNode) -> DetectorFamily | None:
 
 
 def num_classes(cfg: CfgNode) -> tuple[str, int] | None:
-    """The key that holds the number of classes, and its value; None where no key is known.
-
-    Plain training takes detectron2's models beyond the families: its R-CNNs are known too.
+    """The key that holds the number of classes, and its value; None where there is no family.
 
     Raises:
         ValueError: as `find_family`.
     """
     family = find_family(cfg)
-    stock = _STOCK_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    key = family.num_classes_key if family else stock
+    key = family.num_classes_key if family else None
     return None if key is None else (key, reduce(getattr, key.split("."), cfg))
 
 

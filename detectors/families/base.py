@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
@@ -68,6 +68,10 @@ class DetectorFamily(Protocol):
 
     def levels(self, cfg: CfgNode) -> dict[str, int]:
         """Name of every level, finest first, to its stride: pixels per position."""
+        ...
+
+    def pooled_levels(self, cfg: CfgNode) -> tuple[str, ...]:
+        """Names of the levels that features of boxes are pooled from."""
         ...
 
     def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
@@ -143,5 +147,29 @@ class DetectorFamily(Protocol):
         """The part that makes the pyramid of what the backbone's network gives; may be empty.
 
         It shares its tensors with the model; `detectors.backbones.neck_of` finds it.
+        """
+        ...
+
+
+@runtime_checkable
+class TwoStageFamily(DetectorFamily, Protocol):
+    """A family whose detectors look at proposals again, with a box head.
+
+    Its records have three signals more: `proposals` (P, 4) XYXY_ABS, pixels of the view, best
+    first, of which rows without an area are not used; `proposal_scores` (P, K + 1), the box head's
+    logits, background last; `proposal_deltas` (P, 4), its deltas of the best of the K classes.
+    """
+
+    def box_head_outputs(
+        self, model: nn.Module, outputs: DenseOutputs, boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the box head says of given boxes, whichever levels `outputs` was reduced to.
+
+        Args:
+            model, outputs: of the batch.
+            boxes: (N, P, 4) XYXY_ABS, pixels of the view; they may be empty.
+
+        Returns:
+            Logits (N, P, K + 1), and deltas (N, P, K, 4) relative to the boxes.
         """
         ...

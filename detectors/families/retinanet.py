@@ -67,6 +67,10 @@ class RetinaNetFamily:
         """See `DetectorFamily`."""
         return dict(zip(cfg.MODEL.RETINANET.IN_FEATURES, _layout(cfg).strides, strict=True))
 
+    def pooled_levels(self, cfg: CfgNode) -> tuple[str, ...]:
+        """See `DetectorFamily`."""
+        return tuple(cfg.MODEL.RETINANET.IN_FEATURES)
+
     def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
         """See `DetectorFamily`."""
         layout = _layout(cfg)

@@ -202,7 +202,10 @@ def test_settings_of_a_plain_detectron2_config_are_refused() -> None:
 
 def make_pair(folder: Path, **changed: Any) -> str:
     """Write a teacher and a student that names it, relative to itself."""
-    write(folder / "t" / "teacher.yaml", "MODEL: {WEIGHTS: imagenet.pkl}\nINPUT: {FORMAT: RGB}")
+    write(
+        folder / "t" / "teacher.yaml",
+        "MODEL: {META_ARCHITECTURE: RetinaNet, WEIGHTS: imagenet.pkl}\nINPUT: {FORMAT: RGB}",
+    )
     node = {"CONFIG": "../t/teacher.yaml", "WEIGHTS": "teacher.pth"} | changed
     return write(
         folder / "s" / "student.yaml",

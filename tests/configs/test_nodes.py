@@ -69,6 +69,8 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "response_cls_weight": [-1.0, 1e10, "0.1"],
         "response_reg_weight": [-1.0, 1e10, True],
         "response_reg_beta": [-0.1, 1e10, NAN, "x"],
+        "box_head_cls_weight": [-1.0, 1e10, "x"],
+        "box_head_reg_weight": [-1.0, 1e10, True],
         "counts": ["node", 1],
         "warmup_iters": [-1, LARGE, 1.5],
     },

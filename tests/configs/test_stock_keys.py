@@ -24,6 +24,7 @@ from configs.stock_keys import (
     TRAIN,
     refuse_ignored,
 )
+from tests.configs.test_stock_keys_of_r_cnn import KEYS as KEYS_OF_R_CNN
 
 Capture = pytest.CaptureFixture[str]
 Main = Callable[[list[str]], int]
@@ -216,6 +217,7 @@ def test_a_range_of_sizes_is_refused_for_views(config: Path) -> None:
 
 def test_every_entry_of_the_table_is_tried() -> None:
     others = {
+        *KEYS_OF_R_CNN,
         "INPUT.MIN_SIZE_TRAIN_SAMPLING",
         "SOLVER.MOMENTUM",
         "SOLVER.NESTEROV",

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -12,18 +13,21 @@ from detectron2.utils.events import EventStorage
 
 from configs.loader import load_config, settings, teacher_config
 from configs.safe_yaml import read_yaml
+from detectors import family_of
 from detectors.building import build_detector
 
+ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
 PAIRINGS = [name for name in FILES if name.startswith("distill/")]
-SMALL = ["demo", "photographs"]
+SMALL = ["demo", "demo_faster_rcnn", "photographs"]
 DISTILLED = [*PAIRINGS, *(f"{name}/distill.yaml" for name in SMALL)]
 
 # The depth stays, so that every key that shapes the network is used; the width goes.
 SLIM = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", 32),
     *("MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.NUM_CLASSES", 3),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_HEADS.NUM_CLASSES", 3),
 ]
 # By what is in a backbone's name; detectron2's ResNet-18 and -34 insist on their width.
 SLIM_NETS: dict[str, list[Any]] = {
@@ -92,18 +96,21 @@ def test_every_config_trains_a_step(name: str) -> None:
     assert any(not value.equal(before[key]) for key, value in trained.items())
 
 
-def test_the_base_is_stock_retinanet_at_one_scale() -> None:
-    stock = load_config(str(_stock_base()))
-    ours = load("base_retinanet.yaml")
-
-    ours.INPUT.MIN_SIZE_TRAIN = stock.INPUT.MIN_SIZE_TRAIN
-    assert ours == stock
-
-
-def _stock_base() -> Path:
-    import detectron2
-
-    return Path(detectron2.__file__).parent / "model_zoo" / "configs" / "Base-RetinaNet.yaml"
+@pytest.mark.parametrize(
+    ("name", "stock"),
+    [
+        ("base_retinanet.yaml", "Base-RetinaNet.yaml"),
+        ("base_faster_rcnn.yaml", "Base-RCNN-FPN.yaml"),
+        ("teacher/faster_rcnn_r101_3x.yaml", "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"),
+    ],
+)
+def test_the_base_is_the_stock_one_at_one_scale(name: str, stock: str) -> None:
+    theirs, ours = load_config(str(ZOO / stock)), load(name)
+    if name.startswith("base_"):
+        ours.INPUT.MIN_SIZE_TRAIN = theirs.INPUT.MIN_SIZE_TRAIN
+    ours.OUTPUT_DIR = theirs.OUTPUT_DIR
+    ours.MODEL.ROI_MASK_HEAD = theirs.MODEL.ROI_MASK_HEAD  # which no model here has
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("name", DISTILLED)
@@ -123,6 +130,8 @@ def test_student_and_teacher_agree_on_classes_and_anchors(name: str) -> None:
     for key in ("NUM_CLASSES", "IN_FEATURES"):
         assert cfg.MODEL.RETINANET[key] == teacher.MODEL.RETINANET[key]
     assert cfg.MODEL.ANCHOR_GENERATOR == teacher.MODEL.ANCHOR_GENERATOR
+    assert family_of(cfg).pairing(cfg) == family_of(teacher).pairing(teacher)
+    assert cfg.MODEL.PIXEL_MEAN == teacher.MODEL.PIXEL_MEAN
 
 
 @pytest.mark.parametrize("name", DISTILLED)
@@ -132,6 +141,12 @@ def test_a_distilled_student_is_its_baseline_with_a_teacher(name: str) -> None:
     baseline = (ROOT / name).parent / read_yaml(str(ROOT / name))["_BASE_"]
     assert "student" in str(baseline)
     other = load_config(str(baseline))
+    baseline = f"{Path(name).parent}/student.yaml"
+    if name in PAIRINGS:
+        student = Path(name).stem.partition("_from_")[0]
+        names = (f"student/{student}.yaml", f"student/retinanet_{student}.yaml")
+        baseline = next(one for one in names if one in FILES)
+    other = load(baseline)
 
     for node in ("MODEL", "INPUT", "DATASETS", "SOLVER", "SEED"):
         assert cfg[node] == other[node], node
@@ -153,6 +168,7 @@ def test_pairings_share_a_cache_only_where_teacher_views_and_codec_agree() -> No
         content = (made.teacher.weights, made.views, made.cache)
         assert contents.setdefault(made.cache.location, content) == content
     assert len(set(contents.values())) == len(contents)
+    assert len(set(contents.values())) == len(contents) == 6
 
 
 @pytest.mark.parametrize("name", PAIRINGS)
@@ -163,10 +179,13 @@ def test_coco_pairings_use_the_paper_s_weights(name: str) -> None:
     weights = (gid.feature_weight, gid.relation_weight)
     assert weights == (5e-4, 40.0)
     assert (gid.response_cls_weight, gid.response_reg_weight) == (0.1, 1.0)
-    assert gid.response_reg_beta == cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA
+    own = {"RetinaNet": cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA}
+    assert gid.response_reg_beta == own.get(family_of(cfg).name, cfg.MODEL.RPN.SMOOTH_L1_BETA)
 
 
 def test_no_two_configs_write_into_one_folder() -> None:
     bases = ("base_retinanet.yaml", "demo/base.yaml")
     folders = [load(name).OUTPUT_DIR for name in FILES if name not in bases]
     assert len(set(folders)) == len(folders)
+    folders = [load(name).OUTPUT_DIR for name in FILES if not Path(name).name.startswith("base")]
+    assert len(set(folders)) == len(folders) == 26

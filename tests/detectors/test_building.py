@@ -1,5 +1,6 @@
 """What detectron2 raises while it builds a model is told as the fault of a config's key."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import make_dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from configs.nodes import NODES, register_node
 from detectors import DetectorFamily, family_of
 from detectors.building import build_detector, naming_the_config, of_the_model
 from stage1_dump.__main__ import main as dump_main
-from tests.tiny import DETECTOR, random_batch, random_detector
+from tests.tiny import DETECTOR, FASTER_RCNN, random_batch, random_detector
 
 Write = Callable[..., Path]
 
@@ -66,7 +67,7 @@ def write(tmp_path: Path) -> Write:
 
     def written(changes: dict[str, Any]) -> Path:
         content = yaml.safe_load(yaml.safe_dump(DETECTOR))
-        for key, value in changes.items():
+        for key, value in copy.deepcopy(changes).items():
             node = content["MODEL"]
             *parents, name = key.split(".")
             for parent in parents:
@@ -93,6 +94,25 @@ def test_what_cannot_be_built_names_file_key_and_value(
 ) -> None:
     line = refusal_of(write(changes), build_detector)
     assert f": {named}" in line and ": detectron2 cannot build a model of it (" in line
+
+
+# Changes of a tiny Faster R-CNN.
+WRONG_TWO_STAGES: list[tuple[dict[str, Any], str]] = [
+    ({"RPN.IOU_LABELS": [0, 1]}, "MODEL.RPN.IOU_THRESHOLDS is [0.4, 0.5]; "),
+    ({"ROI_HEADS.IOU_LABELS": [0, -1, 1]}, "MODEL.ROI_HEADS.IOU_THRESHOLDS is [0.5]; "),
+    ({"ROI_HEADS.IN_FEATURES": ["p2", "p4"]}, "MODEL.ROI_HEADS.IN_FEATURES is ['p2', 'p4']"),
+    ({"RPN.IN_FEATURES": ["p2", "p9"]}, "MODEL.RPN.IN_FEATURES is ['p2', 'p9']"),
+    ({"RPN.HEAD_NAME": "MyHead"}, "MODEL.RPN.HEAD_NAME is 'MyHead'"),
+    ({"ROI_BOX_HEAD.NUM_FC": 0}, "MODEL.ROI_BOX_HEAD.NUM_CONV is 0; "),
+    ({"ROI_BOX_HEAD.NAME": "MyHead"}, "MODEL.ROI_BOX_HEAD.NAME is 'MyHead'"),
+    ({"ANCHOR_GENERATOR.SIZES": [[8], [16]]}, "MODEL.ANCHOR_GENERATOR.SIZES is [[8], [16]]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), WRONG_TWO_STAGES, ids=str)
+def test_so_does_a_two_stage_detector(write: Write, changes: dict[str, Any], named: str) -> None:
+    line = refusal_of(write({**FASTER_RCNN, **changes}), build_detector)
+    assert f": {named}" in line
 
 
 @pytest.mark.parametrize(("changes", "named"), WRONG, ids=str)

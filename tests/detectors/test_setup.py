@@ -41,10 +41,10 @@ def test_a_teacher_without_weights_is_refused_only_by_who_loads_it(tmp_path: Pat
 
 def test_a_config_that_distils_nothing_needs_no_teacher_and_no_family(tmp_path: Path) -> None:
     path = tmp_path / "plain.yaml"
-    path.write_text(yaml.safe_dump({"VERSION": 2}))
+    path.write_text(yaml.safe_dump({"MODEL": {"META_ARCHITECTURE": "ProposalNetwork"}}))
     setup = Setup(load_config(str(path)))
     assert setup.settings == Settings()
-    with pytest.raises(ValueError, match=r"GeneralizedRCNN.*distillation supports"):
+    with pytest.raises(ValueError, match=r"ProposalNetwork.*distillation supports"):
         _ = setup.family
 
 

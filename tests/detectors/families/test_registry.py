@@ -56,17 +56,18 @@ def test_a_detector_is_of_the_family_of_its_class_or_as_stated(
     assert num_classes(cfg) == ("MODEL.RETINANET.NUM_CLASSES", 3)
 
 
-@pytest.mark.parametrize("architecture", ["PanopticFPN", "GeneralizedRCNN", "build_deeper", "Nope"])
+@pytest.mark.parametrize("architecture", ["ProposalNetwork", "build_deeper", "Nope"])
 def test_an_unknown_detector_is_refused_with_the_known_ones(path: Path, architecture: str) -> None:
     cfg = configured(path, architecture)
     assert refusal(cfg).endswith(
-        f"MODEL.META_ARCHITECTURE is {architecture!r}; distillation supports: RetinaNet, and what "
-        "derives from them"
+        f"MODEL.META_ARCHITECTURE is {architecture!r}; distillation supports: "
+        f"{', '.join(families._FAMILIES)}, and what derives from them"
     )
 
 
-def test_an_r_cnn_can_be_trained_all_the_same(path: Path) -> None:
+def test_the_number_of_classes_is_the_family_s_or_not_known(path: Path) -> None:
     cfg = configured(path, "GeneralizedRCNN")
+    assert family_of(cfg).name == "FasterRCNN"
     assert num_classes(cfg) == ("MODEL.ROI_HEADS.NUM_CLASSES", 80)
     assert num_classes(configured(path, "build_deeper")) is None
 
@@ -86,6 +87,7 @@ def test_a_family_that_is_not_that_of_the_class_is_refused(path: Path) -> None:
 
 
 def test_a_class_whose_own_forward_would_be_passed_by_is_refused_unless_stated(path: Path) -> None:
+    assert "which has its own forward()" in refusal(configured(path, "PanopticFPN"))
     message = refusal(configured(path, "OtherwiseTrained"))
     assert "which has its own forward_training()" in message
     assert message.endswith("set MODEL.FAMILY RetinaNet")

@@ -1,0 +1,439 @@
+"""Faster R-CNN with FPN: pyramid, RPN, proposals, box head, assignment, losses and detections.
+
+Everything is computed by the parts of detectron2's own `GeneralizedRCNN`, called one by one, in its
+order: what they draw from the random generator is the same. The places of the head are the anchors
+of the RPN, and their one class is `object`. Of a Mask or Keypoint R-CNN the boxes are taken alone.
+
+Shape letters: N images, R anchors of an image (all levels), K classes, P rows for proposals,
+Q proposals of one image, C channels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN, build_backbone
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor, nn
+
+from storage import Geometry, Signal
+
+from ..backbones import neck_of
+from ..building import of_the_model
+from ..ranks import mean_over_ranks
+from .base import TrainingStep
+from .matching import assigned_anchors
+from .outputs import DenseOutputs
+
+logger = logging.getLogger(__name__)
+
+# P: proposals of an image in a record, the best ones.
+NUM_PROPOSALS = 256
+
+# Settings that act in training alone: two teachers that differ in them, but not in their weights,
+# compute the same outputs.
+_TRAINING_ONLY = {
+    "RPN": (
+        "BATCH_SIZE_PER_IMAGE",
+        "BBOX_REG_LOSS_TYPE",
+        "BBOX_REG_LOSS_WEIGHT",
+        "BOUNDARY_THRESH",
+        "IOU_LABELS",
+        "IOU_THRESHOLDS",
+        "LOSS_WEIGHT",
+        "POSITIVE_FRACTION",
+        "POST_NMS_TOPK_TRAIN",
+        "PRE_NMS_TOPK_TRAIN",
+        "SMOOTH_L1_BETA",
+    ),
+    "ROI_HEADS": (
+        "BATCH_SIZE_PER_IMAGE",
+        "IOU_LABELS",
+        "IOU_THRESHOLDS",
+        "POSITIVE_FRACTION",
+        "PROPOSAL_APPEND_GT",
+    ),
+    "ROI_BOX_HEAD": (
+        "BBOX_REG_LOSS_TYPE",
+        "BBOX_REG_LOSS_WEIGHT",
+        "FED_LOSS_FREQ_WEIGHT_POWER",
+        "FED_LOSS_NUM_CLASSES",
+        "SMOOTH_L1_BETA",
+        "TRAIN_ON_PRED_BOXES",
+        "USE_FED_LOSS",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStage:
+    """What inference makes of the proposals, in float32.
+
+    Attributes:
+        proposals: N times Q proposals, best first, as the RPN leaves them after NMS.
+        logits: (sum of Q, K + 1), those of the background last.
+        deltas: (sum of Q, K * 4), or (sum of Q, 4) for all classes alike.
+    """
+
+    proposals: list[Instances]
+    logits: Tensor
+    deltas: Tensor
+
+    def signals(self) -> dict[str, Tensor]:
+        """The best P of every image, in rows; those that are not used hold zeros."""
+        boxes = torch.cat([one.proposal_boxes.tensor for one in self.proposals])
+        best = self.logits[:, :-1].argmax(dim=1)
+        values = {
+            "proposals": boxes,
+            "proposal_scores": self.logits,
+            "proposal_deltas": of_class(by_class(self.deltas, self.logits), best),
+        }
+        return {name: self._in_rows(one) for name, one in values.items()}
+
+    def _in_rows(self, values: Tensor) -> Tensor:
+        """Of (sum of Q, D), the first of every image: (N, P, D)."""
+        found = values.new_zeros((len(self.proposals), NUM_PROPOSALS, values.shape[1]))
+        parts = values.split([len(one) for one in self.proposals])
+        for row, part in zip(found, parts, strict=True):
+            row[: len(part)] = part[:NUM_PROPOSALS]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RcnnOutputs(DenseOutputs):
+    """The RPN's outputs as a dense head's, with what the second stage needs or gave.
+
+    Attributes:
+        pyramid: every level by name; `on_levels` leaves it whole, for the box head has levels of
+            its own.
+        second: None in training, where the proposals are others.
+    """
+
+    pyramid: dict[str, Tensor]
+    second: SecondStage | None
+
+    def signals(self) -> dict[str, Tensor]:
+        """See `DenseOutputs`; in training, those of the RPN alone."""
+        return super().signals() | (self.second.signals() if self.second else {})
+
+
+class FasterRcnnFamily:
+    """The `DetectorFamily` of detectron2's GeneralizedRCNN with FPN.
+
+    It also answers `box_head_outputs`, see `TwoStageFamily`.
+    """
+
+    name = "FasterRCNN"
+    architecture = GeneralizedRCNN
+    replaced: tuple[str, ...] = ("forward", "inference", "_postprocess")
+    num_classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
+
+    def size_divisibility(self, cfg: CfgNode) -> int:
+        """See `DetectorFamily`."""
+        return _layout(cfg).size_divisibility
+
+    def levels(self, cfg: CfgNode) -> dict[str, int]:
+        """See `DetectorFamily`."""
+        return dict(zip(cfg.MODEL.RPN.IN_FEATURES, _layout(cfg).strides, strict=True))
+
+    def pooled_levels(self, cfg: CfgNode) -> tuple[str, ...]:
+        """See `DetectorFamily`: those of the box head, for the level above repeats the last one."""
+        return tuple(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+
+    def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
+        """See `DetectorFamily`."""
+        layout = _layout(cfg)
+        anchors, rows = {"anchors": layout.num_anchors}, {"rows": NUM_PROPOSALS}
+        columns = cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
+        return (
+            Signal("features", "maps", {"channels": layout.channels}),
+            Signal("scores", "scores", {**anchors, "classes": 1}),
+            Signal("deltas", "deltas", anchors),
+            Signal("proposals", "boxes", rows),
+            Signal("proposal_scores", "rows", {**rows, "columns": columns}),
+            Signal("proposal_deltas", "rows", {**rows, "columns": 4}),
+        )
+
+    def channels(self, cfg: CfgNode) -> int:
+        """See `DetectorFamily`."""
+        return _layout(cfg).channels
+
+    def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
+        """See `DetectorFamily`."""
+        strides = _layout(cfg).strides
+        # The level above the last subsamples it from its first position on, which rounds up.
+        return Geometry(height, width, tuple((-(-height // s), -(-width // s)) for s in strides))
+
+    def identity(self, cfg: CfgNode) -> dict[str, Any]:
+        """See `DetectorFamily`. A mask or keypoint head changes nothing of what is computed."""
+        model = cfg.MODEL
+        heads = {
+            node: {key: value for key, value in model[node].items() if key not in left_out}
+            for node, left_out in _TRAINING_ONLY.items()
+        }
+        return {
+            "INPUT": {"FORMAT": cfg.INPUT.FORMAT},
+            "MODEL": {
+                "META_ARCHITECTURE": model.META_ARCHITECTURE,
+                "BACKBONE": {"NAME": model.BACKBONE.NAME},
+                "PIXEL_MEAN": list(model.PIXEL_MEAN),
+                "PIXEL_STD": list(model.PIXEL_STD),
+                "RESNETS": dict(model.RESNETS),
+                "FPN": dict(model.FPN),
+                "ANCHOR_GENERATOR": dict(model.ANCHOR_GENERATOR),
+                "PROPOSAL_GENERATOR": dict(model.PROPOSAL_GENERATOR),
+                **heads,
+            },
+            "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
+        }
+
+    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
+        """See `DetectorFamily`."""
+        layout, model = _layout(cfg), cfg.MODEL
+        return {
+            "number of classes": model.ROI_HEADS.NUM_CLASSES,
+            "strides of the levels": layout.strides,
+            "anchors per position": layout.num_anchors,
+            "MODEL.RPN.BBOX_REG_WEIGHTS": model.RPN.BBOX_REG_WEIGHTS,
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": model.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
+            **{f"MODEL.ANCHOR_GENERATOR.{k}": v for k, v in model.ANCHOR_GENERATOR.items()},
+        }
+
+    def run(self, model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> RcnnOutputs:
+        """See `DetectorFamily`; the second stage is run in evaluation alone."""
+        images = model.preprocess_image(batch)
+        pyramid = model.backbone(images.tensor)
+        rpn = model.proposal_generator
+        features = [pyramid[name] for name in rpn.in_features]
+        level_logits, level_deltas = rpn.rpn_head(features)
+        logits = [permute_to_N_HWA_K(x, 1) for x in level_logits]
+        deltas = [permute_to_N_HWA_K(x, 4) for x in level_deltas]
+        outputs = RcnnOutputs(
+            features=features,
+            logits=torch.cat(logits, dim=1),
+            deltas=torch.cat(deltas, dim=1),
+            anchors=Boxes.cat(rpn.anchor_generator(features)).tensor,
+            anchors_per_level=[int(x.shape[1]) for x in logits],
+            image_sizes=[(int(h), int(w)) for h, w in images.image_sizes],
+            pyramid=pyramid,
+            second=None,
+        )
+        if model.training:
+            return outputs
+        return _with_second_stage(model, outputs)
+
+    def training_step(
+        self,
+        model: GeneralizedRCNN,
+        outputs: DenseOutputs,
+        targets: list[Instances],
+        *,
+        global_counts: bool = False,
+    ) -> TrainingStep:
+        """See `DetectorFamily`. The labels are the RPN's before it samples from them.
+
+        The RPN divides by a constant per image. The box head takes the mean over the proposals that
+        a rank samples: with `global_counts`, over those of all ranks. What each rank samples stays
+        its own draw, so that only the weight of the images is the same for any number of ranks.
+        """
+        labels, matched = _label(model.proposal_generator, outputs, targets)
+        return TrainingStep(
+            positive=labels == 1,
+            ignored=labels == -1,
+            losses=partial(_losses, model, outputs, targets, labels, matched, global_counts),
+        )
+
+    def assign_boxes(
+        self,
+        model: GeneralizedRCNN,
+        outputs: DenseOutputs,
+        boxes: Tensor,
+        valid: Tensor,
+        usable: Tensor,
+    ) -> Tensor:
+        """See `DetectorFamily`."""
+        rpn = model.proposal_generator
+        found = assigned_anchors(rpn.anchor_matcher, boxes, valid, outputs.anchors, usable)
+        outside = [_outside(rpn, outputs.anchors, size) for size in outputs.image_sizes]
+        return found & ~torch.stack(outside)
+
+    def detections(self, model: GeneralizedRCNN, outputs: DenseOutputs) -> list[Instances]:
+        """See `DetectorFamily`; of outputs of evaluation."""
+        second = _narrowed(outputs).second
+        assert second is not None, "in training there is no second stage"
+        predictor = model.roi_heads.box_predictor
+        found, _ = predictor.inference((second.logits, second.deltas), second.proposals)
+        sizes = outputs.image_sizes
+        # At the view's own size this only clips the boxes and drops the empty ones.
+        return [detector_postprocess(one, *size) for one, size in zip(found, sizes, strict=True)]
+
+    def box_transform(self, model: GeneralizedRCNN) -> Box2BoxTransform:
+        """See `DetectorFamily`."""
+        return model.proposal_generator.box2box_transform
+
+    def head(self, model: GeneralizedRCNN) -> nn.Module:
+        """See `DetectorFamily`."""
+        heads = model.roi_heads
+        return nn.ModuleDict(
+            {
+                "rpn_head": model.proposal_generator.rpn_head,
+                "box_head": heads.box_head,
+                "box_predictor": heads.box_predictor,
+            }
+        )
+
+    def neck(self, model: GeneralizedRCNN) -> nn.Module:
+        """See `DetectorFamily`."""
+        return neck_of(model.backbone)
+
+    def box_head_outputs(
+        self, model: GeneralizedRCNN, outputs: DenseOutputs, boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `TwoStageFamily`."""
+        pyramid = _narrowed(outputs).pyramid
+        logits, deltas = _box_head(model, pyramid, [Boxes(one) for one in boxes])
+        rows = boxes.shape[:2]
+        return logits.unflatten(0, rows), by_class(deltas, logits).unflatten(0, rows)
+
+
+def _narrowed(outputs: DenseOutputs) -> RcnnOutputs:
+    """The outputs of this family's `run`, which alone are handed to its methods."""
+    assert isinstance(outputs, RcnnOutputs)
+    return outputs
+
+
+def by_class(deltas: Tensor, logits: Tensor) -> Tensor:
+    """View (Q, K * 4) or, of all classes alike, (Q, 4) deltas as (Q, K, 4), beside their logits."""
+    return deltas.unflatten(1, (-1, 4)).expand(-1, logits.shape[1] - 1, -1)
+
+
+def of_class(deltas: Tensor, classes: Tensor) -> Tensor:
+    """Of (..., K, 4) deltas, those of one class each (...) int64: (..., 4)."""
+    return deltas.gather(-2, classes[..., None, None].expand(*classes.shape, 1, 4)).squeeze(-2)
+
+
+def _box_head(
+    model: GeneralizedRCNN, pyramid: dict[str, Tensor], boxes: list[Boxes]
+) -> tuple[Tensor, Tensor]:
+    """Logits and deltas of the box head, as its predictor gives them, images in order."""
+    heads = model.roi_heads
+    pooled = heads.box_pooler([pyramid[name] for name in heads.box_in_features], boxes)
+    logits, deltas = heads.box_predictor(heads.box_head(pooled))
+    return logits, deltas
+
+
+def _with_second_stage(model: GeneralizedRCNN, outputs: RcnnOutputs) -> RcnnOutputs:
+    proposals = _proposals(model.proposal_generator, outputs)
+    logits, deltas = _box_head(model, outputs.pyramid, [one.proposal_boxes for one in proposals])
+    second = SecondStage(proposals=proposals, logits=logits.float(), deltas=deltas.float())
+    return replace(outputs, second=second)
+
+
+def _proposals(rpn: RPN, outputs: DenseOutputs) -> list[Instances]:
+    """The RPN's proposals, as many as its mode says."""
+    counts = outputs.anchors_per_level
+    found: list[Instances] = rpn.predict_proposals(
+        [Boxes(one) for one in outputs.anchors.split(counts)],
+        # NMS on a CPU wants the boxes' own type.
+        list(outputs.logits[..., 0].float().split(counts, dim=1)),
+        list(outputs.deltas.split(counts, dim=1)),
+        outputs.image_sizes,
+    )
+    return found
+
+
+@torch.no_grad()
+def _label(
+    rpn: RPN, outputs: DenseOutputs, targets: Sequence[Instances]
+) -> tuple[Tensor, list[Tensor]]:
+    """Match anchors to objects, as `RPN.label_and_sample_anchors` does before it samples.
+
+    Returns:
+        Labels (N, R): 1 for an object, 0 for background, -1 for neither. And N times (R, 4), the
+        object that each anchor meets best; zeros where there is none.
+    """
+    anchors = Boxes(outputs.anchors)
+    labels, matched = [], []
+    for target, size in zip(targets, outputs.image_sizes, strict=True):
+        number, label = rpn.anchor_matcher(pairwise_iou(target.gt_boxes, anchors))
+        labels.append(label.masked_fill(_outside(rpn, outputs.anchors, size), -1))
+        objects = target.gt_boxes.tensor
+        matched.append(objects[number] if len(objects) else torch.zeros_like(outputs.anchors))
+    return torch.stack(labels), matched
+
+
+def _outside(rpn: RPN, anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """(R,) bool: which anchors RPN.BOUNDARY_THRESH takes out of an image; none where it is -1."""
+    limit = rpn.anchor_boundary_thresh
+    if limit < 0:
+        return torch.zeros_like(anchors[:, 0], dtype=torch.bool)
+    return ~Boxes(anchors).inside_box(size, limit)
+
+
+def _losses(
+    model: GeneralizedRCNN,
+    outputs: DenseOutputs,
+    targets: list[Instances],
+    labels: Tensor,
+    matched: list[Tensor],
+    global_counts: bool,
+) -> dict[str, Tensor]:
+    """Sample anchors, then proposals, and compute both stages' losses, in the stock order."""
+    rpn = model.proposal_generator
+    sampled = [rpn._subsample_labels(one) for one in labels.clone()]
+    logits = outputs.logits[..., 0]
+    of_rpn = rpn.losses([Boxes(outputs.anchors)], [logits], sampled, [outputs.deltas], matched)
+    proposals = _proposals(rpn, outputs)
+    chosen, of_boxes = model.roi_heads(None, _narrowed(outputs).pyramid, proposals, targets)
+    if global_counts:
+        own = logits.new_tensor(float(sum(map(len, chosen))), dtype=torch.float32)
+        share = own / mean_over_ranks(own)
+        of_boxes = {name: loss * share for name, loss in of_boxes.items()}
+    return {**of_boxes, **of_rpn}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What the backbone and the anchor generator of a config say of themselves.
+
+    Attributes:
+        strides: pixels per position, for every level of the RPN.
+        channels: of every level.
+        num_anchors: per position.
+        size_divisibility: the model pads images to multiples of this, pixels.
+    """
+
+    strides: tuple[int, ...]
+    channels: int
+    num_anchors: int
+    size_divisibility: int
+
+
+@of_the_model
+def _layout(cfg: CfgNode) -> _Layout:
+    for key, what in (("MASK_ON", "mask"), ("KEYPOINT_ON", "keypoint")):
+        if cfg.MODEL[key]:
+            logger.warning("MODEL.%s: the boxes are used alone, the %s head is ignored", key, what)
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    levels = [shapes[name] for name in cfg.MODEL.RPN.IN_FEATURES]
+    if backbone.padding_constraints.get("square_size"):
+        raise ValueError("MODEL.BACKBONE.NAME pads every image to one square, which views do not")
+    # The arguments of the head, without its weights; checks that levels have the same anchors.
+    head = StandardRPNHead.from_config(cfg, levels)
+    return _Layout(
+        strides=tuple(level.stride for level in levels),
+        channels=levels[0].channels,
+        num_anchors=head["num_anchors"],
+        size_divisibility=max(1, backbone.size_divisibility),
+    )

@@ -1,0 +1,265 @@
+"""A Faster R-CNN learns from a Faster R-CNN: its RPN as a dense head does, and its box head."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from configs.loader import load_config
+from configs.nodes import GidConfig
+from dataset.scenes import CLASS_NAMES
+from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors import Setup, export_model, training_images
+from detectors.command import register_data
+from stage1_dump.dump import run as dump
+from stage2_distill import box_head, show
+from stage2_distill.__main__ import main
+from stage2_distill.box_head import box_head_response, check_box_head
+from stage2_distill.data import ViewDataset
+from stage2_distill.losses import needed_signals
+from stage2_distill.sampler import Draw
+from stage2_distill.teacher import open_teacher
+from tests.stage2_distill.conftest import write_student
+from tests.stage2_distill.runs import GID_LOSSES, build, losses_of, train
+from tests.tiny import DETECTOR, FASTER_RCNN, random_detector, write_config
+
+Configure = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+OWN_LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+BOX_HEAD_LOSSES = {"loss_gid_box_cls", "loss_gid_box_reg"}
+WITH_BOX_HEAD = {"BOX_HEAD_CLS_WEIGHT": 1.0, "BOX_HEAD_REG_WEIGHT": 2.0}
+HEADS = {**FASTER_RCNN["ROI_HEADS"], "NUM_CLASSES": len(CLASS_NAMES)}
+TEACHER = {**FASTER_RCNN, "ROI_HEADS": HEADS}
+STUDENT = {**TEACHER, "FPN": {**FASTER_RCNN["FPN"], "OUT_CHANNELS": 12}}
+CACHES: dict[str, dict[str, Any]] = {
+    "exact": {"PRESET": "exact"},
+    "balanced": {"PRESET": "balanced"},
+    "no_p2": {"PRESET": "exact", "LEVELS": ["p3", "p4", "p5", "p6"]},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data/`, `teacher.yaml`, `teacher.pth`, and the caches, one view at a time."""
+    folder = tmp_path_factory.mktemp("two_stages")
+    write_synthetic(folder / "data", SyntheticConfig(train=6, val=2, size=90), workers=1)
+    cfg = write_config(folder / "teacher.yaml", {**DETECTOR, "MODEL": TEACHER})
+    export_model(random_detector(cfg, seed=1), folder / "teacher.pth")
+    for name in CACHES:
+        dump(load_config(str(write(folder, folder, name))))
+    return folder
+
+
+def write(folder: Path, target: Path, cache: str, **nodes: Any) -> Path:
+    """Write a student's config; like `write_student`, of a Faster R-CNN."""
+    nodes = {"GID": WITH_BOX_HEAD, "MODEL": STUDENT, "TEACHER": {"BATCH": 1}, **nodes}
+    given = {**CACHES[cache], "LOCATION": str(folder / cache)}
+    return write_student(folder, target, cache, **{"CACHE": given, **nodes})
+
+
+@pytest.fixture
+def configure(folder: Path, tmp_path: Path) -> Configure:
+    return lambda cache="exact", **nodes: write(folder, tmp_path, cache, **nodes)
+
+
+def test_a_cached_teacher_teaches_what_the_live_one_does_bit_by_bit(configure: Configure) -> None:
+    cached, live = (
+        losses_of(train(configure(TEACHER={"SOURCE": source, "BATCH": 1}), "SOLVER.MAX_ITER", 6))
+        for source in ("cache", "live")
+    )
+    assert cached.keys() == OWN_LOSSES | GID_LOSSES | BOX_HEAD_LOSSES
+    assert cached == live and all(len(values) == 6 for values in cached.values())
+    assert all(any(values) for values in cached.values())
+
+
+def test_without_its_weights_the_box_head_learns_from_objects_alone(configure: Configure) -> None:
+    trainer = train(configure(GID={}), "SOLVER.MAX_ITER", 2)
+    assert losses_of(trainer).keys() == OWN_LOSSES | GID_LOSSES
+    reader = trainer._teacher.reader
+    read = {name.partition(".")[0] for name in reader.read(0)}
+    assert not read & {"proposals", "proposal_scores", "proposal_deltas"}
+
+
+def fidelity(path: Path, capsys: Capture) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    arguments = ["--json", "--views", "4", "--student", "initial", "--config-file", str(path)]
+    code = main(["fidelity", *arguments])
+    (student,) = json.loads(capsys.readouterr().out.splitlines()[-1])["students"]
+    return code, student
+
+
+@pytest.mark.parametrize("cache", list(CACHES))
+def test_a_cache_is_true_to_the_live_teacher(
+    configure: Configure, capsys: Capture, cache: str
+) -> None:
+    code, student = fidelity(configure(cache), capsys)
+    assert code == 0, student
+    assert student["errors"].keys() == GID_LOSSES | BOX_HEAD_LOSSES and student["instances"] > 0
+
+
+def test_boxes_are_pooled_from_the_levels_of_the_box_head(configure: Configure) -> None:
+    for cache, strides in (("exact", [4, 8, 16, 32]), ("no_p2", [8, 16, 32])):
+        distiller = build(configure(cache)).distiller
+        assert distiller._pooler._strides == strides
+
+
+def test_anchors_of_a_level_that_a_cache_lacks_take_part_in_nothing(configure: Configure) -> None:
+    trainer = build(configure("no_p2"))
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    distiller = trainer.distiller
+    outputs = distiller.run_student(batch)
+    teacher = distiller._source.outputs(batch, outputs.level_sizes, torch.device("cpu"))
+    instances = distiller.general_instances(teacher, outputs)
+    assert instances.valid.any()
+    losses = distiller.losses_at(instances, teacher, outputs)
+    p2 = outputs.pyramid["p2"]
+    of_dense = sum(loss for name, loss in losses.items() if name in GID_LOSSES)
+    (gradient,) = torch.autograd.grad(of_dense, p2, retain_graph=True)
+    assert not gradient.any()
+    # The student's box head reads its own p2 all the same.
+    (gradient,) = torch.autograd.grad(losses["loss_gid_box_cls"], p2)
+    assert gradient.any()
+
+
+def test_an_image_without_objects_and_a_student_without_a_teacher_train(
+    configure: Configure,
+) -> None:
+    trainer = build(configure(TEACHER={"SOURCE": "none"}))
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    for item in batch:
+        item["instances"] = item["instances"][:0]
+    with EventStorage():
+        losses = trainer.distiller(batch)
+    assert losses.keys() == OWN_LOSSES
+    assert losses["loss_box_reg"] == losses["loss_rpn_loc"] == 0 < losses["loss_cls"]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_the_response_equals_a_slow_reference(beta: float) -> None:
+    rng = np.random.default_rng(3)
+    images, rows, classes = 3, 5, 4
+    mine, theirs = rng.normal(size=(2, images, rows, classes + 1)) * 2
+    deltas, wanted = rng.normal(size=(images, rows, classes, 4)), rng.normal(size=(images, rows, 4))
+    used = rng.random((images, rows)) < 0.6
+    used[1] = False
+    divergence = distance = 0.0
+    for i, p in zip(*used.nonzero(), strict=True):
+        ours, target = softmax(mine[i, p]), softmax(theirs[i, p])
+        divergence += sum(t * math.log(t / o) for o, t in zip(ours, target, strict=True))
+        best = max(range(classes), key=lambda k: theirs[i, p, k])
+        for gap in np.abs(deltas[i, p, best] - wanted[i, p]):
+            distance += gap - beta / 2 if gap >= beta else gap * gap / (2 * beta)
+    tensors = [torch.tensor(one, dtype=torch.float32) for one in (mine, deltas, theirs, wanted)]
+    count = int(used.sum())
+    found = box_head_response(
+        *tensors, torch.tensor(used), beta=beta, count=torch.tensor(float(count))
+    )
+    assert [float(one) for one in found] == pytest.approx([divergence / count, distance / count])
+
+
+def test_without_proposals_the_response_is_zero_and_has_a_gradient() -> None:
+    logits = torch.zeros(1, 2, 4, requires_grad=True)
+    deltas = torch.zeros(1, 2, 3, 4, requires_grad=True)
+    found = box_head_response(
+        logits, deltas, torch.ones(1, 2, 4), torch.ones(1, 2, 4),
+        torch.zeros(1, 2, dtype=torch.bool), beta=0.0, count=torch.tensor(0.0),
+    )  # fmt: skip
+    assert [float(one.detach()) for one in found] == [0, 0]
+    sum(found).backward()
+    assert not logits.grad.any() and not deltas.grad.any()
+
+
+@pytest.mark.parametrize(
+    "given", [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)], ids=["classes", "boxes", "neither"]
+)
+def test_the_second_stage_is_needed_where_a_weight_is_not_zero(given: tuple[float, float]) -> None:
+    config = GidConfig(box_head_cls_weight=given[0], box_head_reg_weight=given[1])
+    needed = needed_signals(config)
+    assert needed[:3] == ("features", "scores", "deltas")
+    assert len(needed) == (6 if any(given) else 3)
+
+
+def test_global_counts_divide_by_the_proposals_of_all_ranks(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box_head, "mean_over_ranks", lambda own: own * 2)
+    found = []
+    for counts in ("rank", "global"):
+        trainer = build(configure(GID={**WITH_BOX_HEAD, "COUNTS": counts}))
+        batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+        outputs = trainer.distiller.run_student(batch)
+        sizes, device = outputs.level_sizes, torch.device("cpu")
+        teacher = trainer.distiller._source.outputs(batch, sizes, device)
+        instances = trainer.distiller.general_instances(teacher, outputs)
+        losses = trainer.distiller.losses_at(instances, teacher, outputs)
+        found.append({name: float(losses[name].detach()) for name in BOX_HEAD_LOSSES})
+    assert found[0] == pytest.approx({name: 2 * loss for name, loss in found[1].items()})
+
+
+@pytest.mark.parametrize("key", ["BOX_HEAD_CLS_WEIGHT", "BOX_HEAD_REG_WEIGHT"])
+def test_a_detector_without_a_box_head_is_refused_with_these_weights(
+    tmp_path: Path, key: str
+) -> None:
+    write_config(tmp_path / "teacher.yaml", DETECTOR)
+    nodes = {"TEACHER": {"CONFIG": "teacher.yaml"}, "GID": {key: 0.5}}
+    cfg = write_config(tmp_path / "student.yaml", {**DETECTOR, **nodes})
+    with pytest.raises(ValueError) as error:
+        check_box_head(Setup(cfg))
+    assert str(error.value).endswith(
+        f"GID.{key} is 0.5, but a RetinaNet has no box head; set it to 0.0"
+    )
+    assert "student.yaml:" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_head_that_is_inherited_is_that_of_both_stages(configure: Configure) -> None:
+    trainer = build(configure(MODEL=TEACHER, TEACHER={"INHERIT": "head", "BATCH": 1}))
+    trainer.resume_or_load(resume=False)
+    weights = torch.load(trainer.setup.teacher_cfg.MODEL.WEIGHTS, weights_only=True)["model"]
+    ours = trainer.detector.state_dict()
+    for name, tensor in weights.items():
+        is_head = name.startswith(("proposal_generator.rpn_head", "roi_heads"))
+        assert torch.equal(ours[name], tensor) or not is_head
+
+
+def test_pictures_have_the_teacher_s_own_boxes(configure: Configure) -> None:
+    found = []
+    for source in ("cache", "live"):
+        cfg = load_config(str(configure(TEACHER={"SOURCE": source, "BATCH": 1})))
+        register_data(cfg)
+        setup = Setup(cfg)
+        images = training_images(setup)
+        teacher = open_teacher(setup, images)
+        assert teacher is not None
+        item = ViewDataset(images, setup, teacher.reader)[Draw(position=1, view=0)]
+        given = teacher.source(student_format=cfg.INPUT.FORMAT)
+        found.append(show._detections(teacher, given, item))
+    cached, live = found
+    assert cached.image_size == live.image_size and len(cached) == len(live) == 5
+    for name, value in live.get_fields().items():
+        other = cached.get(name)
+        one, two = (getattr(x, "tensor", x) for x in (value, other))
+        assert torch.equal(one, two)
+
+
+def test_pictures_are_drawn(configure: Configure, tmp_path: Path, capsys: Capture) -> None:
+    output = Path(train(configure(), "SOLVER.MAX_ITER", 1).cfg.OUTPUT_DIR)
+    for source in ("cache", "live"):
+        pictures = tmp_path / source
+        path = str(configure(TEACHER={"SOURCE": source, "BATCH": 1}))
+        command = ["show", "--count", "1", "--output", str(pictures), "--config-file", path]
+        assert main([*command, "MODEL.WEIGHTS", str(output / "student_final.pth")]) == 0
+        assert len(list(pictures.iterdir())) == 1
