@@ -31,7 +31,8 @@ class Distance:
     Attributes:
         field: of the record; of decoded signals, their name.
         difference: the largest absolute difference of two elements. Of `pixels_crc32c`: 1 if the
-            checksums differ. Of `detections` compared by value: boxes without a counterpart.
+            checksums differ. Of `detections` and rows compared by value: those without a
+            counterpart.
         tolerance: the largest difference that passes.
         same_bits: whether the two are the same, byte for byte; False where values are compared.
     """
@@ -109,11 +110,12 @@ def distances_in_value(
         if signal.kind == "scores":
             value, scale = value.sigmoid(), scale * _STEEPEST_SIGMOID
         lost = _largest(ours[signal.name] - value)
-        yield Distance(
-            field=signal.name,
-            difference=_largest(theirs[signal.name] - value),
-            tolerance=_CODEC_ERRORS * lost + noise * scale,
-        )
+        tolerance = _CODEC_ERRORS * lost + noise * scale
+        if signal.kind in ("boxes", "rows"):
+            yield _distance_of_rows(signal.name, theirs[signal.name][0], value[0], tolerance)
+            continue
+        difference = _largest(theirs[signal.name] - value)
+        yield Distance(field=signal.name, difference=difference, tolerance=tolerance)
     yield _distance_of_boxes(stored[DETECTIONS], now[DETECTIONS], noise)
     # Pixels are integers: no machine renders them otherwise with the same Pillow.
     yield from distances_in_bits({name: stored[name] for name in (PIXELS_CRC, PIXELS_SAMPLE)}, now)
@@ -130,11 +132,27 @@ def _distance_of_boxes(stored: NDArray[Any], now: NDArray[Any], noise: float) ->
     near &= ours[:, None, 5] == theirs[None, :, 5]
     # The scores of a wrong box, like its place, are off by far more.
     near &= (ours[:, None, 4] - theirs[None, :, 4]).abs() <= 10 * noise
+    return _distance_of_counterparts(DETECTIONS, near)
+
+
+def _distance_of_rows(name: str, stored: Tensor, now: Tensor, tolerance: float) -> Distance:
+    """Count the rows of either side without a near one on the other, wherever that stands.
+
+    One proposal that non-maximum suppression takes or leaves moves all those behind it.
+
+    Args:
+        name: of the signal.
+        stored, now: (P, columns) values.
+        tolerance: the largest difference of two elements of near rows.
+    """
+    return _distance_of_counterparts(name, torch.cdist(now, stored, p=torch.inf) <= tolerance)
+
+
+def _distance_of_counterparts(name: str, near: Tensor) -> Distance:
+    """The distance by what has no counterpart: (ours, theirs) bool, which are counterparts."""
     alone = int((~near.any(dim=1)).sum() + (~near.any(dim=0)).sum())
-    allowed = _SHARE_OF_OTHER_BOXES * (len(ours) + len(theirs))
-    return Distance(
-        field=DETECTIONS, difference=float(alone), tolerance=max(2.0, float(int(allowed)))
-    )
+    allowed = _SHARE_OF_OTHER_BOXES * sum(near.shape)
+    return Distance(field=name, difference=float(alone), tolerance=max(2.0, float(int(allowed))))
 
 
 def _decode(codes: Arrays, codec: RecordCodec, geometry: Geometry) -> dict[str, Tensor]:
