@@ -48,7 +48,7 @@ def pkd_loss(
     check_alike(student, teacher, inside)
     mine, theirs = (
         [normalised(level, positions) for level, positions in zip(side, inside, strict=True)]
-        for side in (student, [level.detach() for level in teacher])
+        for side in (student, teacher)
     )
     return 0.5 * mimic_loss(mine, theirs, inside, total=total)
 

@@ -40,6 +40,14 @@ def test_without_positions_the_loss_is_zero() -> None:
     assert mimic_loss(case.student, case.teacher, nothing) == 0.0
 
 
+def test_the_mean_of_a_count_over_ranks_may_be_below_one() -> None:
+    """One position on one of two ranks: its loss counts twice there, and once in their mean."""
+    case = make_case(own_sizes=[[(1, 1)]])
+    alone = mimic_loss(case.student, case.teacher, case.inside)
+    halved = mimic_loss(case.student, case.teacher, case.inside, total=lambda count: count / 2)
+    assert halved == 2 * alone
+
+
 def test_equal_channels_start_from_the_features_themselves() -> None:
     case = make_case().to(torch.float32)
     adaptations = per_level(lambda: pointwise(3, 3), levels=3)
