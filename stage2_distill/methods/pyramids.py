@@ -51,12 +51,12 @@ def check_alike(
 
 def num_positions(inside: Sequence[Tensor], total: Total) -> Tensor:
     """Positions inside their records, of every level: (L,) float32, never 0."""
-    return _not_zero(total(torch.stack([level.sum() for level in inside]).float()))
+    return not_zero(total(torch.stack([level.sum() for level in inside]).float()))
 
 
 def num_images(level: Tensor, total: Total) -> Tensor:
     """N as a scalar on the device of a level (N, ...): float32, never 0."""
-    return _not_zero(total(level.new_full((), len(level), dtype=torch.float32)))
+    return not_zero(total(level.new_full((), len(level), dtype=torch.float32)))
 
 
 def squared_difference(student: Tensor, teacher: Tensor, inside: Tensor) -> Tensor:
@@ -70,6 +70,6 @@ def squared_difference(student: Tensor, teacher: Tensor, inside: Tensor) -> Tens
     return difference.masked_fill(~inside, 0.0).square().sum()
 
 
-def _not_zero(count: Tensor) -> Tensor:
+def not_zero(count: Tensor) -> Tensor:
     """Where nothing is counted, nothing is divided. A mean over ranks may be below one."""
     return torch.where(count > 0, count, 1.0)
