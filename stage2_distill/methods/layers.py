@@ -17,13 +17,13 @@ def apply_each(layers: Iterable[nn.Module], features: Sequence[Tensor]) -> list[
     return [layer(level) for layer, level in zip(layers, features, strict=True)]
 
 
-def pointwise(student_channels: int, teacher_channels: int) -> nn.Conv2d:
-    """A 1x1 convolution from the student's channels to the teacher's.
+def convolution(student_channels: int, teacher_channels: int, side: int) -> nn.Conv2d:
+    """A convolution from the student's channels to the teacher's, of an odd side in positions.
 
     It starts as GID's adaptation does: with equal counts as the identity, otherwise so that it
     keeps the scale of the features.
     """
-    conv = nn.Conv2d(student_channels, teacher_channels, 1)
+    conv = nn.Conv2d(student_channels, teacher_channels, side, padding=side // 2)
     if student_channels == teacher_channels:
         nn.init.dirac_(conv.weight)
     else:
@@ -31,6 +31,11 @@ def pointwise(student_channels: int, teacher_channels: int) -> nn.Conv2d:
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
+
+
+def pointwise(student_channels: int, teacher_channels: int) -> nn.Conv2d:
+    """A 1x1 `convolution`."""
+    return convolution(student_channels, teacher_channels, 1)
 
 
 def where_channels_differ(student_channels: int, teacher_channels: int) -> nn.Module:
