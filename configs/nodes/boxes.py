@@ -1,0 +1,23 @@
+"""Node BOXES."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import FieldChecks
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxesConfig:
+    """Node BOXES: the overlap of the student's boxes with the teacher's.
+
+    Raises:
+        ValueError: a field is outside its limits.
+    """
+
+    node: ClassVar[str] = "BOXES"
+
+    # Weight of the loss.
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        FieldChecks(self).number("weight", at_most=1e9)
