@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.nodes.boxes import BoxesConfig
 from stage2_distill.methods.boxes import boxes_loss, generalized_iou
 from tests.stage2_distill.methods.comparing import (
     GARBAGE,
@@ -158,9 +157,3 @@ def test_nothing_is_read_back_to_the_host() -> None:
     given = on("meta", batch())
     given["student_boxes"].requires_grad_()
     boxes_loss(**given).backward()
-
-
-def test_the_weight_is_one_and_checked() -> None:
-    assert BoxesConfig().weight == 1.0
-    with pytest.raises(ValueError, match=r"BOXES.WEIGHT: expected a number"):
-        BoxesConfig(weight=-1.0)

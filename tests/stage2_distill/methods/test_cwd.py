@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.nodes.cwd import CwdConfig
 from stage2_distill.methods.cwd import cwd_loss
 from stage2_distill.methods.pyramids import Total, of_this_rank
 from tests.stage2_distill.methods.contract import Case, LossContract, Pyramid, make_case
@@ -79,9 +78,3 @@ def test_a_record_without_positions_adds_nothing() -> None:
         2 / 3 * cwd_loss(two.student, two.teacher, two.inside).item()
     )
     assert all(not one[2].any() for one in torch.autograd.grad(loss, student))
-
-
-def test_the_defaults_are_those_of_the_table() -> None:
-    assert CwdConfig() == CwdConfig(weight=10, temperature=1)
-    with pytest.raises(ValueError, match=r"CWD\.TEMPERATURE: expected a number above 0"):
-        CwdConfig(temperature=0)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from configs.nodes.fgd import FgdConfig
 from stage2_distill.methods import fgd
 from stage2_distill.methods.fgd import (
     ContextBlock,
@@ -335,11 +334,3 @@ def test_pyramids_of_different_channels_are_refused() -> None:
     given["teacher"] = [level[:, :1] for level in given["teacher"]]
     with pytest.raises(ValueError, match="adapt the student's channels first"):
         losses_of(given, blocks_of())
-
-
-def test_weights_are_those_of_the_paper_and_checked() -> None:
-    config = FgdConfig()
-    weights = [getattr(config, f"{name}_weight") for name in NAMES]
-    assert (config.temperature, weights) == (0.5, [1e-3, 5e-4, 5e-4, 5e-6])
-    with pytest.raises(ValueError, match=r"FGD.TEMPERATURE: expected a number above 0"):
-        FgdConfig(temperature=0.0)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.nodes.frs import FrsConfig
 from stage2_distill.methods.frs import FrsAdaptation, feature_richness, frs_losses, ramp_factor
 from tests.stage2_distill import reference
 from tests.stage2_distill.methods.comparing import (
@@ -241,10 +240,3 @@ def test_the_adaptation_starts_as_the_identity_where_channels_agree() -> None:
 def test_the_factor_rises_from_zero_to_one() -> None:
     assert [ramp_factor(i, 4) for i in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert ramp_factor(0, 0) == 1.0
-
-
-def test_weights_are_those_of_the_paper_and_checked() -> None:
-    config = FrsConfig()
-    assert (config.feature_weight, config.cls_weight, config.ramp_iters) == (0.005, 0.02, 500)
-    with pytest.raises(ValueError, match=r"FRS.CLS_WEIGHT: expected a number"):
-        FrsConfig(cls_weight=-1.0)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from configs.nodes.mgd import MgdConfig
 from dataset.views.seeds import draw
 from stage2_distill.methods.layers import per_level
 from stage2_distill.methods.mgd import FeatureGenerator, mgd_loss, mgd_masks
@@ -153,9 +152,3 @@ def test_no_global_random_number_is_drawn() -> None:
     before = torch.get_rng_state()
     mgd_masks(**WHO, sizes=[(20, 20)], share=0.5, device=CPU)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_defaults_are_those_of_the_table() -> None:
-    assert MgdConfig() == MgdConfig(weight=2e-5, share=0.65)
-    with pytest.raises(ValueError, match=r"MGD\.SHARE: expected a number at least 0 and at most 1"):
-        MgdConfig(share=1.1)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs.nodes.mimic import MimicConfig
 from stage2_distill.methods.layers import apply_each, per_level, pointwise, where_channels_differ
 from stage2_distill.methods.mimic import mimic_loss
 from stage2_distill.methods.pyramids import Total, of_this_rank
@@ -70,7 +69,3 @@ def test_levels_have_weights_of_their_own() -> None:
 
 def test_where_channels_agree_nothing_is_trained() -> None:
     assert isinstance(where_channels_differ(4, 4), nn.Identity)
-
-
-def test_the_default_weight_is_that_of_the_table() -> None:
-    assert MimicConfig() == MimicConfig(weight=5)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.nodes.pkd import PkdConfig
 from stage2_distill.methods.pkd import normalised, pkd_loss
 from stage2_distill.methods.pyramids import Total, of_this_rank
 from tests.stage2_distill.methods.contract import Array, Case, LossContract, Pyramid, make_case
@@ -112,9 +111,3 @@ def test_a_first_image_without_positions_is_like_none() -> None:
         level.masked_fill(~own, 1e3) for level, own in zip(case.student, inside, strict=True)
     ]
     assert torch.equal(pkd_loss(garbage, case.teacher, inside), found)
-
-
-def test_the_defaults_leave_out_the_coarsest_level() -> None:
-    assert PkdConfig() == PkdConfig(weight=10, levels=["p3", "p4", "p5", "p6"])
-    with pytest.raises(ValueError, match=r"PKD\.LEVELS: expected a tuple"):
-        PkdConfig(levels=(3,))

@@ -10,7 +10,6 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from configs.nodes.pseudo import PseudoConfig
 from stage2_distill.methods.pseudo import _is_pseudo_object, with_pseudo_objects
 from tests.stage2_distill import reference
 
@@ -115,10 +114,3 @@ def test_the_ground_truth_given_is_not_modified() -> None:
 def test_what_is_compared_is_not_read_back_image_by_image() -> None:
     detections, boxes = torch.rand(2, 5, 6, device="meta"), torch.rand(2, 3, 4, device="meta")
     assert _is_pseudo_object(detections, boxes, 0.5, 0.5).is_meta
-
-
-def test_limits_are_checked() -> None:
-    config = PseudoConfig()
-    assert (config.min_score, config.max_iou) == (0.5, 0.5)
-    with pytest.raises(ValueError, match=r"PSEUDO.MAX_IOU: expected a number above 0"):
-        PseudoConfig(max_iou=0.0)
