@@ -54,11 +54,7 @@ def _copy(module: nn.Module, theirs: Mapping[str, Tensor], part: str, stated: st
         layers = {name.rpartition(".")[0] for name in rest}
         rest = {n: t for n, t in ours.items() if any(f"{n}.".startswith(f"{x}.") for x in layers)}
     fitting = {name: theirs[name] for name in ours if name not in rest}
-    unlike = [
-        f"{name}: student {tuple(tensor.shape)}, teacher "
-        + (f"{tuple(theirs[name].shape)}" if name in theirs else "has none")
-        for name, tensor in rest.items()
-    ]
+    unlike = [_difference(name, ours[name], theirs.get(name)) for name in rest]
     if not fitting:
         raise ValueError(
             f"TEACHER.INHERIT {stated}: no tensor of the teacher's {part} fits the student's: "
@@ -75,6 +71,13 @@ def _copy(module: nn.Module, theirs: Mapping[str, Tensor], part: str, stated: st
             "not copied, %d tensors of the student's %s: %s", len(unlike), part, _first(unlike)
         )
     return list(fitting)
+
+
+def _difference(name: str, ours: Tensor, theirs: Tensor | None) -> str:
+    if theirs is not None and theirs.shape == ours.shape:
+        return f"{name} (its layer differs)"
+    found = "has none" if theirs is None else str(tuple(theirs.shape))
+    return f"{name}: student {tuple(ours.shape)}, teacher {found}"
 
 
 def _first(names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone import SimpleFeaturePyramid, SwinTransformer
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
@@ -93,6 +94,26 @@ def test_every_builder_gives_its_detector_s_levels(
     else:
         c5 = list(backbone.bottom_up.output_shape().values())[-1].channels
         assert backbone.top_block.p6.in_channels == (c5 if kind == "retinanet_" else 8)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_an_r_cnn_trains_a_step_on_it(configured: Configured, net: str) -> None:
+    levels = ["p3", "p4", "p5", "p6"]
+    node = {
+        **model(net, ""),
+        "META_ARCHITECTURE": "GeneralizedRCNN",
+        "ANCHOR_GENERATOR": {"SIZES": [[8], [16], [32], [64]]},
+        "RPN": {"IN_FEATURES": levels},
+        "ROI_HEADS": {"NAME": "StandardROIHeads", "IN_FEATURES": levels[:3], "NUM_CLASSES": 3},
+        "ROI_BOX_HEAD": {"NAME": "FastRCNNConvFCHead", "NUM_FC": 1, "FC_DIM": 8},
+    }
+    detector = build_detector(configured(node)).train()
+    with EventStorage():
+        losses = detector(random_batch([(64, 96), (64, 64)]))
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(one.grad is not None for one in detector.backbone.bottom_up.parameters())
 
 
 @pytest.mark.parametrize("net", NETS)
