@@ -39,7 +39,7 @@ DETECTOR: dict[str, Any] = {
 
 # What makes a Faster R-CNN of it, of the same width and with the same classes.
 FASTER_RCNN: dict[str, Any] = {
-    **DETECTOR["MODEL"],
+    **{name: node for name, node in DETECTOR["MODEL"].items() if name != "RETINANET"},
     "META_ARCHITECTURE": "GeneralizedRCNN",
     "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
     "RESNETS": {**DETECTOR["MODEL"]["RESNETS"], "OUT_FEATURES": ["res2", "res3", "res4", "res5"]},

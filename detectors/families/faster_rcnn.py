@@ -34,11 +34,9 @@ from ..ranks import mean_over_ranks
 from .base import TrainingStep
 from .matching import assigned_anchors
 from .outputs import DenseOutputs
+from .two_stage import NUM_PROPOSALS, RcnnOutputs, SecondStage, by_class
 
 logger = logging.getLogger(__name__)
-
-# P: proposals of an image in a record, the best ones.
-NUM_PROPOSALS = 256
 
 # Settings that act in training alone: two teachers that differ in them, but not in their weights,
 # compute the same outputs.
@@ -73,58 +71,6 @@ _TRAINING_ONLY = {
         "USE_FED_LOSS",
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SecondStage:
-    """What inference makes of the proposals, in float32.
-
-    Attributes:
-        proposals: N times Q proposals, best first, as the RPN leaves them after NMS.
-        logits: (sum of Q, K + 1), those of the background last.
-        deltas: (sum of Q, K * 4), or (sum of Q, 4) for all classes alike.
-    """
-
-    proposals: list[Instances]
-    logits: Tensor
-    deltas: Tensor
-
-    def signals(self) -> dict[str, Tensor]:
-        """The best P of every image, in rows; those that are not used hold zeros."""
-        boxes = torch.cat([one.proposal_boxes.tensor for one in self.proposals])
-        best = self.logits[:, :-1].argmax(dim=1)
-        values = {
-            "proposals": boxes,
-            "proposal_scores": self.logits,
-            "proposal_deltas": of_class(by_class(self.deltas, self.logits), best),
-        }
-        return {name: self._in_rows(one) for name, one in values.items()}
-
-    def _in_rows(self, values: Tensor) -> Tensor:
-        """Of (sum of Q, D), the first of every image: (N, P, D)."""
-        found = values.new_zeros((len(self.proposals), NUM_PROPOSALS, values.shape[1]))
-        parts = values.split([len(one) for one in self.proposals])
-        for row, part in zip(found, parts, strict=True):
-            row[: len(part)] = part[:NUM_PROPOSALS]
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class RcnnOutputs(DenseOutputs):
-    """The RPN's outputs as a dense head's, with what the second stage needs or gave.
-
-    Attributes:
-        pyramid: every level by name; `on_levels` leaves it whole, for the box head has levels of
-            its own.
-        second: None in training, where the proposals are others.
-    """
-
-    pyramid: dict[str, Tensor]
-    second: SecondStage | None
-
-    def signals(self) -> dict[str, Tensor]:
-        """See `DenseOutputs`; in training, those of the RPN alone."""
-        return super().signals() | (self.second.signals() if self.second else {})
 
 
 class FasterRcnnFamily:
@@ -310,16 +256,6 @@ def _narrowed(outputs: DenseOutputs) -> RcnnOutputs:
     """The outputs of this family's `run`, which alone are handed to its methods."""
     assert isinstance(outputs, RcnnOutputs)
     return outputs
-
-
-def by_class(deltas: Tensor, logits: Tensor) -> Tensor:
-    """View (Q, K * 4) or, of all classes alike, (Q, 4) deltas as (Q, K, 4), beside their logits."""
-    return deltas.unflatten(1, (-1, 4)).expand(-1, logits.shape[1] - 1, -1)
-
-
-def of_class(deltas: Tensor, classes: Tensor) -> Tensor:
-    """Of (..., K, 4) deltas, those of one class each (...) int64: (..., 4)."""
-    return deltas.gather(-2, classes[..., None, None].expand(*classes.shape, 1, 4)).squeeze(-2)
 
 
 def _box_head(

@@ -26,7 +26,7 @@ from stage2_distill.box_head import box_head_response, check_box_head
 from stage2_distill.data import ViewDataset
 from stage2_distill.losses import needed_signals
 from stage2_distill.sampler import Draw
-from stage2_distill.teacher import open_teacher
+from stage2_distill.teacher import open_teacher, padded_size
 from tests.stage2_distill.conftest import write_student
 from tests.stage2_distill.runs import GID_LOSSES, build, losses_of, train
 from tests.tiny import DETECTOR, FASTER_RCNN, random_detector, write_config
@@ -79,6 +79,25 @@ def test_a_cached_teacher_teaches_what_the_live_one_does_bit_by_bit(configure: C
     assert cached.keys() == OWN_LOSSES | GID_LOSSES | BOX_HEAD_LOSSES
     assert cached == live and all(len(values) == 6 for values in cached.values())
     assert all(any(values) for values in cached.values())
+
+
+def test_records_of_several_sizes_keep_their_proposals(configure: Configure) -> None:
+    cached, live = (
+        build(configure(TEACHER={"SOURCE": source, "BATCH": 1})) for source in ("cache", "live")
+    )
+    for batch in cached.build_train_loader(cached.cfg):
+        sizes = {padded_size(item["image"], 32) for item in batch}
+        if len(sizes) > 1:
+            break
+    height, width = map(max, zip(*sizes, strict=True))
+    grid = cached.setup.family.geometry(cached.cfg, height, width).level_sizes
+    ours, theirs = (
+        one.distiller._source.outputs(batch, grid, torch.device("cpu")).further
+        for one in (cached, live)
+    )
+    assert len(ours) == 3 and ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert torch.equal(values, theirs[name]) and values.any()
 
 
 def test_without_its_weights_the_box_head_learns_from_objects_alone(configure: Configure) -> None:

@@ -14,8 +14,9 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detectors import family_of
-from detectors.families import TwoStageFamily, faster_rcnn
-from detectors.families.faster_rcnn import NUM_PROPOSALS, FasterRcnnFamily, RcnnOutputs
+from detectors.families import TwoStageFamily, faster_rcnn, two_stage
+from detectors.families.faster_rcnn import FasterRcnnFamily
+from detectors.families.two_stage import NUM_PROPOSALS, RcnnOutputs
 from tests.tiny import DETECTOR, FASTER_RCNN, random_batch, random_detector, write_config
 
 FAMILY = FasterRcnnFamily()
@@ -51,7 +52,7 @@ def stock_second_stage(model: nn.Module, number: int) -> tuple[Tensor, Tensor, T
 def test_a_record_has_the_best_proposals_and_what_the_box_head_says_of_them(
     tmp_path: Path, rows: int, agnostic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faster_rcnn, "NUM_PROPOSALS", rows)
+    monkeypatch.setattr(two_stage, "NUM_PROPOSALS", rows)
     cfg = configured(tmp_path, ROI_BOX_HEAD={"CLS_AGNOSTIC_BBOX_REG": agnostic})
     model = random_detector(cfg, seed=2)
     values = run(model).signals()
