@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from storage import Geometry, Signal
 
-from ..backbones import neck_of
+from ..backbones import backbone_identity, neck_of, padding_of
 from ..building import of_the_model
 from ..ranks import mean_over_ranks
 from .base import TrainingStep
@@ -131,11 +131,9 @@ class FasterRcnnFamily:
             "INPUT": {"FORMAT": cfg.INPUT.FORMAT},
             "MODEL": {
                 "META_ARCHITECTURE": model.META_ARCHITECTURE,
-                "BACKBONE": {"NAME": model.BACKBONE.NAME},
+                **backbone_identity(cfg),
                 "PIXEL_MEAN": list(model.PIXEL_MEAN),
                 "PIXEL_STD": list(model.PIXEL_STD),
-                "RESNETS": dict(model.RESNETS),
-                "FPN": dict(model.FPN),
                 "ANCHOR_GENERATOR": dict(model.ANCHOR_GENERATOR),
                 "PROPOSAL_GENERATOR": dict(model.PROPOSAL_GENERATOR),
                 **heads,
@@ -363,13 +361,11 @@ def _layout(cfg: CfgNode) -> _Layout:
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
     levels = [shapes[name] for name in cfg.MODEL.RPN.IN_FEATURES]
-    if backbone.padding_constraints.get("square_size"):
-        raise ValueError("MODEL.BACKBONE.NAME pads every image to one square, which views do not")
     # The arguments of the head, without its weights; checks that levels have the same anchors.
     head = StandardRPNHead.from_config(cfg, levels)
     return _Layout(
         strides=tuple(level.stride for level in levels),
         channels=levels[0].channels,
         num_anchors=head["num_anchors"],
-        size_divisibility=max(1, backbone.size_divisibility),
+        size_divisibility=padding_of(backbone),
     )
