@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,10 @@ from torch import nn
 
 from configs.nodes import users_nodes
 from configs.origins import place_of
+from configs.stock_keys import HEADS, head_nodes
 from configs.stock_limits import leaves, value_of
+
+from . import fcos_model  # noqa: F401 (registers FCOS)
 
 T = TypeVar("T")
 
@@ -42,6 +46,7 @@ _KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)+\b")
 _KEYS_OF_FILES = {
     "anchor_generator.py": ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
     "box_regression.py": ("MODEL.RETINANET.BBOX_REG_WEIGHTS",),
+    "fcos.py": ("MODEL.FCOS.IN_FEATURES", "MODEL.FCOS.NORM"),
     "fpn.py": ("MODEL.FPN.IN_FEATURES",),
     "matcher.py": ("MODEL.RETINANET.IOU_THRESHOLDS", "MODEL.RETINANET.IOU_LABELS"),
     "resnet.py": ("MODEL.RESNETS.OUT_FEATURES",),
@@ -49,7 +54,7 @@ _KEYS_OF_FILES = {
 }
 _KEYS_AT_ALL = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
 # Where a value in a message may come from.
-_NODES = ("ANCHOR_GENERATOR", "BACKBONE", "FPN", "META_ARCHITECTURE", "RESNETS", "RETINANET")
+_NODES = ("BACKBONE", "FPN", "META_ARCHITECTURE", "RESNETS", *chain(*HEADS.values()))
 # Neither changes the form of a model, and commands set both.
 _NOT_OF_THE_FORM = ("DEVICE", "WEIGHTS")
 
@@ -125,7 +130,7 @@ def _frames(error: Exception) -> list[traceback.FrameSummary]:
 
 
 def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
-    values = dict(leaves(cfg))
+    values = {key: value for key, value in leaves(cfg) if _acts(key, cfg)}
     named = [key for key in _KEY.findall(message) if key in values]
     if named:
         return named[:1]
@@ -133,10 +138,17 @@ def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
     if of_value:
         return of_value
     for frame in reversed(_frames(error)):
-        keys = _KEYS_OF_FILES.get(Path(frame.filename).name)
+        keys = _KEYS_OF_FILES.get(Path(frame.filename).name, ())
+        keys = tuple(key for key in keys if _acts(key, cfg))
         if keys and "detectron2" in frame.filename:
             return list(keys)
     return list(_KEYS_AT_ALL)
+
+
+def _acts(key: str, cfg: CfgNode) -> bool:
+    """Whether a key is not that of another head than the config's."""
+    node, own = key.split(".")[:2][-1], head_nodes(cfg)
+    return not own or node in own or node not in chain(*HEADS.values())
 
 
 def _is_in(key: str, value: Any, error: Exception, message: str) -> bool:

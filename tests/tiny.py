@@ -37,6 +37,15 @@ DETECTOR: dict[str, Any] = {
     "TEST": {"DETECTIONS_PER_IMAGE": 5},
 }
 
+# What of its MODEL another family changes.
+FCOS: dict[str, Any] = {
+    "META_ARCHITECTURE": "FCOS",
+    "BACKBONE": {"NAME": "build_fcos_resnet_fpn_backbone", "FREEZE_AT": 0},
+    "FCOS": {"NUM_CLASSES": 3, "NUM_CONVS": 1, "NORM": "", "SCORE_THRESH_TEST": 0.001},
+}
+
+_OUTPUTS = ("head.cls_score", "head.bbox_pred", "head.ctrness")
+
 
 def write_config(path: Path, content: dict[str, Any]) -> CfgNode:
     """Write nodes as YAML and load them as a user would."""
@@ -51,12 +60,19 @@ def random_detector(cfg: CfgNode, seed: int) -> nn.Module:
     for name, tensor in model.named_parameters():
         if tensor.dim() > 1:
             # Untrained outputs would be large, and all scores 0 or 1.
-            scale = 0.02 if name.startswith(("head.cls_score", "head.bbox_pred")) else 1.0
+            scale = (
+                0.02
+                if name.startswith(("head.cls_score", "head.bbox_pred", "head.ctrness"))
+                else 1.0
+            )
             std = scale * tensor[0].numel() ** -0.5
             tensor.data.normal_(std=std, generator=generator)
         elif "conv3.norm.weight" in name:
             # Small residual branches keep 50 untrained layers from overflowing.
             tensor.data.fill_(0.2)
+        elif name == "head.bbox_pred.bias" and hasattr(model.head, "ctrness"):
+            # FCOS gives distances to the sides of a box: most of them not negative.
+            tensor.data.fill_(2.0)
     return model
 
 

@@ -15,6 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from configs.origins import place_of
 
 from .base import BoxTransform, DetectorFamily, TrainingStep
+from .fcos import FcosFamily
 from .outputs import DenseOutputs
 from .retinanet import RetinaNetFamily
 
@@ -29,7 +30,7 @@ __all__ = [
     "register_family",
 ]
 
-_FAMILIES: dict[str, DetectorFamily] = {one.name: one for one in (RetinaNetFamily(),)}
+_FAMILIES: dict[str, DetectorFamily] = {one.name: one for one in (RetinaNetFamily(), FcosFamily())}
 
 # Models of detectron2 that are trained here, but for which no family is written.
 _STOCK_CLASSES_KEYS = {"GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES"}

@@ -135,6 +135,10 @@ class DetectorFamily(Protocol):
         """What turns deltas into boxes."""
         ...
 
+    def comparable_deltas(self, deltas: Tensor) -> Tensor:
+        """Deltas (A, 4) of some places as the response loss compares them."""
+        ...
+
     def head(self, model: nn.Module) -> nn.Module:
         """The part behind the pyramid, which depends on channels and classes alone."""
         ...

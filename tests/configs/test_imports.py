@@ -120,10 +120,10 @@ def test_detectors_and_families_of_a_module_decide_what_a_config_may_hold(
     assert families.family_of(read()).name == "MyFamily"
     assert families.family_of(read("MODEL.FAMILY", "RetinaNet")).name == "RetinaNet"
     with pytest.raises(
-        ValueError, match=r"MODEL\.FAMILY is 'Retina'; expected one of: RetinaNet, My"
+        ValueError, match=r"MODEL\.FAMILY is 'Retina'; expected one of: RetinaNet, FCOS, My"
     ):
         read("MODEL.FAMILY", "Retina")
-    with pytest.raises(ValueError, match=r"MODEL\.MASK_ON is True, but RetinaNet has boxes alone"):
+    with pytest.raises(ValueError, match=r"MODEL\.MASK_ON is True, but MyImported has boxes alone"):
         read("MODEL.MASK_ON", "True")
 
 

@@ -158,6 +158,6 @@ def test_coco_pairings_use_the_paper_s_weights(name: str) -> None:
 
 
 def test_no_two_configs_write_into_one_folder() -> None:
-    bases = ("base_retinanet.yaml", "demo/base.yaml")
+    bases = ("base_retinanet.yaml", "base_fcos.yaml", "demo/base.yaml")
     folders = [load(name).OUTPUT_DIR for name in FILES if name not in bases]
     assert len(set(folders)) == len(folders) == 18

@@ -60,8 +60,8 @@ def test_a_detector_is_of_the_family_of_its_class_or_as_stated(
 def test_an_unknown_detector_is_refused_with_the_known_ones(path: Path, architecture: str) -> None:
     cfg = configured(path, architecture)
     assert refusal(cfg).endswith(
-        f"MODEL.META_ARCHITECTURE is {architecture!r}; distillation supports: RetinaNet, and what "
-        "derives from them"
+        f"MODEL.META_ARCHITECTURE is {architecture!r}; distillation supports: RetinaNet, FCOS, "
+        "and what derives from them"
     )
 
 
