@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from detectors.families import TrainingStep
 from detectors.readback import Readback
 
 from .adaptation import Adaptation
-from .gism import Finite, GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
+from .gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
 from .losses import gid_losses, needed_signals, warmup_factor
 from .pooling import GiPooler
 from .teacher import Teacher, TeacherSource
@@ -121,7 +122,7 @@ class Distiller(nn.Module):
         assigned = self._assigned(chosen, teacher, distilled)
         losses = own.losses()
         flags, kinds, every, chosen_boxes, valid = reading.wait()
-        failure = Finite(flags=flags).failure()
+        failure = replace(finite, flags=flags).failure()
         if failure:
             # Other ranks still exchange counts with this one in their forward pass (GID.COUNTS
             # global), so it goes along without GIs before it says so.
@@ -140,6 +141,7 @@ class Distiller(nn.Module):
         return {
             "anchors": outputs.anchors,
             "image_sizes": outputs.image_sizes,
+            "centerness": outputs.centres(),
             "box_transform": self._family.box_transform(self.detector),
             "config": self._gid,
         }
@@ -171,6 +173,7 @@ class Distiller(nn.Module):
             student_features=outputs.features,
             student_logits=outputs.logits,
             student_deltas=outputs.deltas,
+            comparable=self._family.comparable_deltas,
             adaptation=self.adaptation,
             pooler=self._pooler,
             warmup=warmup,

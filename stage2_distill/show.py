@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,9 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
     """
     cfg, family = setup.cfg, setup.family
     images = training_images(setup)
-    teacher = open_teacher(setup, images)
+    # What its detections need, where the losses do not.
+    others = [one.name for one in family.signals(cfg) if one.name != "features"]
+    teacher = open_teacher(setup, images, wanted=others)
     if teacher is None:
         raise ValueError("TEACHER.SOURCE is none: there is no teacher to show; use cache or live")
     student = load_model(cfg)
@@ -63,11 +64,12 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
             outputs.deltas,
             anchors=outputs.anchors,
             image_sizes=outputs.image_sizes,
+            centerness=outputs.centres(),
             box_transform=family.box_transform(student),
             config=setup.settings.gid,
         )
-        as_teacher = replace(
-            outputs, logits=torch.logit(given.probabilities, eps=1e-6), deltas=given.deltas
+        as_teacher = outputs.with_decoded(
+            {"scores": given.probabilities, "deltas": given.deltas, **given.further}
         )
         path = folder / f"view_{item['image_id']}.png"
         _draw(

@@ -21,7 +21,7 @@ from detectors.arithmetic import arithmetic
 from detectors.stored import Stored
 from storage import CacheReader, Geometry, RecordCodec
 
-from .cache_check import check_pairing, open_cache
+from .cache_check import check_pairing, check_score, open_cache
 from .losses import needed_signals
 from .teacher_batch import LevelSizes, TeacherBatch, assemble, placing_of
 
@@ -155,7 +155,11 @@ class Teacher:
 
 
 def open_teacher(
-    setup: Setup, images: Sequence[dict[str, Any]], config: TeacherConfig | None = None
+    setup: Setup,
+    images: Sequence[dict[str, Any]],
+    config: TeacherConfig | None = None,
+    *,
+    wanted: Sequence[str] = (),
 ) -> Teacher | None:
     """Find the teacher that a student's config names; None with TEACHER.SOURCE none.
 
@@ -163,6 +167,7 @@ def open_teacher(
         setup: of the student.
         images: that it is trained on, see `open_cache`.
         config: in place of its node TEACHER.
+        wanted: names of signals beyond what the losses need, of which a cache may lack some.
 
     Raises:
         FileNotFoundError: no such config, weights or cache.
@@ -174,10 +179,12 @@ def open_teacher(
         return None
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
     check_pairing(setup)
-    needs = needed_signals(setup.settings.gid)
-    reader = open_cache(setup, images) if config.source == "cache" else None
+    check_score(setup)
+    reader = open_cache(setup, images, wanted) if config.source == "cache" else None
+    names = reader.manifest.signals if reader else wanted
+    needs = {*needed_signals(setup.settings.gid), *(name for name in wanted if name in names)}
     levels = tuple(reader.manifest.levels if reader else setup.stored.levels)
-    stored = Stored.of(cfg, setup.teacher_family, signals=needs, levels=levels)
+    stored = Stored.of(cfg, setup.teacher_family, signals=tuple(needs), levels=levels)
     return Teacher(stored=stored, config=config, reader=reader)
 
 

@@ -44,6 +44,11 @@ FCOS: dict[str, Any] = {
     "FCOS": {"NUM_CLASSES": 3, "NUM_CONVS": 1, "NORM": "", "SCORE_THRESH_TEST": 0.001},
 }
 
+_OTHER_NODES = ("ANCHOR_GENERATOR", "RETINANET")
+FCOS_DETECTOR: dict[str, Any] = {
+    **DETECTOR,
+    "MODEL": {k: v for k, v in DETECTOR["MODEL"].items() if k not in _OTHER_NODES} | FCOS,
+}
 _OUTPUTS = ("head.cls_score", "head.bbox_pred", "head.ctrness")
 
 

@@ -50,6 +50,10 @@ class FcosOutputs(DenseOutputs):
         """See `DenseOutputs`."""
         return {**super().signals(), "centerness": self.centerness}
 
+    def centres(self) -> Tensor:
+        """See `DenseOutputs`."""
+        return self.centerness
+
     def on_levels(self, kept: Sequence[int]) -> Self:
         """See `DenseOutputs`."""
         found = super().on_levels(kept)

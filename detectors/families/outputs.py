@@ -44,6 +44,10 @@ class DenseOutputs:
         flat = torch.cat([f.flatten(2) for f in self.features], dim=2)  # (N, C, S)
         return {"features": flat, "scores": self.logits, "deltas": self.deltas}
 
+    def centres(self) -> Tensor | None:
+        """Logits (N, R, 1) of what detections are ranked by beside their class; None: nothing."""
+        return None
+
     def float(self) -> Self:
         """The same in float32, which holds every bfloat16 and float16 exactly."""
         return replace(self, **{f.name: _float(getattr(self, f.name)) for f in fields(self)})
