@@ -90,6 +90,10 @@ class DetectorFamily(Protocol):
         """What teacher and student must share for their places to correspond: fact to value."""
         ...
 
+    def lazy_config(self, cfg: CfgNode) -> str:
+        """Text of a LazyConfig file that builds the model; "" where detectron2 reads its YAML."""
+        ...
+
     def run(self, model: nn.Module, batch: list[dict[str, Any]]) -> DenseOutputs:
         """Normalise and pad detectron2 inputs as the model itself does; run backbone and head."""
         ...

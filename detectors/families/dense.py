@@ -111,6 +111,10 @@ class DenseFamily:
             "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
         }
 
+    def lazy_config(self, cfg: CfgNode) -> str:
+        """See `DetectorFamily`."""
+        return ""
+
     def box_transform(self, model: DenseDetector) -> BoxTransform:
         """See `DetectorFamily`."""
         transform: BoxTransform = model.box2box_transform

@@ -24,6 +24,7 @@ from torch import Tensor
 from storage import Signal
 
 from ..building import of_the_model
+from ..fcos_lazy import lazy_config
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
 from .matching import places_inside
@@ -105,6 +106,10 @@ class FcosFamily(DenseFamily):
             "strides of the levels": self.layout(cfg).strides,
             "anchors per position": 1,
         }
+
+    def lazy_config(self, cfg: CfgNode) -> str:
+        """See `DetectorFamily`."""
+        return lazy_config(cfg)
 
     def run(self, model: FCOS, batch: list[dict[str, Any]]) -> FcosOutputs:
         """See `DetectorFamily`."""
