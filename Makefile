@@ -1,5 +1,6 @@
 # Every target sets up .venv first; that takes minutes once and nothing afterwards.
-# PYTHON=python3.12 names another Python, DATA=folder another data set for the demo.
+# PYTHON=python3.12 names another Python; DATA=folder another data set for the demo, FAMILY=fcos
+# other detectors.
 
 PYTHON ?= python3
 VENV := .venv/bin/python
@@ -8,7 +9,8 @@ VENV := .venv/bin/python
 .PHONY: help setup demo test faults gpu lint format benchmarks clean
 
 help:
-	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html"
+	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html;"
+	@echo "          [FAMILY=fcos]  with FCOS in place of RetinaNet"
 	@echo "make test                all tests"
 	@echo "make faults              damage, kills and races of the cache, a thousand and more; minutes"
 	@echo "make gpu                 what only a GPU can show: tests and speed, under eight minutes"
@@ -22,7 +24,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup
-	$(VENV) -m benchmarks.demo $(if $(DATA),--data "$(DATA)")
+	$(VENV) -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(FAMILY),--family "$(FAMILY)")
 
 test: setup
 	$(VENV) -m pytest tests

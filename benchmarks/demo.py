@@ -20,10 +20,16 @@ from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_si
 from .report import Report, write_json, write_report
 
 NUM_PICTURES = 6
+# Family of teacher and student to its folder of `configs/`, and where the demo writes by default.
+FAMILIES = {"retinanet": "demo", "fcos": "demo_fcos"}
 
 
 def run(
-    folder: Path, data: Path | None, seed: int, overrides: dict[str, Any] | None = None
+    folder: Path,
+    data: Path | None,
+    seed: int,
+    overrides: dict[str, Any] | None = None,
+    family: str = "retinanet",
 ) -> Report:
     """Run every step; what an earlier run left in `folder` is replaced.
 
@@ -32,6 +38,7 @@ def run(
         data: a COCO-format folder; None makes the synthetic set.
         seed: of both students.
         overrides: config keys to change in every step.
+        family: one of `FAMILIES`.
 
     Raises:
         FileNotFoundError: the data lack annotations; nothing was replaced.
@@ -42,7 +49,12 @@ def run(
     for name in ("teacher", "cache", "baseline", "distilled", "pictures", "evaluation", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     start = time.monotonic()
-    job = Pipeline(folder=folder, data=data or folder / "data", overrides=overrides or {})
+    job = Pipeline(
+        folder=folder,
+        data=data or folder / "data",
+        base=FAMILIES[family],
+        overrides=overrides or {},
+    )
     if data is None:
         job.run("data", "dataset", "synthetic", "--output", job.data)
     job.write_configs()
@@ -93,23 +105,27 @@ def _draw(job: Pipeline, student: Path) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; the exit code is 0 only if every step succeeded."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything")
+    parser.add_argument("--family", choices=FAMILIES, default="retinanet", help="of both detectors")
+    parser.add_argument(
+        "--output", type=Path, help="folder for everything; default: demo, or demo_FAMILY"
+    )
     parser.add_argument(
         "--data",
         type=Path,
         help="folder with images/ and annotations/instances_{train,val}.json; default: synthetic",
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of both students")
-    add_example(parser, "--output demo --seed 2")
+    add_example(parser, "--family fcos --output demo --seed 2")
     args = parser.parse_args(argv)
+    folder = args.output or Path(FAMILIES[args.family])
     try:
-        report = run(args.output, args.data, args.seed)
+        report = run(folder, args.data, args.seed, family=args.family)
     except (StepError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    path = args.output / "report.html"
+    path = folder / "report.html"
     write_report(report, path)
-    write_json(report, args.output / "report.json")
+    write_json(report, folder / "report.json")
     for name, values in report.metrics.items():
         print(f"{name:>9}: AP {values['AP']:5.2f}  AP50 {values['AP50']:5.2f}")
     print(f"{path} ({report.total_seconds:.0f} s in all)")

@@ -79,12 +79,12 @@ class Pipeline:
         common = {
             "DATASET": {"FOLDER": str(self.data)},
             "DATASETS": {"TRAIN": [f"folder_{self.split}"], "TEST": [f"folder_{tested}"]},
-            "MODEL": {"RETINANET": {"NUM_CLASSES": len(classes)}},
         }
+        detector = {self._classes_key(): len(classes)}
         self._write_config(
             "teacher",
             {**common, "OUTPUT_DIR": str(self.folder / "teacher")},
-            self.teacher_overrides,
+            {**detector, **self.teacher_overrides},
         )
         self._write_config(
             "distill",
@@ -97,8 +97,18 @@ class Pipeline:
                 },
                 "CACHE": {"LOCATION": str(self.cache)},
             },
-            self.view_overrides,
+            {**detector, **self.view_overrides},
         )
+
+    def _classes_key(self) -> str:
+        """The config key of the number of classes, which depends on the family."""
+        # They import PyTorch, which `--help` need not wait for.
+        from configs.loader import load_config
+        from detectors.families import num_classes
+
+        found = num_classes(load_config(str(CONFIGS / self.base / "teacher.yaml")))
+        assert found is not None
+        return found[0]
 
     def config(self, name: str) -> Path:
         """The path of a config that `write_configs` wrote."""

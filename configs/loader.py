@@ -26,7 +26,7 @@ from configs.nodes import NODES, OWN_NODES, Settings
 from configs.origins import OVERRIDE, Origins, place_of, remember
 from configs.rules import LEAF_TYPES
 from configs.safe_yaml import ConfigMapping, read_yaml
-from configs.stock_keys import TEACHER, refuse_ignored
+from configs.stock_keys import TEACHER, refuse_ignored, stock_config
 from configs.stock_limits import LIMITS, check_limits, value_of
 
 BASE_KEY = "_BASE_"
@@ -47,7 +47,7 @@ MODEL_ZOO = "model_zoo://"
 
 def default_config() -> CfgNode:
     """Give detectron2's defaults with the nodes of `configs.nodes` added."""
-    cfg = get_cfg()
+    cfg = stock_config()
     # detectron2 builds SGD alone; training small models from scratch wants ADAMW too.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Parts in which a step runs its images, one after the other; their gradients are averaged.

@@ -8,12 +8,15 @@ is only dumped or shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
+from configs.fcos_node import FCOS_DEFAULTS
 from configs.origins import is_override, is_stated, place_of
 from configs.stock_limits import value_of
 
@@ -30,6 +33,9 @@ STAGES = (DUMP, DISTILL, SHOW, FIDELITY)
 COMMANDS = (TRAIN, EVAL, *STAGES)
 # Where the config's own detector is taken apart.
 STUDENTS = (DISTILL, SHOW, FIDELITY)
+
+# Detectors of one stage, and the nodes below MODEL that their heads read.
+HEADS = {"RetinaNet": ("RETINANET", "ANCHOR_GENERATOR"), "FCOS": ("FCOS",)}
 
 Allowed = Callable[[CfgNode, Any], bool]
 
@@ -94,9 +100,21 @@ def _from_a_file(key: str) -> Allowed:
     return lambda cfg, value: not is_override(cfg, key)
 
 
-def _stock_or_as(key: str, other: str) -> Allowed:
+@cache
+def _stock() -> CfgNode:
+    """Not to be changed: there is one for all."""
+    return stock_config()
+
+
+def _stock_or_as(key: str, *others: str) -> Allowed:
     """Whether a key is at detectron2's default, or says the same as another."""
-    return lambda cfg, value: value in (value_of(get_cfg(), key), value_of(cfg, other))
+    return lambda cfg, value: (
+        value
+        in [
+            value_of(_stock(), key),
+            *(value_of(cfg, other) for other in others),
+        ]
+    )
 
 
 def _beside_views(key: str, other: str) -> Allowed:
@@ -118,24 +136,45 @@ def _with(key: str, value: Any, allowed: Allowed) -> Allowed:
     return lambda cfg, own: value_of(cfg, key) != value or allowed(cfg, own)
 
 
-def _retinanet(allowed: Allowed) -> Allowed:
-    return lambda cfg, value: not _is(cfg, "RetinaNet", "RetinaNet") or allowed(cfg, value)
+def stock_config() -> CfgNode:
+    """detectron2's defaults, and those of FCOS, which it configures by Python files alone."""
+    cfg = get_cfg()
+    cfg.MODEL.FCOS = CfgNode(deepcopy(FCOS_DEFAULTS))
+    return cfg
 
 
-def _r_cnn(allowed: Allowed) -> Allowed:
-    return lambda cfg, value: not _is(cfg, "GeneralizedRCNN", "FasterRCNN") or allowed(cfg, value)
+def head_nodes(cfg: CfgNode) -> tuple[str, ...]:
+    """The nodes below MODEL that the head of a one-stage detector reads; none for all others.
+
+    A class of the user's that derives from one reads the same nodes.
+    """
+    return next((HEADS[one] for one in _names_of(cfg) if one in HEADS), ())
 
 
-def _is(cfg: CfgNode, architecture: str, family: str) -> bool:
-    """Whether it is one, or a class of the user's that derives from it."""
+def _names_of(cfg: CfgNode) -> list[str]:
+    """The names of a detector's family and class, and of the classes that it derives from."""
     name = cfg.MODEL.META_ARCHITECTURE
-    if name == architecture or family == cfg.MODEL.FAMILY:
-        return True
+    names = [cfg.MODEL.FAMILY, name]
+    if {*HEADS, "GeneralizedRCNN", "FasterRCNN"} & set(names):
+        return names
     # It imports PyTorch, which those who only read configs need not wait for.
     from detectron2.modeling import META_ARCH_REGISTRY
 
     model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
-    return any(one.__name__ == architecture for one in getattr(model, "__mro__", ()))
+    return [one.__name__ for one in getattr(model, "__mro__", ())]
+
+
+def _one_stage(allowed: Allowed) -> Allowed:
+    return lambda cfg, value: not head_nodes(cfg) or allowed(cfg, value)
+
+
+def _of_head(detector: str, allowed: Allowed) -> Allowed:
+    return lambda cfg, value: head_nodes(cfg) != HEADS[detector] or allowed(cfg, value)
+
+
+def _r_cnn(allowed: Allowed) -> Allowed:
+    ours = {"GeneralizedRCNN", "FasterRCNN"}
+    return lambda cfg, value: not ours & set(_names_of(cfg)) or allowed(cfg, value)
 
 
 def _of_the_rpn(cfg: CfgNode, value: Any) -> bool:
@@ -154,15 +193,28 @@ def _adamw(allowed: Allowed) -> Allowed:
     return _with("SOLVER.OPTIMIZER", "ADAMW", allowed)
 
 
-def _of_roi_heads(name: str) -> Refusal:
-    """The setting that users of Faster R-CNN know, where RetinaNet has one of its own."""
-    key, own = f"MODEL.ROI_HEADS.{name}", f"MODEL.RETINANET.{name}"
-    return Refusal(
-        key=key,
-        readers=COMMANDS,
-        allowed=_retinanet(_stock_or_as(key, own)),
-        reason=f"RetinaNet reads {own}, which is {{cfg.{own}!r}}; set that one",
-    )
+def _of_another_head(key: str) -> Iterator[Refusal]:
+    """Refuse what a head of one stage does not read, unless it says the same as what it does."""
+    _, node, name = key.split(".")
+    for detector, nodes in HEADS.items():
+        if node in nodes:
+            continue
+        own = f"MODEL.{nodes[0]}.{name}"
+        is_known = name in _stock().MODEL[nodes[0]]
+        way_out = f"reads {own}, which is {{cfg.{own}!r}}; set that one"
+        yield Refusal(
+            key=key,
+            readers=COMMANDS,
+            allowed=_of_head(detector, _stock_or_as(key, *([own] if is_known else []))),
+            reason=f"{detector} {way_out if is_known else 'has no such setting; leave it out'}",
+        )
+
+
+def _head_keys() -> Iterator[str]:
+    for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST"):
+        yield f"MODEL.ROI_HEADS.{name}"
+    for node in sorted({node for nodes in HEADS.values() for node in nodes}):
+        yield from (f"MODEL.{node}.{name}" for name in _stock().MODEL[node])
 
 
 def _of_retinanet(name: str) -> Refusal:
@@ -277,14 +329,14 @@ REFUSALS = (
     Refusal(
         key="MODEL.MASK_ON",
         readers=COMMANDS,
-        allowed=_retinanet(_one_of(False)),
-        reason="RetinaNet has boxes alone; set it to False",
+        allowed=_one_stage(_one_of(False)),
+        reason="{cfg.MODEL.META_ARCHITECTURE} has boxes alone; set it to False",
     ),
     Refusal(
         key="MODEL.KEYPOINT_ON",
         readers=COMMANDS,
-        allowed=_retinanet(_one_of(False)),
-        reason="RetinaNet has boxes alone; set it to False",
+        allowed=_one_stage(_one_of(False)),
+        reason="{cfg.MODEL.META_ARCHITECTURE} has boxes alone; set it to False",
     ),
     *(_of_other_heads(f"MODEL.{name}_ON") for name in ("MASK", "KEYPOINT")),
     Refusal(
@@ -336,11 +388,8 @@ REFUSALS = (
         )
         for part in ("TRAIN", "TEST")
     ),
-    *(
-        refused(name)
-        for refused in (_of_roi_heads, _of_retinanet)
-        for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")
-    ),
+    *(_of_retinanet(name) for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")),
+    *(refusal for key in _head_keys() for refusal in _of_another_head(key)),
     Refusal(
         key="TEST.AUG.ENABLED",
         readers=COMMANDS,
@@ -364,6 +413,12 @@ REFUSALS = (
         readers=(DISTILL,),
         allowed=_one_of(False),
         reason="a distilled student keeps the statistics of its training; set it to False",
+    ),
+    Refusal(
+        key="VIS_PERIOD",
+        readers=(TRAIN,),
+        allowed=_of_head("FCOS", _one_of(0)),
+        reason="detectron2's FCOS draws nothing; set it to 0",
     ),
     Refusal(
         key="VIS_PERIOD",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
+from configs.fcos_node import FCOS_DEFAULTS
 from configs.imports import MODULE
 from configs.rules import (
     Choice,
@@ -81,6 +82,7 @@ LIMITS: dict[str, Rule] = {
     "MODEL.BACKBONE.NAME": Text(needed=True),
     "MODEL.DEVICE": Text(pattern=r"cpu|cuda(:\d{1,3})?", described="cpu, cuda or cuda:N"),
     "MODEL.FAMILY": Text(),
+    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": _POSITIVE,
     "MODEL.FPN.FUSE_TYPE": Choice(("sum", "avg")),
     "MODEL.FPN.IN_FEATURES": Several(item=Text(needed=True), at_least=0),
     "MODEL.FPN.NORM": Text(),
@@ -216,6 +218,13 @@ LIMITS: dict[str, Rule] = {
     "TEST.EVAL_PERIOD": Whole(0),
     "TEST.KEYPOINT_OKS_SIGMAS": Several(item=_POSITIVE, at_least=0),
     "TEST.PRECISE_BN.NUM_ITER": Whole(1),
+}
+
+# What else the head of FCOS has, it has in common with RetinaNet's.
+LIMITS |= {
+    f"MODEL.FCOS.{name}": LIMITS[f"MODEL.RETINANET.{name}"]
+    for name in FCOS_DEFAULTS
+    if f"MODEL.FCOS.{name}" not in LIMITS
 }
 
 # Read by detectors that are not distilled, or not by us at all.

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +25,10 @@ from torch import nn
 from configs.backbones import BACKBONES
 from configs.nodes import users_nodes
 from configs.origins import place_of
+from configs.stock_keys import HEADS, head_nodes
 from configs.stock_limits import leaves, value_of
 
-from . import backbones  # noqa: F401 (registers them)
+from . import backbones, fcos_model  # noqa: F401 (registers them)
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ _KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)+\b")
 _KEYS_OF_FILES = {
     "anchor_generator.py": ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
     "box_head.py": ("MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC"),
+    "fcos.py": ("MODEL.FCOS.IN_FEATURES", "MODEL.FCOS.NORM"),
     "fpn.py": ("MODEL.FPN.IN_FEATURES",),
     "matcher.py": ("MODEL.{}.IOU_THRESHOLDS", "MODEL.{}.IOU_LABELS"),
     "poolers.py": ("MODEL.ROI_HEADS.IN_FEATURES",),
@@ -58,7 +61,7 @@ _NODES_OF_FILES = {"retinanet.py": "RETINANET", "roi_heads.py": "ROI_HEADS", "rp
 _KEYS_AT_ALL = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
 # Where a value in a message may come from.
 _NODES = (
-    *("ANCHOR_GENERATOR", "BACKBONE", "FPN", "META_ARCHITECTURE", "PROPOSAL_GENERATOR"),
+    *("ANCHOR_GENERATOR", "BACKBONE", "FCOS", "FPN", "META_ARCHITECTURE", "PROPOSAL_GENERATOR"),
     *("RESNETS", "RETINANET", "ROI_BOX_HEAD", "ROI_HEADS", "RPN"),
     *BACKBONES,
 )
@@ -137,7 +140,7 @@ def _frames(error: Exception) -> list[traceback.FrameSummary]:
 
 
 def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
-    values = dict(leaves(cfg))
+    values = {key: value for key, value in leaves(cfg) if _acts(key, cfg)}
     named = [key for key in _KEY.findall(message) if key in values]
     if named:
         return named[:1]
@@ -146,9 +149,19 @@ def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
         return of_value
     frames = [one.filename for one in _frames(error) if "detectron2" in one.filename]
     files = [Path(one).name for one in reversed(frames)]
-    keys = next((_KEYS_OF_FILES[one] for one in files if one in _KEYS_OF_FILES), _KEYS_AT_ALL)
     node = next((_NODES_OF_FILES[one] for one in files if one in _NODES_OF_FILES), "")
-    return [key.format(node) for key in keys]
+    for file in files:
+        keys = [key.format(node) for key in _KEYS_OF_FILES.get(file, ())]
+        acting = [key for key in keys if _acts(key, cfg)]
+        if acting:
+            return acting
+    return list(_KEYS_AT_ALL)
+
+
+def _acts(key: str, cfg: CfgNode) -> bool:
+    """Whether a key is not that of another head than the config's."""
+    node, own = key.split(".")[:2][-1], head_nodes(cfg)
+    return not own or node in own or node not in chain(*HEADS.values())
 
 
 def _is_in(key: str, value: Any, error: Exception, message: str) -> bool:

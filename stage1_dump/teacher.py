@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -52,17 +52,12 @@ class Teacher:
             images: N views, each (3, h, w) uint8 in `INPUT.FORMAT`, of one padded size.
 
         Returns:
-            Outputs in float32, which holds every bfloat16 and float16 exactly.
+            Outputs in float32.
         """
         on_device = [image.to(self.device, non_blocking=True) for image in images]
         with arithmetic(self.precision, self.device):
             outputs = self.stored.family.run(self.model, [{"image": image} for image in on_device])
-        return replace(
-            outputs,
-            features=[level.float() for level in outputs.features],
-            logits=outputs.logits.float(),
-            deltas=outputs.deltas.float(),
-        )
+        return outputs.float()
 
     @torch.inference_mode()
     def encode(self, outputs: DenseOutputs, geometry: Geometry) -> dict[str, Tensor]:

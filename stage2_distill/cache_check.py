@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.origins import place_of
 from dataset.changes import changed_annotations
 from dataset.registry import locate
 from dataset.tables import ImageTable
@@ -46,10 +47,12 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
     signals = read_root(Location(location)).manifest.signals
     lacking = [name for name in needs if name not in signals]
     if lacking:
+        way_out = "set the weights of those losses to 0"
+        if lacking == ["centerness"]:
+            way_out = "set GID.SCORE per_class"
         raise ValueError(
             f"{location} lacks the signal {lacking[0]}, which the losses of this config need; it "
-            f"has {', '.join(signals)}. Dump another with CACHE.SIGNALS (), or set the weights of "
-            "those losses to 0"
+            f"has {', '.join(signals)}. Dump another with CACHE.SIGNALS (), or {way_out}"
         )
     reader = CacheReader(location, needs)
     differences = list(_differences(setup, reader, images, needs))
@@ -94,6 +97,20 @@ def check_pairing(setup: Setup) -> None:
     ]
     if different:
         raise ValueError("teacher and student do not match: " + "; ".join(different))
+
+
+def check_score(setup: Setup) -> None:
+    """Refuse a GI score that the detector has no outputs for.
+
+    Raises:
+        ValueError: GID.SCORE is `centered`, and there is no centerness.
+    """
+    signals = [one.name for one in setup.family.signals(setup.cfg)]
+    if setup.settings.gid.score == "centered" and "centerness" not in signals:
+        raise ValueError(
+            f"{place_of(setup.cfg, 'GID.SCORE')}GID.SCORE is 'centered', but a {setup.family.name} "
+            "has no centerness; set it to per_class or max"
+        )
 
 
 def _differences(

@@ -18,7 +18,7 @@ from detectors.readback import Readback
 
 from .adaptation import Adaptation
 from .box_head import box_head_losses
-from .gism import Finite, GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
+from .gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
 from .losses import gid_losses, needed_signals, warmup_factor
 from .pooling import GiPooler
 from .teacher import Teacher, TeacherSource
@@ -126,7 +126,7 @@ class Distiller(nn.Module):
         assigned = self._assigned(chosen, teacher, distilled)
         losses = own.losses()
         flags, kinds, every, chosen_boxes, valid = reading.wait()
-        failure = Finite(flags=flags).failure()
+        failure = replace(finite, flags=flags).failure()
         if failure:
             # Other ranks still exchange counts with this one in their forward pass (GID.COUNTS
             # global), so it goes along without GIs before it says so.
@@ -145,6 +145,7 @@ class Distiller(nn.Module):
         return {
             "anchors": outputs.anchors,
             "image_sizes": outputs.image_sizes,
+            "centerness": outputs.centres(),
             "box_transform": self._family.box_transform(self.detector),
             "config": self._gid,
         }
@@ -176,6 +177,7 @@ class Distiller(nn.Module):
             student_features=self._pooled_of(outputs.features),
             student_logits=outputs.logits,
             student_deltas=outputs.deltas,
+            comparable=self._family.comparable_deltas,
             adaptation=self.adaptation,
             pooler=self._pooler,
             warmup=warmup,

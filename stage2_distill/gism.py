@@ -14,7 +14,7 @@ pixels of the view.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -22,13 +22,9 @@ from torch import Tensor
 
 from configs.nodes import GidConfig
 from detectors.families import BoxTransform
+from stage2_distill.gi_scores import Centres, gi_scores
 from stage2_distill.nms import keep_first
 from stage2_distill.teacher_batch import TeacherBatch
-
-# Class scores compared at once. On a CPU the temporaries (16 MiB each) stay far below the (N, R, K)
-# inputs; on a GPU two images of 800x1344 and 80 classes are one part: launches would count.
-_CHUNK_ELEMENTS = 1 << 22
-_CHUNK_ELEMENTS_ON_GPU = 1 << 25
 
 KINDS = ("pos", "semi_pos", "neg", "other")
 _SEMI_POSITIVE_ABOVE = 0.7
@@ -69,22 +65,19 @@ class GeneralInstances:
 
 @dataclass(frozen=True, kw_only=True)
 class Finite:
-    """Whether the outputs that a selection was made of are finite: (5, N) bool, on their device."""
+    """Whether the outputs that a selection was made of are finite.
+
+    Attributes:
+        flags: (T, N) bool, on their device.
+        terms: what the T rows are about, the student's before the teacher's.
+    """
 
     flags: Tensor
-
-    _TERMS = (
-        "student's class logits",
-        "student's class logits",
-        "student's box deltas",
-        # The student's side is known to be finite here, so what is left is the teacher's.
-        "teacher's class probabilities",
-        "teacher's box deltas",
-    )
+    terms: tuple[str, ...]
 
     def failure(self) -> FloatingPointError | None:
         """What to raise where there is NaN or infinity: names the image's place, and the term."""
-        for name, images in zip(self._TERMS, self.flags.tolist(), strict=True):
+        for name, images in zip(self.terms, self.flags.tolist(), strict=True):
             if not all(images):
                 return FloatingPointError(
                     f"image {images.index(False)} of the batch: the {name} hold NaN or infinity"
@@ -101,6 +94,7 @@ def select(
     image_sizes: Sequence[tuple[int, int]],
     box_transform: BoxTransform,
     config: GidConfig,
+    centerness: Tensor | None = None,
 ) -> GeneralInstances:
     """Find the boxes where teacher and student disagree most: `propose`, checked at once.
 
@@ -116,6 +110,7 @@ def select(
         image_sizes=image_sizes,
         box_transform=box_transform,
         config=config,
+        centerness=centerness,
     )
     failure = finite.failure()
     if failure:
@@ -133,6 +128,7 @@ def propose(
     image_sizes: Sequence[tuple[int, int]],
     box_transform: BoxTransform,
     config: GidConfig,
+    centerness: Tensor | None = None,
 ) -> tuple[GeneralInstances, Finite]:
     """Find the boxes where teacher and student disagree most, without waiting for the device.
 
@@ -149,6 +145,8 @@ def propose(
         image_sizes: (height, width) of each view before padding.
         box_transform: the detector's own.
         config: score, pre_nms, min_side (both sides must exceed it), nms_iou, top_k.
+        centerness: (N, R, 1) the student's logits, for the score `centered` alone; the teacher's
+            probabilities are in its `further`.
 
     Returns:
         The GIs, `top_k` places an image, not yet filtered by mode; and whether what they were
@@ -158,8 +156,20 @@ def propose(
         ValueError: the shapes contradict each other.
     """
     _check_shapes(teacher, student_logits, student_deltas, anchors, image_sizes)
-    scores, from_teacher, extremes = _gi_scores(teacher.probabilities, student_logits, config.score)
-    finite = _finite([*extremes, student_deltas, scores, teacher.deltas])
+    centres = Centres.of(teacher, centerness) if config.score == "centered" else None
+    scores, from_teacher, extremes = gi_scores(
+        teacher.probabilities, student_logits, config.score, centres
+    )
+    finite = _finite(
+        [
+            *(("student's class logits", one) for one in extremes),
+            ("student's box deltas", student_deltas),
+            *([("student's centerness", centres.logits)] if centres else []),
+            # The student's side is known to be finite here, so what is left is the teacher's.
+            ("teacher's class probabilities" + " or centerness" * bool(centres), scores),
+            ("teacher's box deltas", teacher.deltas),
+        ]
+    )
     scores, order, usable = _best(scores, teacher.valid, config.pre_nms)
     from_teacher = from_teacher.gather(1, order)
     deltas = torch.where(
@@ -253,70 +263,12 @@ def _check_shapes(
         raise ValueError(f"{images} images need as many image_sizes, got {len(image_sizes)}")
 
 
-def _gi_scores(
-    probabilities: Tensor, logits: Tensor, score: str
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Compare the class scores of the two sides, a bounded number at a time.
-
-    Returns:
-        GI scores (N, R) float32; whether the teacher's best class beats the student's (N, R)
-        bool; the student's highest and lowest logits, (N, R) float32 each.
-    """
-    scores = torch.empty(logits.shape[:2], dtype=torch.float32, device=logits.device)
-    highest, lowest = torch.empty_like(scores), torch.empty_like(scores)
-    from_teacher = torch.empty_like(scores, dtype=torch.bool)
-    for part in _parts(logits):
-        theirs, mine = probabilities[part].float(), logits[part].float()
-        _range(mine, lowest[part], highest[part])
-        margin = theirs.amax(dim=2) - torch.sigmoid(highest[part])
-        torch.gt(margin, 0, out=from_teacher[part])
-        if score == "per_class":
-            _largest_magnitude(torch.sigmoid(mine).sub_(theirs), scores[part])
-        else:
-            torch.abs(margin, out=scores[part])
-    return scores, from_teacher, (highest, lowest)
-
-
-def _range(values: Tensor, lowest: Tensor, highest: Tensor) -> None:
-    """Write the extremes of (n, r, K) over K; a GPU is bound by how often it reads them."""
-    if values.is_cuda:
-        torch.aminmax(values, dim=2, out=(lowest, highest))
-    else:  # where aminmax takes three times as long
-        torch.amin(values, dim=2, out=lowest)
-        torch.amax(values, dim=2, out=highest)
-
-
-def _largest_magnitude(values: Tensor, largest: Tensor) -> None:
-    """Write the largest magnitude of (n, r, K) over K; the values may be changed."""
-    if values.is_cuda:
-        low, high = torch.aminmax(values, dim=2)
-        torch.maximum(high, low.neg_(), out=largest)
-    else:
-        torch.amax(values.abs_(), dim=2, out=largest)
-
-
-def _parts(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut (N, R, K) into parts of a bounded number of elements, by images and rows.
-
-    On a CPU never across images: its kernels round the last few values of what they are given in
-    another way than the rest, and an image must not depend on its neighbours.
-    """
-    images, boxes, classes = logits.shape
-    on_cpu = logits.device.type == "cpu"
-    limit = _CHUNK_ELEMENTS if on_cpu else max(_CHUNK_ELEMENTS_ON_GPU, logits.numel() // 4)
-    step = 1 if on_cpu else max(1, images)
-    rows = max(1, limit // max(1, step * classes))
-    for image in range(0, images, step):
-        for start in range(0, boxes, rows):
-            yield slice(image, image + step), slice(start, start + rows)
-
-
-def _finite(terms: Sequence[Tensor]) -> Finite:
+def _finite(terms: Sequence[tuple[str, Tensor]]) -> Finite:
     """Look for NaN and infinity in N images, by the largest magnitude of each term (N, ...)."""
     largest = [
-        torch.linalg.vector_norm(term.flatten(1), ord=math.inf, dim=1).float() for term in terms
+        torch.linalg.vector_norm(term.flatten(1), ord=math.inf, dim=1).float() for _, term in terms
     ]
-    return Finite(flags=torch.stack(largest).isfinite())
+    return Finite(flags=torch.stack(largest).isfinite(), terms=tuple(name for name, _ in terms))
 
 
 def _best(scores: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ the whole batch, r the side of a pooled GI in cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +31,14 @@ _SQUARED_DISTANCE_FLOOR = 1e-12
 def needed_signals(config: GidConfig) -> tuple[str, ...]:
     """Names of the teacher's signals that selection and the losses with a weight need."""
     with_features = config.feature_weight > 0 or config.relation_weight > 0
-    return (
-        *(("features",) if with_features else ()),
-        "scores",
-        "deltas",
-        *box_head_signals(config),
-    )
+    names = ["features"] if with_features else []
+    centerness = ["centerness"] if config.score == "centered" else []
+    return (*names, "scores", "deltas", *centerness, *box_head_signals(config))
+
+
+def as_they_are(deltas: Tensor) -> Tensor:
+    """Deltas that can be compared without more ado."""
+    return deltas
 
 
 def gid_losses(
@@ -50,6 +52,7 @@ def gid_losses(
     student_deltas: Tensor,
     adaptation: Adaptation,
     pooler: GiPooler,
+    comparable: Callable[[Tensor], Tensor] = as_they_are,
     warmup: float = 1.0,
 ) -> dict[str, Tensor]:
     """Compute the weighted distillation losses of a batch.
@@ -67,6 +70,7 @@ def gid_losses(
         student_deltas: (N, R, 4).
         adaptation: trained with the student.
         pooler: for the strides of the pyramid.
+        comparable: brings deltas (A, 4) to what is compared of them, see `DetectorFamily`.
         warmup: factor on every weight, 0..1, see `warmup_factor`.
 
     Returns:
@@ -80,6 +84,7 @@ def gid_losses(
         teacher,
         assigned,
         beta=config.response_reg_beta,
+        comparable=comparable,
         count=num_assigned,
     )
     terms = {
@@ -165,6 +170,7 @@ def response_loss(
     assigned: Tensor,
     *,
     beta: float,
+    comparable: Callable[[Tensor], Tensor] = as_they_are,
     count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pull the student's head towards the teacher's at the assigned anchors (equations 8 and 9).
@@ -175,6 +181,7 @@ def response_loss(
         teacher: probabilities and deltas.
         assigned: (A,) int64, places in N * R.
         beta: of the smooth L1 of the deltas; 0 is L1.
+        comparable: see `gid_losses`.
         count: scalar to divide by in place of the number of assigned anchors.
 
     Returns:
@@ -182,9 +189,9 @@ def response_loss(
         the number of assigned anchors; zero without any.
     """
     logits = _precise(_pick(student_logits, assigned))
-    deltas = _precise(_pick(student_deltas, assigned))
+    deltas = comparable(_precise(_pick(student_deltas, assigned)))
     probabilities = _pick(teacher.probabilities, assigned).to(logits.dtype)
-    targets = _pick(teacher.deltas, assigned).to(deltas.dtype)
+    targets = comparable(_pick(teacher.deltas, assigned).to(deltas.dtype))
     divisor = _divisor(len(assigned), count)
     with torch.autocast(logits.device.type, enabled=False):
         classification = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="sum")

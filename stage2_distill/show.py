@@ -65,6 +65,7 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
             outputs.deltas,
             anchors=outputs.anchors,
             image_sizes=outputs.image_sizes,
+            centerness=outputs.centres(),
             box_transform=family.box_transform(student),
             config=setup.settings.gid,
         )

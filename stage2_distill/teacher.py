@@ -23,7 +23,7 @@ from detectors.stored import Stored
 from storage import CacheReader, Geometry, RecordCodec
 
 from .box_head import check_box_head
-from .cache_check import check_pairing, open_cache
+from .cache_check import check_pairing, check_score, open_cache
 from .losses import needed_signals
 from .teacher_batch import LevelSizes, TeacherBatch, assemble, placing_of
 
@@ -186,8 +186,9 @@ def open_teacher(
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
     check_box_head(setup)
     check_pairing(setup)
-    needs = needed_signals(setup.settings.gid)
+    check_score(setup)
     reader = open_cache(setup, images) if config.source == "cache" else None
+    needs = needed_signals(setup.settings.gid)
     levels = tuple(reader.manifest.levels if reader else setup.stored.levels)
     stored = Stored.of(cfg, setup.teacher_family, signals=needs, levels=levels)
     return Teacher(stored=stored, config=config, reader=reader)

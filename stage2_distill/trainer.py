@@ -91,7 +91,11 @@ class DistillTrainer(Trainer):
         return [DistillPrinter(self.max_iter) if isinstance(w, StepPrinter) else w for w in stock]
 
     def after_train(self) -> None:
-        """Export the student as a plain detectron2 checkpoint."""
+        """Export the student as a plain checkpoint, and a LazyConfig where no YAML builds it."""
         super().after_train()
         if comm.is_main_process() and self.iter >= self.max_iter:
-            export_model(self.trained, Path(self.cfg.OUTPUT_DIR) / EXPORTED_NAME)
+            path = Path(self.cfg.OUTPUT_DIR) / EXPORTED_NAME
+            export_model(self.trained, path)
+            lazy = self.setup.family.lazy_config(self.cfg)
+            if lazy:
+                path.with_suffix(".py").write_text(lazy)

@@ -67,7 +67,20 @@ FASTER_RCNN: dict[str, Any] = {
         "POOLER_RESOLUTION": 4,
     },
 }
-_LAST_LAYERS = ("cls_score", "bbox_pred", "objectness_logits", "anchor_deltas")
+_LAST_LAYERS = ("cls_score", "bbox_pred", "ctrness", "objectness_logits", "anchor_deltas")
+
+# What of its MODEL another family changes.
+FCOS: dict[str, Any] = {
+    "META_ARCHITECTURE": "FCOS",
+    "BACKBONE": {"NAME": "build_fcos_resnet_fpn_backbone", "FREEZE_AT": 0},
+    "FCOS": {"NUM_CLASSES": 3, "NUM_CONVS": 1, "NORM": "", "SCORE_THRESH_TEST": 0.001},
+}
+
+_OTHER_NODES = ("ANCHOR_GENERATOR", "RETINANET")
+FCOS_DETECTOR: dict[str, Any] = {
+    **DETECTOR,
+    "MODEL": {k: v for k, v in DETECTOR["MODEL"].items() if k not in _OTHER_NODES} | FCOS,
+}
 
 
 def write_config(path: Path, content: dict[str, Any]) -> CfgNode:
@@ -89,6 +102,9 @@ def random_detector(cfg: CfgNode, seed: int) -> nn.Module:
         elif "conv3.norm.weight" in name:
             # Small residual branches keep 50 untrained layers from overflowing.
             tensor.data.fill_(0.2)
+        elif name == "head.bbox_pred.bias" and hasattr(model.head, "ctrness"):
+            # FCOS gives distances to the sides of a box: most of them not negative.
+            tensor.data.fill_(2.0)
     return model
 
 

@@ -22,13 +22,14 @@ class GidConfig:
     """
 
     node: ClassVar[str] = "GID"
-    SCORES: ClassVar[tuple[str, ...]] = ("per_class", "max")
+    SCORES: ClassVar[tuple[str, ...]] = ("per_class", "max", "centered")
     MODES: ClassVar[tuple[str, ...]] = ("all", "pos", "semi_pos", "neg")
     ADAPTATIONS: ClassVar[tuple[str, ...]] = ("conv3x3", "conv1x1", "none")
     SCOPES: ClassVar[tuple[str, ...]] = ("batch", "image")
     COUNTS: ClassVar[tuple[str, ...]] = ("rank", "global")
 
-    # per_class: max over classes of |P_t - P_s| (the paper); max: |max P_t - max P_s|.
+    # per_class: max over classes of |P_t - P_s| (the paper); max: |max P_t - max P_s|; centered:
+    # as per_class, of sqrt(P * centerness), by which FCOS ranks its boxes.
     score: str = "per_class"
     # Which GIs take part: all, or by their overlap with ground truth (ablation).
     mode: str = "all"

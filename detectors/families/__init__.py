@@ -16,6 +16,7 @@ from configs.origins import place_of
 
 from .base import BoxTransform, DetectorFamily, TrainingStep, TwoStageFamily
 from .faster_rcnn import FasterRcnnFamily
+from .fcos import FcosFamily
 from .outputs import DenseOutputs
 from .retinanet import RetinaNetFamily
 
@@ -31,7 +32,7 @@ __all__ = [
     "register_family",
 ]
 
-_SHIPPED: tuple[DetectorFamily, ...] = (RetinaNetFamily(), FasterRcnnFamily())
+_SHIPPED: tuple[DetectorFamily, ...] = (RetinaNetFamily(), FcosFamily(), FasterRcnnFamily())
 _FAMILIES: dict[str, DetectorFamily] = {one.name: one for one in _SHIPPED}
 
 

@@ -94,6 +94,10 @@ class DetectorFamily(Protocol):
         """What teacher and student must share for their places to correspond: fact to value."""
         ...
 
+    def lazy_config(self, cfg: CfgNode) -> str:
+        """Text of a LazyConfig file that builds the model; "" where detectron2 reads its YAML."""
+        ...
+
     def run(self, model: nn.Module, batch: list[dict[str, Any]]) -> DenseOutputs:
         """Normalise and pad detectron2 inputs as the model itself does; run backbone and head."""
         ...
@@ -137,6 +141,10 @@ class DetectorFamily(Protocol):
 
     def box_transform(self, model: nn.Module) -> BoxTransform:
         """What turns deltas into boxes."""
+        ...
+
+    def comparable_deltas(self, deltas: Tensor) -> Tensor:
+        """Deltas (A, 4) of some places as the response loss compares them."""
         ...
 
     def head(self, model: nn.Module) -> nn.Module:

@@ -225,6 +225,14 @@ class FasterRcnnFamily:
         """See `DetectorFamily`."""
         return model.proposal_generator.box2box_transform
 
+    def lazy_config(self, cfg: CfgNode) -> str:
+        """See `DetectorFamily`."""
+        return ""
+
+    def comparable_deltas(self, deltas: Tensor) -> Tensor:
+        """See `DetectorFamily`."""
+        return deltas
+
     def head(self, model: GeneralizedRCNN) -> nn.Module:
         """See `DetectorFamily`."""
         heads = model.roi_heads

@@ -1,4 +1,4 @@
-"""detectron2's matching of anchors to boxes, for all images of a batch at once.
+"""Which anchors or positions belong to boxes, for all images of a batch at once.
 
 Shape letters: N images, n images of one chunk, R anchors of an image, G boxes of an image.
 """
@@ -36,11 +36,37 @@ def assigned_anchors(
         (N, R) bool.
     """
     boxes = boxes.masked_fill(~valid[..., None], 0.0)
-    step = max(1, _CHUNK_ELEMENTS // max(1, boxes.shape[1] * len(anchors)))
-    if boxes.device.type == "cpu":
-        step = 1  # within the cache
+    step = _images_at_once(boxes, anchors)
     parts = zip(boxes.split(step), usable.split(step), strict=True)
     return torch.cat([_match(matcher, some, anchors.float(), those) for some, those in parts])
+
+
+@torch.no_grad()
+def places_inside(boxes: Tensor, valid: Tensor, anchors: Tensor, usable: Tensor) -> Tensor:
+    """Find the places whose centre lies in a box, not on its border.
+
+    Args: as `assigned_anchors`.
+
+    Returns:
+        (N, R) bool.
+    """
+    boxes = boxes.masked_fill(~valid[..., None], 0.0)  # nothing lies in an empty one
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    parts = boxes.split(_images_at_once(boxes, anchors))
+    return torch.cat([_inside(some, centres) for some in parts]) & usable
+
+
+def _inside(boxes: Tensor, centres: Tensor) -> Tensor:
+    """Whether each of the centres (R, 2) lies in one of the boxes (n, G, 4): (n, R) bool."""
+    x, y = centres.unbind(1)
+    left, top, right, bottom = boxes[..., None].unbind(2)  # [n, G, 1]
+    return ((x > left) & (x < right) & (y > top) & (y < bottom)).any(dim=1)
+
+
+def _images_at_once(boxes: Tensor, anchors: Tensor) -> int:
+    if boxes.device.type == "cpu":
+        return 1  # within the cache
+    return max(1, _CHUNK_ELEMENTS // max(1, boxes.shape[1] * len(anchors)))
 
 
 def _match(matcher: Matcher, boxes: Tensor, anchors: Tensor, usable: Tensor) -> Tensor:

@@ -6,47 +6,30 @@ one, so that the outputs between them can be cached and distilled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import Tensor
 
-from storage import Geometry, Signal
+from storage import Signal
 
-from ..backbones import backbone_identity, neck_of, padding_of
 from ..building import of_the_model
-from ..ranks import mean_over_ranks
 from .base import TrainingStep
+from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
 from .matching import assigned_anchors
 from .outputs import DenseOutputs
 
-# Settings of MODEL.RETINANET that act in training alone: two teachers that differ in them, but
-# not in their weights, compute the same outputs.
-_TRAINING_ONLY = (
-    "BBOX_REG_LOSS_TYPE",
-    "FOCAL_LOSS_ALPHA",
-    "FOCAL_LOSS_GAMMA",
-    "IOU_LABELS",
-    "IOU_THRESHOLDS",
-    "PRIOR_PROB",
-    "SMOOTH_L1_LOSS_BETA",
-)
 # Where detectron2 begins the running average of positive anchors that losses are divided by.
 _INITIAL_NORMALIZER = 100
 
 
-class RetinaNetFamily:
+class RetinaNetFamily(DenseFamily):
     """The `DetectorFamily` of detectron2's RetinaNet."""
 
     name = "RetinaNet"
@@ -58,18 +41,20 @@ class RetinaNetFamily:
         "_transpose_dense_predictions",
     )
     num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
+    node = "RETINANET"
+    training_only = (
+        "BBOX_REG_LOSS_TYPE",
+        "FOCAL_LOSS_ALPHA",
+        "FOCAL_LOSS_GAMMA",
+        "IOU_LABELS",
+        "IOU_THRESHOLDS",
+        "PRIOR_PROB",
+        "SMOOTH_L1_LOSS_BETA",
+    )
 
-    def size_divisibility(self, cfg: CfgNode) -> int:
-        """See `DetectorFamily`."""
-        return _layout(cfg).size_divisibility
-
-    def levels(self, cfg: CfgNode) -> dict[str, int]:
-        """See `DetectorFamily`."""
-        return dict(zip(cfg.MODEL.RETINANET.IN_FEATURES, _layout(cfg).strides, strict=True))
-
-    def pooled_levels(self, cfg: CfgNode) -> tuple[str, ...]:
-        """See `DetectorFamily`."""
-        return tuple(cfg.MODEL.RETINANET.IN_FEATURES)
+    def layout(self, cfg: CfgNode) -> Layout:
+        """See `DenseFamily`."""
+        return _layout(cfg)
 
     def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
         """See `DetectorFamily`."""
@@ -82,32 +67,11 @@ class RetinaNetFamily:
             Signal("deltas", "deltas", anchors),
         )
 
-    def channels(self, cfg: CfgNode) -> int:
-        """See `DetectorFamily`."""
-        return _layout(cfg).channels
-
-    def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
-        """See `DetectorFamily`."""
-        strides = _layout(cfg).strides
-        # Every level halves the one below and rounds up (3x3 convolution, stride 2, padding 1).
-        return Geometry(height, width, tuple((-(-height // s), -(-width // s)) for s in strides))
-
     def identity(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""
-        model = cfg.MODEL
-        retinanet = {k: v for k, v in model.RETINANET.items() if k not in _TRAINING_ONLY}
-        return {
-            "INPUT": {"FORMAT": cfg.INPUT.FORMAT},
-            "MODEL": {
-                "META_ARCHITECTURE": model.META_ARCHITECTURE,
-                **backbone_identity(cfg),
-                "PIXEL_MEAN": list(model.PIXEL_MEAN),
-                "PIXEL_STD": list(model.PIXEL_STD),
-                "ANCHOR_GENERATOR": dict(model.ANCHOR_GENERATOR),
-                "RETINANET": retinanet,
-            },
-            "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
-        }
+        found = super().identity(cfg)
+        found["MODEL"]["ANCHOR_GENERATOR"] = dict(cfg.MODEL.ANCHOR_GENERATOR)
+        return found
 
     def pairing(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""
@@ -155,7 +119,7 @@ class RetinaNetFamily:
         # sums without a second copy of the logits.
         losses = partial(model.losses, anchors, [outputs.logits], labels, [outputs.deltas], boxes)
         if global_counts:
-            losses = partial(_losses_by_global_counts, model, losses, positive)
+            losses = partial(losses_by_global_counts, model, losses, positive, _INITIAL_NORMALIZER)
         return TrainingStep(positive=positive, ignored=stacked < 0, losses=losses)
 
     def assign_boxes(
@@ -180,66 +144,12 @@ class RetinaNetFamily:
             results.append(detector_postprocess(found, *size))
         return results
 
-    def box_transform(self, model: RetinaNet) -> Box2BoxTransform:
-        """See `DetectorFamily`."""
-        return model.box2box_transform
-
-    def head(self, model: RetinaNet) -> nn.Module:
-        """See `DetectorFamily`."""
-        return model.head
-
-    def neck(self, model: RetinaNet) -> nn.Module:
-        """See `DetectorFamily`."""
-        return neck_of(model.backbone)
-
-
-def _losses_by_global_counts(
-    model: RetinaNet, losses: Callable[[], dict[str, Tensor]], positive: Tensor
-) -> dict[str, Tensor]:
-    """Losses whose normaliser is updated with the positive anchors of all ranks.
-
-    Args:
-        model: holds the normaliser.
-        losses: its own, normalised by this rank's positives.
-        positive: (N, R) bool.
-    """
-    average = getattr(model, "loss_normalizer", _INITIAL_NORMALIZER)
-    found = losses()
-    own = model.loss_normalizer
-    ranks = comm.get_world_size()
-    total = mean_over_ranks(positive.sum().float()).item() * ranks
-    model.loss_normalizer = average
-    together = model._ema_update("loss_normalizer", max(total, 1), _INITIAL_NORMALIZER)
-    return {name: loss * (own * ranks / together) for name, loss in found.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """What the backbone and the anchor generator of a config say of themselves.
-
-    Attributes:
-        strides: pixels per position, for every level of the head.
-        channels: of every level.
-        num_anchors: per position.
-        size_divisibility: the model pads images to multiples of this, pixels.
-    """
-
-    strides: tuple[int, ...]
-    channels: int
-    num_anchors: int
-    size_divisibility: int
-
 
 @of_the_model
-def _layout(cfg: CfgNode) -> _Layout:
-    backbone = build_backbone(cfg)
-    shapes = backbone.output_shape()
-    levels = [shapes[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
+def _layout(cfg: CfgNode) -> Layout:
     # The arguments of the head, without its weights; checks that levels have the same anchors.
-    head = RetinaNetHead.from_config(cfg, levels)
-    return _Layout(
-        strides=tuple(level.stride for level in levels),
-        channels=levels[0].channels,
-        num_anchors=head["num_anchors"],
-        size_divisibility=padding_of(backbone),
+    return build_layout(
+        cfg,
+        cfg.MODEL.RETINANET.IN_FEATURES,
+        lambda levels: int(RetinaNetHead.from_config(cfg, levels)["num_anchors"]),
     )

@@ -18,7 +18,7 @@ DTYPES = ("float32", "float16")
 _MEANINGS = {
     "maps": {"meaning": "pyramid features", "positions": "level, H, W"},
     "scores": {"meaning": "class scores before the sigmoid", "anchors": "level, H, W, A"},
-    "deltas": {"meaning": "dx, dy, dw, dh", "anchors": "level, H, W, A"},
+    "deltas": {"meaning": "box regression of the detector", "anchors": "level, H, W, A"},
     "boxes": {"meaning": "x1, y1, x2, y2, pixels of the view"},
 }
 

@@ -45,7 +45,7 @@ class PredictedDeltas(PlacedCodec):
                     f" low + {BASE} * high",
                     "prediction": quantising.PREDICTION,
                     "value": "code * scale",
-                    "planes": "A, then dx, dy, dw, dh",
+                    "planes": "A, then the four values of the box regression",
                     "positions": "level, H, W",
                 },
             ),

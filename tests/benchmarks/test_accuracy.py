@@ -11,6 +11,7 @@ from benchmarks.demo import main as demo
 from benchmarks.pipeline import Pipeline
 from configs.loader import load_config, settings
 from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors.families import num_classes
 
 Main = Callable[[list[str]], int]
 
@@ -54,7 +55,7 @@ def test_data_without_validation_images_are_refused_before_anything_is_done(
     assert [path.name for path in output.iterdir()] == ["teacher"]
 
 
-@pytest.mark.parametrize("base", ["demo", "photographs"])
+@pytest.mark.parametrize("base", ["demo", "demo_fcos", "photographs"])
 def test_its_configs_fit_the_data(tmp_path: Path, base: str) -> None:
     write_synthetic(tmp_path / "data", SyntheticConfig(train=2, val=1, size=64), workers=1)
     job = Pipeline(folder=tmp_path / "job", data=tmp_path / "data", base=base)
@@ -62,5 +63,6 @@ def test_its_configs_fit_the_data(tmp_path: Path, base: str) -> None:
     cfg = load_config(str(job.config("distill")))
     teacher = load_config(cfg.TEACHER.CONFIG)
     assert settings(cfg).views.scales == teacher.INPUT.MIN_SIZE_TRAIN
-    assert teacher.MODEL.RETINANET.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 5
+    assert num_classes(teacher) == num_classes(cfg)
+    assert num_classes(cfg) == (f"MODEL.{'FCOS' if 'fcos' in base else 'RETINANET'}.NUM_CLASSES", 5)
     assert f"{teacher.OUTPUT_DIR}/model_final.pth" == cfg.TEACHER.WEIGHTS

@@ -124,7 +124,7 @@ def test_detectors_and_families_of_a_module_decide_what_a_config_may_hold(
         ValueError, match=r"MODEL\.FAMILY is 'Retina'; expected one of: RetinaNet, .*My"
     ):
         read("MODEL.FAMILY", "Retina")
-    with pytest.raises(ValueError, match=r"MODEL\.MASK_ON is True, but RetinaNet has boxes alone"):
+    with pytest.raises(ValueError, match=r"MODEL\.MASK_ON is True, but MyImported has boxes alone"):
         read("MODEL.MASK_ON", "True")
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import detectron2
 import pytest
-from detectron2.config import get_cfg
 
+from configs.fcos_node import FCOS_DEFAULTS
 from configs.loader import default_config, load_config
+from configs.stock_keys import stock_config
 from configs.stock_limits import LIMITS, OUTSIDE, check_limits, leaves
 
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
@@ -47,6 +48,7 @@ REFUSED: dict[str, list[Any]] = {
     "MODEL.BACKBONE.NAME": ["", 1],
     "MODEL.DEVICE": ["foo", "cuda:", "cuda:x", "CPU", "", 0],
     "MODEL.FAMILY": [None, 1],
+    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": [0.0, -1.0, 1e10, NAN, "x"],
     "MODEL.FPN.FUSE_TYPE": ["max", 1],
     "MODEL.FPN.IN_FEATURES": [[""], [3], None],
     "MODEL.FPN.NORM": [None, 1],
@@ -181,6 +183,11 @@ REFUSED: dict[str, list[Any]] = {
     "TEST.KEYPOINT_OKS_SIGMAS": [[0.0], [LARGE], ["x"]],
     "TEST.PRECISE_BN.NUM_ITER": [0, LARGE, 1.5],
 }
+REFUSED |= {
+    f"MODEL.FCOS.{name}": REFUSED[f"MODEL.RETINANET.{name}"]
+    for name in FCOS_DEFAULTS
+    if name != "CENTER_SAMPLING_RADIUS"
+}
 
 
 @pytest.mark.parametrize("key", list(LIMITS))
@@ -201,7 +208,7 @@ def test_a_value_outside_its_limits_is_refused_by_its_key(key: str) -> None:
 def test_every_number_and_choice_of_detectron2_has_limits_or_is_outside() -> None:
     without = [
         key
-        for key, value in leaves(get_cfg())
+        for key, value in leaves(stock_config())
         if key not in LIMITS and not key.startswith(OUTSIDE) and not isinstance(value, bool)
     ]
     assert without == []

@@ -18,9 +18,15 @@ from detectors.building import build_detector
 
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 ROOT = Path(__file__).resolve().parents[2] / "configs"
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+# Parts of others, and no detector by themselves.
+FRAGMENTS = ("demo/common.yaml",)
+FILES = sorted(
+    name
+    for path in ROOT.rglob("*.yaml")
+    if (name := path.relative_to(ROOT).as_posix()) not in FRAGMENTS
+)
 PAIRINGS = [name for name in FILES if name.startswith("distill/")]
-SMALL = ["demo", "demo_faster_rcnn", "photographs"]
+SMALL = ["demo", "demo_faster_rcnn", "demo_fcos", "photographs"]
 DISTILLED = [*PAIRINGS, *(f"{name}/distill.yaml" for name in SMALL)]
 
 # The depth stays, so that every key that shapes the network is used; the width goes.
@@ -28,6 +34,7 @@ SLIM = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", 32),
     *("MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.NUM_CLASSES", 3),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_HEADS.NUM_CLASSES", 3),
+    *("MODEL.FCOS.NUM_CONVS", 1, "MODEL.FCOS.NUM_CLASSES", 3),
 ]
 # By what is in a backbone's name; detectron2's ResNet-18 and -34 insist on their width.
 SLIM_NETS: dict[str, list[Any]] = {
@@ -127,7 +134,9 @@ def test_student_and_teacher_agree_on_classes_and_anchors(name: str) -> None:
     cfg = load(name)
     teacher = teacher_config(cfg)
 
-    assert family_of(cfg).pairing(cfg) == family_of(teacher).pairing(teacher)
+    family = family_of(cfg)
+    assert family.pairing(cfg) == family_of(teacher).pairing(teacher)
+    assert family.levels(cfg) == family.levels(teacher)
 
 
 @pytest.mark.parametrize("name", DISTILLED)
@@ -168,8 +177,11 @@ def test_coco_pairings_use_the_paper_s_weights(name: str) -> None:
     weights = (gid.feature_weight, gid.relation_weight)
     assert weights == (5e-4, 40.0)
     assert (gid.response_cls_weight, gid.response_reg_weight) == (0.1, 1.0)
-    own = {"RetinaNet": cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA}
-    assert gid.response_reg_beta == own.get(family_of(cfg).name, cfg.MODEL.RPN.SMOOTH_L1_BETA)
+    own = {
+        "RetinaNet": cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA,
+        "FasterRCNN": cfg.MODEL.RPN.SMOOTH_L1_BETA,
+    }
+    assert gid.response_reg_beta == own.get(family_of(cfg).name, 0.0)
 
 
 def test_no_two_configs_write_into_one_folder() -> None:

@@ -24,6 +24,7 @@ from tests.tiny import DETECTOR, FASTER_RCNN, random_batch, random_detector
 
 Write = Callable[..., Path]
 
+FCOS_NODES = {"META_ARCHITECTURE": "FCOS", "BACKBONE.NAME": "build_fcos_resnet_fpn_backbone"}
 # A change of a tiny RetinaNet, and how the error goes on after `file: `.
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"BACKBONE.NAME": "build_foo"}, "MODEL.BACKBONE.NAME is 'build_foo'"),
@@ -46,16 +47,23 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "MODEL.RETINANET.IN_FEATURES is ['p3', 'p4', 'p5', 'p6', 'p7']; ",
     ),
     (
+        {**FCOS_NODES, "FCOS.IN_FEATURES": ["p3", "p9"]},
+        "MODEL.FCOS.IN_FEATURES is ['p3', 'p9']",
+    ),
+    (
         {"RESNETS.DEPTH": 34, "RESNETS.RES2_OUT_CHANNELS": 64, "RESNETS.NUM_GROUPS": 2},
         "MODEL.RESNETS.NUM_GROUPS is 2",
     ),
 ]
 # The backbone and the anchors are not concerned.
-
 WRONG_BESIDE = [
     (
         {"RETINANET.IOU_LABELS": [0, 1]},
         "MODEL.RETINANET.IOU_THRESHOLDS is [0.4, 0.5]; ",
+    ),
+    (
+        FCOS_NODES,  # 8 channels cannot be normalised in 32 groups
+        "MODEL.FCOS.IN_FEATURES is ['p3', 'p4', 'p5', 'p6', 'p7']; ",
     ),
     ({"META_ARCHITECTURE": "Foo"}, "MODEL.META_ARCHITECTURE is 'Foo'"),
 ]
@@ -220,7 +228,7 @@ def test_anchors_in_detectron2_s_short_form_are_counted(write: Write) -> None:
 def test_the_backbone_is_built_once_a_config_and_draws_nothing(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from detectors.families import retinanet
+    from detectors.families import dense
 
     built = []
 
@@ -228,7 +236,7 @@ def test_the_backbone_is_built_once_a_config_and_draws_nothing(
         built.append(cfg)
         return build_backbone(cfg)
 
-    monkeypatch.setattr(retinanet, "build_backbone", counted)
+    monkeypatch.setattr(dense, "build_backbone", counted)
     # Nobody else asks for this width.
     cfg = load_config(str(write({"FPN.OUT_CHANNELS": 11})))
     before = torch.get_rng_state()

@@ -43,6 +43,7 @@ class Image:
     features: list[Array]
     probabilities: Array
     deltas: Array
+    centerness: Array
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Case:
     student_features: list[Array]
     logits: Array
     student_deltas: Array
+    centerness: Array
 
     def teacher(self) -> TeacherBatch:
         """The records, assembled."""
@@ -76,6 +78,7 @@ class Case:
             image_sizes=[image.image_size for image in self.images],
             box_transform=TRANSFORM,
             config=config,
+            centerness=tensor(self.centerness) if config.score == "centered" else None,
         )
 
     def own_anchors(self, number: int) -> list[int]:
@@ -104,6 +107,13 @@ class Case:
         return probabilities, deltas, valid
 
 
+def centres(case: Case, number: int) -> tuple[Array, Array]:
+    """Centerness of an image on the batch's grid: the teacher's, 0..1, and the student's logits."""
+    theirs = np.zeros((len(case.anchors), 1))
+    theirs[case.own_anchors(number)] = case.images[number].centerness
+    return theirs, case.centerness[number].astype(float)
+
+
 def record(image: Image) -> dict[str, Tensor]:
     """What is decoded of one image."""
     features = [tensor(level).flatten(1) for level in image.features]
@@ -111,6 +121,7 @@ def record(image: Image) -> dict[str, Tensor]:
         "features": torch.cat(features, dim=1),
         "scores": tensor(image.probabilities),
         "deltas": tensor(image.deltas),
+        "centerness": tensor(image.centerness),
     }
 
 
@@ -123,6 +134,7 @@ def together(case: Case, numbers: Iterable[int], sizes: list[tuple[int, int]]) -
         Signal("features", "maps", {"channels": channels}),
         Signal("scores", "scores", {**anchors, "classes": classes}),
         Signal("deltas", "deltas", anchors),
+        Signal("centerness", "scores", {**anchors, "classes": 1}),
     ]
     geometries = [
         Geometry(*(8 * side for side in one.sizes[0]), tuple(one.sizes)) for one in images
@@ -151,6 +163,7 @@ def expected(case: Case, number: int, config: GidConfig) -> reference.Selection:
         min_side=config.min_side,
         nms_iou=config.nms_iou,
         top_k=config.top_k,
+        centres=centres(case, number) if config.score == "centered" else None,
     )
 
 
@@ -206,6 +219,7 @@ def make_case(
 ) -> Case:
     """A batch in which the sizes of the images are drawn, and so are all outputs."""
     rng = np.random.default_rng(seed)
+    of_centres = np.random.default_rng((seed, 1))
     num_anchors = int(rng.integers(1, 3))
     finest = [(int(rng.integers(2, 7)), int(rng.integers(2, 7))) for _ in range(images)]
     sizes = grid_sizes(max(h for h, _ in finest), max(w for _, w in finest))
@@ -224,6 +238,7 @@ def make_case(
                 features=[_normal(rng, channels, h, w) for h, w in own],
                 probabilities=_probabilities(rng, style, (count, num_classes)),
                 deltas=_deltas(rng, style, make_anchors(own, num_anchors)),
+                centerness=_probabilities(of_centres, style, (count, 1)),
             )
         )
     shape = (images, len(anchors))
@@ -235,6 +250,7 @@ def make_case(
         student_features=[_normal(rng, images, channels, h, w) for h, w in sizes],
         logits=_logits(rng, style, (*shape, num_classes)),
         student_deltas=np.stack([_deltas(rng, style, anchors) for _ in range(images)]),
+        centerness=_logits(of_centres, style, (*shape, 1)),
     )
 
 

@@ -102,8 +102,12 @@ def select(
     min_side: float = 10.0,
     nms_iou: float = 0.3,
     top_k: int = 10,
+    centres: tuple[Array, Array] | None = None,
 ) -> Selection:
-    """GISM for one image: (R, K), (R, 4), (R,), (R, K), (R, 4), (R, 4)."""
+    """GISM for one image: (R, K), (R, 4), (R,), (R, K), (R, 4), (R, 4).
+
+    `centres`: for `centered`, the teacher's centerness and the student's logits of it, (R, 1) each.
+    """
     result = Selection()
     scores: dict[int, float] = {}
     teacher_wins: dict[int, bool] = {}
@@ -111,8 +115,13 @@ def select(
         if not valid[r]:
             continue
         student = [sigmoid(float(x)) for x in logits[r]]
-        scores[r] = score_of(probabilities[r], np.array(student), score)
-        margin = max(probabilities[r]) - max(student)
+        teacher = [float(x) for x in probabilities[r]]
+        if centres is not None:
+            centre, own_centre = float(centres[0][r, 0]), sigmoid(float(centres[1][r, 0]))
+            teacher = [math.sqrt(p * centre) for p in teacher]
+            student = [math.sqrt(p * own_centre) for p in student]
+        scores[r] = score_of(np.array(teacher), np.array(student), score)
+        margin = max(teacher) - max(student)
         teacher_wins[r] = margin > 0
         # Both below the smallest probability that float32 tells from zero: the same side wins.
         result.ambiguous |= 1e-30 < abs(margin) < 1e-6

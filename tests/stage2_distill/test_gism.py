@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.nodes import GidConfig
-from stage2_distill import gism
+from stage2_distill import gi_scores
 from stage2_distill.gism import GeneralInstances, select
 from stage2_distill.teacher_batch import TeacherBatch
 from tests.stage2_distill import reference
@@ -140,8 +140,8 @@ def test_the_two_scores_differ_where_classes_differ() -> None:
     """Both sides are sure, of different classes: per_class sees it, max does not."""
     teacher = tensor(np.array([[[0.9, 0.1]]], np.float32))
     student = torch.logit(tensor(np.array([[[0.1, 0.9]]], np.float32)))
-    per_class, _, _ = gism._gi_scores(teacher, student, "per_class")
-    highest, _, _ = gism._gi_scores(teacher, student, "max")
+    per_class, _, _ = gi_scores.gi_scores(teacher, student, "per_class", None)
+    highest, _, _ = gi_scores.gi_scores(teacher, student, "max", None)
     assert per_class.item() == pytest.approx(0.8, abs=1e-6)
     assert highest.item() == pytest.approx(0.0, abs=1e-6)
 
@@ -194,7 +194,7 @@ def test_another_box_transform_is_used_as_given() -> None:
 def test_scores_do_not_depend_on_how_they_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(11, "random", images=2)
     whole = case.select(GidConfig())
-    monkeypatch.setattr(gism, "_CHUNK_ELEMENTS", 7)
+    monkeypatch.setattr(gi_scores, "_CHUNK_ELEMENTS", 7)
     parts = case.select(GidConfig())
     torch.testing.assert_close(whole.scores, parts.scores, atol=1e-6, rtol=0)
     assert torch.equal(whole.anchor_index, parts.anchor_index)
@@ -218,7 +218,7 @@ class _Largest(TorchDispatchMode):
 
 
 def test_no_temporary_is_as_large_as_the_class_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gism, "_CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(gi_scores, "_CHUNK_ELEMENTS", 100)
     count, classes = 60, 50
     anchors = tensor(make_case(0, "random").anchors)[:1].expand(count, 4)
     teacher = TeacherBatch(
@@ -281,6 +281,7 @@ def test_half_precision_outputs_are_compared_in_float32(score: str) -> None:
             image_sizes=[image.image_size for image in case.images],
             box_transform=TRANSFORM,
             config=config,
+            centerness=tensor(case.centerness) if score == "centered" else None,
         )
     wanted = rounded.select(config)
     assert mixed.boxes.dtype == mixed.scores.dtype == torch.float32
@@ -309,6 +310,27 @@ def test_outputs_that_are_not_finite_are_refused_by_name(
         getattr(case.images[1], term)[2, :] = value
     with pytest.raises(FloatingPointError, match=message):
         case.select(GidConfig(score=score))
+
+
+@pytest.mark.parametrize("of_teacher", [False, True])
+def test_centerness_that_is_not_finite_is_refused(of_teacher: bool) -> None:
+    case = make_case(1, "random", images=3)
+    values = case.images[1].centerness if of_teacher else case.centerness[1]
+    values[2] = float("nan")
+    said = "teacher's class probabilities or centerness" if of_teacher else "student's centerness"
+    with pytest.raises(FloatingPointError, match=f"image 1 of the batch: the {said}"):
+        case.select(GidConfig(score="centered"))
+    case.select(GidConfig())
+
+
+def test_centerness_is_needed_on_both_sides() -> None:
+    case = make_case(1, "random")
+    teacher = case.teacher()
+    logits = tensor(case.centerness)
+    alone = dataclasses.replace(teacher, further={})
+    for wrong in ((teacher, None), (alone, logits), (teacher, logits[:, :-1])):
+        with pytest.raises(ValueError, match="centerness must be"):
+            gi_scores.Centres.of(*wrong)
 
 
 @pytest.mark.parametrize("term", ["logits", "student_deltas", "anchors"])

@@ -144,6 +144,7 @@ def test_losses_equal_the_reference(seed: int, style: str, images: int, **settin
 
 # Ten batches whose selection does not hang on rounding.
 GOLDEN_SEEDS = range(11, 21)
+GOLDEN_SCORES = ("per_class", "max")
 
 
 def golden_case(seed: int) -> Case:
@@ -155,7 +156,7 @@ def golden_losses() -> dict[str, dict[str, float]]:
     """What the golden file holds, computed anew."""
     result = {}
     for seed in GOLDEN_SEEDS:
-        for score in GidConfig.SCORES:
+        for score in GOLDEN_SCORES:
             config = GidConfig(
                 score=score,
                 relation_scope=GidConfig.SCOPES[seed % 2],
@@ -179,7 +180,7 @@ def test_losses_are_those_of_the_golden_file() -> None:
         assert found[name] == pytest.approx(losses, rel=1e-4), name
 
 
-@pytest.mark.parametrize("score", GidConfig.SCORES)
+@pytest.mark.parametrize("score", GOLDEN_SCORES)
 def test_the_golden_selections_do_not_hang_on_rounding(score: str) -> None:
     """Else another machine could rightly choose other instances."""
     config = GidConfig(score=score)

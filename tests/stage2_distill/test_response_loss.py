@@ -86,3 +86,14 @@ def test_only_assigned_anchors_get_a_response_gradient() -> None:
     for leaf in (logits, deltas):
         assert leaf.grad is not None
         assert torch.equal(leaf.grad.bool().any(dim=2), assigned)
+
+
+def test_deltas_are_compared_as_the_family_has_them() -> None:
+    deltas = torch.tensor([[[-1.0, 2.0, -3.0, 0.5]]], requires_grad=True)
+    teacher = teacher_of(torch.rand(1, 1, 3), torch.tensor([[[-2.0, 1.0, 1.0, -4.0]]]))
+    _, regression = response_loss(
+        torch.zeros(1, 1, 3), deltas, teacher, torch.tensor([0]), beta=0.0, comparable=torch.relu
+    )
+    assert regression.item() == 0 + 1 + 1 + 0.5
+    regression.backward()
+    assert deltas.grad is not None and deltas.grad.tolist() == [[[0, 1, 0, 1]]]

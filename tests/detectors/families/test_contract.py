@@ -13,20 +13,21 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.modeling.meta_arch import retinanet
+from detectron2.modeling.meta_arch import fcos, retinanet
 from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
 from detectors import DenseOutputs, DetectorFamily, config_fingerprint, export_model, family_of
 from tests.detectors.families import own_models  # noqa: F401 (registers its models)
-from tests.stage2_distill import reference
-from tests.tiny import DETECTOR, FASTER_RCNN, random_batch, random_detector, write_config
+from tests.detectors.families.slow_rules import RULES
+from tests.tiny import DETECTOR, FASTER_RCNN, FCOS, random_batch, random_detector, write_config
 
 # What is changed in MODEL; a family of its own adds a line.
 DETECTORS: dict[str, dict[str, Any]] = {
     "RetinaNet": {},
     "a class that derives from it": {"META_ARCHITECTURE": "DeeperRetinaNet"},
+    "FCOS": FCOS,
     "a function, its family stated": {"META_ARCHITECTURE": "build_deeper", "FAMILY": "RetinaNet"},
     "Faster R-CNN": FASTER_RCNN,
 }
@@ -66,7 +67,8 @@ def test_losses_and_gradients_are_detectron2_s_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The scripted one, which training here replaces too, rounds otherwise once it is optimised.
-    monkeypatch.setattr(retinanet, "sigmoid_focal_loss_jit", sigmoid_focal_loss)
+    for module in (retinanet, fcos):
+        monkeypatch.setattr(module, "sigmoid_focal_loss_jit", sigmoid_focal_loss)
     batch, theirs = random_batch(sizes), copy.deepcopy(model).train()
     model.train()
     targets = [item["instances"] for item in batch]
@@ -95,12 +97,9 @@ def test_places_are_positive_ignored_or_background_as_the_losses_have_them(
     assert step.positive.shape == step.ignored.shape == outputs.logits.shape[:2]
     for number, target in enumerate(targets):
         boxes = target.gt_boxes.tensor.numpy()
-        table = reference.overlaps_float32(boxes, outputs.anchors.numpy())
-        best = table.max(axis=0, initial=0.0)
-        wanted = assigned(boxes, outputs.anchors, np.ones(len(best), bool))
-        np.testing.assert_array_equal(step.positive[number].numpy(), wanted)
-        between = (best >= np.float32(0.4)) & (best < np.float32(0.5)) & ~wanted
-        np.testing.assert_array_equal(step.ignored[number].numpy(), between)
+        positive, ignored = RULES[family.name].trained(boxes, outputs)
+        np.testing.assert_array_equal(step.positive[number].numpy(), positive)
+        np.testing.assert_array_equal(step.ignored[number].numpy(), ignored)
     assert not step.positive[-1].any() and (len(sizes) == 1 or step.positive.any())
 
 
@@ -117,8 +116,8 @@ def test_detections_are_detectron2_s_and_change_nothing(
         assert torch.equal(mine.scores, theirs.scores)
         assert torch.equal(mine.pred_classes, theirs.pred_classes)
         assert torch.equal(mine.pred_boxes.tensor, theirs.pred_boxes.tensor)
-    assert torch.equal(outputs.logits, before.logits)
-    assert torch.equal(outputs.deltas, before.deltas)
+    signals = before.signals()
+    assert all(torch.equal(value, signals[name]) for name, value in outputs.signals().items())
 
 
 @sizes_of_batches
@@ -136,13 +135,9 @@ def test_boxes_are_assigned_as_image_by_image(
     assert found.any()
     for number in range(len(sizes)):
         some = boxes[number][valid[number]].numpy()
-        wanted = assigned(some, outputs.anchors, usable[number].numpy())
+        rules = RULES[family.name]
+        wanted = rules.assigned(some, outputs.anchors.numpy(), usable[number].numpy())
         np.testing.assert_array_equal(found[number].numpy(), wanted)
-
-
-def assigned(boxes: np.ndarray, anchors: torch.Tensor, usable: np.ndarray) -> np.ndarray:
-    """RetinaNet's rule for one image, in plain loops."""
-    return reference.assign(boxes, anchors.numpy(), usable, 0.4, 0.5, low_quality=True)
 
 
 @pytest.mark.parametrize("sizes", [[(64, 96)], [(96, 64)], [(128, 128)], [(160, 224)]])
@@ -202,6 +197,7 @@ def test_what_is_asked_of_the_config_alone_is_fit_for_json_and_the_same_again(
 # By family: a key that acts in training alone, and one that changes what is computed.
 KEYS = {
     "RetinaNet": ("RETINANET.SMOOTH_L1_LOSS_BETA", "RETINANET.NMS_THRESH_TEST"),
+    "FCOS": ("FCOS.FOCAL_LOSS_GAMMA", "FCOS.NMS_THRESH_TEST"),
     "FasterRCNN": ("ROI_BOX_HEAD.SMOOTH_L1_BETA", "RPN.NMS_THRESH"),
 }
 

@@ -37,6 +37,11 @@ def retinanet(channels: int, classes: int, anchors: int = 9) -> list[Signal]:
     ]
 
 
+def fcos(channels: int, classes: int) -> list[Signal]:
+    centerness = Signal("centerness", "scores", {"anchors": 1, "classes": 1})
+    return [*retinanet(channels, classes, anchors=1), centerness]
+
+
 def codec_of(preset: str, signals: list[Signal] | tuple[Signal, ...]) -> RecordCodec:
     return RecordCodec.of_preset(get_preset(preset), signals, 100)
 
@@ -44,6 +49,19 @@ def codec_of(preset: str, signals: list[Signal] | tuple[Signal, ...]) -> RecordC
 def pyramid(height: int, width: int) -> Geometry:
     sizes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
     return Geometry(height, width, tuple(sizes))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("classes", [1, 80])
+def test_a_record_of_fcos_is_no_larger_than_one_of_retinanet(preset: str, classes: int) -> None:
+    ours, theirs = (
+        sum(field.num_bytes for array in codec.arrays(COCO) for field in array.fields)
+        for codec in (
+            codec_of(preset, fcos(256, classes)),
+            codec_of(preset, retinanet(256, classes)),
+        )
+    )
+    assert ours < theirs
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,0 +1,197 @@
+"""FCOS: one place per position, boxes by the distances to their sides, and centerness.
+
+Everything is computed by detectron2's own `FCOS`; this module only calls its parts one by one, so
+that the outputs between them can be cached and distilled.
+
+Shape letters: N images, K classes, R positions of an image (all levels), G boxes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from storage import Signal
+
+from ..building import of_the_model
+from ..fcos_lazy import lazy_config
+from .base import TrainingStep
+from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
+from .matching import places_inside
+from .outputs import DenseOutputs, logits_of
+
+# Where detectron2 begins the running average of positive positions that losses are divided by.
+_INITIAL_NORMALIZER = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class FcosOutputs(DenseOutputs):
+    """What FCOS says of a batch.
+
+    `deltas` are the distances from a position to the left, top, right and bottom side of its box,
+    over the stride, as the head gives them: decoding takes negative ones for 0.
+
+    Attributes:
+        centerness: (N, R, 1) logits.
+    """
+
+    centerness: Tensor
+
+    def signals(self) -> dict[str, Tensor]:
+        """See `DenseOutputs`."""
+        return {**super().signals(), "centerness": self.centerness}
+
+    def centres(self) -> Tensor:
+        """See `DenseOutputs`."""
+        return self.centerness
+
+    def on_levels(self, kept: Sequence[int]) -> Self:
+        """See `DenseOutputs`."""
+        found = super().on_levels(kept)
+        return replace(found, centerness=self.places_on(kept, self.centerness))
+
+    def with_decoded(self, values: Mapping[str, Tensor]) -> Self:
+        """See `DenseOutputs`; without centerness, every position counts as a centre."""
+        centerness = values.get("centerness", torch.ones_like(self.centerness))
+        return replace(super().with_decoded(values), centerness=logits_of(centerness))
+
+
+class FcosFamily(DenseFamily):
+    """The `DetectorFamily` of detectron2's FCOS."""
+
+    name = "FCOS"
+    architecture = FCOS
+    replaced: tuple[str, ...] = (
+        "forward",
+        "forward_inference",
+        "forward_training",
+        "_transpose_dense_predictions",
+    )
+    num_classes_key = "MODEL.FCOS.NUM_CLASSES"
+    node = "FCOS"
+    training_only = (
+        "CENTER_SAMPLING_RADIUS",
+        "FOCAL_LOSS_ALPHA",
+        "FOCAL_LOSS_GAMMA",
+        "PRIOR_PROB",
+    )
+
+    def layout(self, cfg: CfgNode) -> Layout:
+        """See `DenseFamily`."""
+        return _layout(cfg)
+
+    def signals(self, cfg: CfgNode) -> tuple[Signal, ...]:
+        """See `DetectorFamily`."""
+        return (
+            Signal("features", "maps", {"channels": self.channels(cfg)}),
+            Signal("scores", "scores", {"anchors": 1, "classes": cfg.MODEL.FCOS.NUM_CLASSES}),
+            Signal("deltas", "deltas", {"anchors": 1}),
+            Signal("centerness", "scores", {"anchors": 1, "classes": 1}),
+        )
+
+    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
+        """See `DetectorFamily`."""
+        return {
+            "number of classes": cfg.MODEL.FCOS.NUM_CLASSES,
+            "strides of the levels": self.layout(cfg).strides,
+            "anchors per position": 1,
+        }
+
+    def lazy_config(self, cfg: CfgNode) -> str:
+        """See `DetectorFamily`."""
+        return lazy_config(cfg)
+
+    def run(self, model: FCOS, batch: list[dict[str, Any]]) -> FcosOutputs:
+        """See `DetectorFamily`."""
+        images = model.preprocess_image(batch)
+        pyramid = model.backbone(images.tensor)
+        features = [pyramid[name] for name in model.head_in_features]
+        logits, deltas, centerness = (
+            torch.cat([permute_to_N_HWA_K(level, width) for level in levels], dim=1)
+            for levels, width in zip(model.head(features), (model.num_classes, 4, 1), strict=True)
+        )
+        anchors = model.anchor_generator(features)
+        return FcosOutputs(
+            features=features,
+            logits=logits,
+            deltas=deltas,
+            centerness=centerness,
+            anchors=Boxes.cat(anchors).tensor,
+            anchors_per_level=[len(level) for level in anchors],
+            image_sizes=[(int(h), int(w)) for h, w in images.image_sizes],
+        )
+
+    def training_step(
+        self,
+        model: FCOS,
+        outputs: DenseOutputs,
+        targets: list[Instances],
+        *,
+        global_counts: bool = False,
+    ) -> TrainingStep:
+        """See `DetectorFamily`."""
+        assert isinstance(outputs, FcosOutputs)
+        # By level: joined, each position would be free to learn objects of every size.
+        labels, boxes = model.label_anchors(_anchors(outputs), targets)
+        positive = torch.stack(labels) != model.num_classes
+        # FCOS.losses concatenates the levels: one list entry for all of them gives the same sums
+        # without a second copy of the logits.
+        losses = partial(
+            model.losses,
+            [Boxes(outputs.anchors)],
+            [outputs.logits],
+            labels,
+            [outputs.deltas],
+            boxes,
+            [outputs.centerness],
+        )
+        if global_counts:
+            losses = partial(losses_by_global_counts, model, losses, positive, _INITIAL_NORMALIZER)
+        return TrainingStep(positive=positive, ignored=torch.zeros_like(positive), losses=losses)
+
+    def assign_boxes(
+        self, model: FCOS, outputs: DenseOutputs, boxes: Tensor, valid: Tensor, usable: Tensor
+    ) -> Tensor:
+        """See `DetectorFamily`.
+
+        Every position whose centre lies in a box: training has a box learnt by fewer, those of one
+        level near its centre, but the teacher knows something at each of them.
+        """
+        return places_inside(boxes, valid, outputs.anchors, usable)
+
+    def detections(self, model: FCOS, outputs: DenseOutputs) -> list[Instances]:
+        """See `DetectorFamily`."""
+        assert isinstance(outputs, FcosOutputs)
+        counts, anchors = outputs.anchors_per_level, _anchors(outputs)
+        # Stock forward_inference applies sigmoid_() to the head's own outputs.
+        scores = torch.sqrt(outputs.logits.sigmoid() * outputs.centerness.sigmoid())
+        results = []
+        for of_image, deltas, size in zip(scores, outputs.deltas, outputs.image_sizes, strict=True):
+            levels = list(of_image.split(counts)), list(deltas.split(counts))
+            found = model.inference_single_image(anchors, *levels, size)
+            # At the view's own size this only clips the boxes and drops the empty ones.
+            results.append(detector_postprocess(found, *size))
+        return results
+
+    def comparable_deltas(self, deltas: Tensor) -> Tensor:
+        """See `DetectorFamily`; as decoding has them, for which all negative ones are the same."""
+        return deltas.relu()
+
+
+def _anchors(outputs: DenseOutputs) -> list[Boxes]:
+    return [Boxes(level) for level in outputs.anchors.split(outputs.anchors_per_level)]
+
+
+@of_the_model
+def _layout(cfg: CfgNode) -> Layout:
+    return build_layout(cfg, cfg.MODEL.FCOS.IN_FEATURES, lambda levels: 1)

@@ -1,0 +1,65 @@
+"""Each family's rules for one image, in plain loops: which places train, and which a GI assigns.
+
+R places of an image, G boxes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors import DenseOutputs
+from tests.stage2_distill import reference
+
+Mask = NDArray[np.bool_]
+
+
+class RetinaNetRules:
+    """By overlap with the anchors."""
+
+    @staticmethod
+    def trained(boxes: np.ndarray, outputs: DenseOutputs) -> tuple[Mask, Mask]:
+        """Positive and ignored places (R,) for ground-truth boxes (G, 4)."""
+        anchors = outputs.anchors.numpy()
+        best = reference.overlaps_float32(boxes, anchors).max(axis=0, initial=0.0)
+        positive = RetinaNetRules.assigned(boxes, anchors, np.ones(len(anchors), bool))
+        return positive, (best >= np.float32(0.4)) & (best < np.float32(0.5)) & ~positive
+
+    @staticmethod
+    def assigned(boxes: np.ndarray, anchors: np.ndarray, usable: Mask) -> Mask:
+        """Places (R,) that GI boxes (G, 4) assign."""
+        return reference.assign(boxes, anchors, usable, 0.4, 0.5, low_quality=True)
+
+
+class FcosRules:
+    """By where the centre of a position lies, and by the size of the box."""
+
+    @staticmethod
+    def trained(boxes: np.ndarray, outputs: DenseOutputs) -> tuple[Mask, Mask]:
+        """As `RetinaNetRules`; nothing is ignored."""
+        positive = np.zeros(len(outputs.anchors), bool)
+        last = len(outputs.anchors_per_level) - 1
+        level_of = np.repeat(range(last + 1), outputs.anchors_per_level)
+        for place, anchor in enumerate(outputs.anchors.tolist()):
+            x, y = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
+            stride, level = anchor[2] - anchor[0], level_of[place]
+            for x1, y1, x2, y2 in boxes.tolist():
+                to_sides = (x - x1, y - y1, x2 - x, y2 - y)
+                apart = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2))
+                large_enough = level == 0 or max(to_sides) > 4 * stride
+                small_enough = level == last or max(to_sides) < 8 * stride
+                near = min(to_sides) > 0 and apart < 1.5 * stride
+                positive[place] |= near and large_enough and small_enough
+        return positive, np.zeros_like(positive)
+
+    @staticmethod
+    def assigned(boxes: np.ndarray, anchors: np.ndarray, usable: Mask) -> Mask:
+        """Every usable position whose centre lies in a box."""
+        found = np.zeros(len(anchors), bool)
+        for place, anchor in enumerate(anchors.tolist()):
+            x, y = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
+            found[place] = any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in boxes.tolist())
+        return found & usable
+
+
+RULES = {"RetinaNet": RetinaNetRules, "FCOS": FcosRules}
