@@ -10,7 +10,7 @@ VENV := .venv/bin/python
 
 help:
 	@echo "make demo [DATA=folder]  the whole pipeline on small data, ends with report.html;"
-	@echo "          [FAMILY=fcos]  with FCOS in place of RetinaNet"
+	@echo "          [FAMILY=fcos]  with FCOS in place of RetinaNet, or faster_rcnn"
 	@echo "make test                all tests"
 	@echo "make faults              damage, kills and races of the cache, a thousand and more; minutes"
 	@echo "make gpu                 what only a GPU can show: tests and speed, under eight minutes"

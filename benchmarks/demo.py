@@ -21,7 +21,7 @@ from .report import Report, write_json, write_report
 
 NUM_PICTURES = 6
 # Family of teacher and student to its folder of `configs/`, and where the demo writes by default.
-FAMILIES = {"retinanet": "demo", "fcos": "demo_fcos"}
+FAMILIES = {"retinanet": "demo", "fcos": "demo_fcos", "faster_rcnn": "demo_faster_rcnn"}
 
 
 def run(

@@ -8,7 +8,7 @@ Shape letters: N images, K classes, R positions of an image (all levels), G boxe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -28,7 +28,7 @@ from ..fcos_lazy import lazy_config
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
 from .matching import places_inside
-from .outputs import DenseOutputs, logits_of
+from .outputs import DenseOutputs
 
 # Where detectron2 begins the running average of positive positions that losses are divided by.
 _INITIAL_NORMALIZER = 300
@@ -59,11 +59,6 @@ class FcosOutputs(DenseOutputs):
         """See `DenseOutputs`."""
         found = super().on_levels(kept)
         return replace(found, centerness=self.places_on(kept, self.centerness))
-
-    def with_decoded(self, values: Mapping[str, Tensor]) -> Self:
-        """See `DenseOutputs`; without centerness, every position counts as a centre."""
-        centerness = values.get("centerness", torch.ones_like(self.centerness))
-        return replace(super().with_decoded(values), centerness=logits_of(centerness))
 
 
 class FcosFamily(DenseFamily):

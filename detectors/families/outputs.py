@@ -6,7 +6,7 @@ C channels, L levels. Anchors are in the order level, H, W, A.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -52,10 +52,6 @@ class DenseOutputs:
         """The same in float32, which holds every bfloat16 and float16 exactly."""
         return replace(self, **{f.name: _float(getattr(self, f.name)) for f in fields(self)})
 
-    def with_decoded(self, values: Mapping[str, Tensor]) -> Self:
-        """These places as a record has them: signal name to decoded values, levels side by side."""
-        return replace(self, logits=logits_of(values["scores"]), deltas=values["deltas"])
-
     def on_levels(self, kept: Sequence[int]) -> Self:
         """The outputs of some levels alone, which are in the order of theirs."""
         return replace(
@@ -73,11 +69,6 @@ class DenseOutputs:
             return values
         of_levels = values.split(self.anchors_per_level, dim=1)
         return torch.cat([of_levels[level] for level in kept], dim=1)
-
-
-def logits_of(probabilities: Tensor) -> Tensor:
-    """Undo a sigmoid; codecs may round probabilities to 0 and 1."""
-    return torch.logit(probabilities, eps=1e-6)
 
 
 def _float(value: Any) -> Any:

@@ -31,7 +31,10 @@ Capture = pytest.CaptureFixture[str]
 Main = Callable[[list[str]], int]
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
-SHIPPED = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+# Without the part that the demos of all families have in common, which is no detector.
+SHIPPED = sorted(
+    path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml") if path.stem != "common"
+)
 
 # Every command that takes a config, and what it is called in the table.
 STARTED: dict[str, tuple[Main, str]] = {
@@ -257,7 +260,7 @@ def test_fcos_draws_nothing_while_it_trains(config: Path) -> None:
 def test_every_entry_of_the_table_is_tried() -> None:
     of_heads = tuple(f"MODEL.{node}." for nodes in HEADS.values() for node in nodes)
     others = {
-        *KEYS_OF_R_CNN,
+        *(key for key in KEYS_OF_R_CNN if not key.startswith(of_heads)),
         "INPUT.MIN_SIZE_TRAIN_SAMPLING",
         "SOLVER.MOMENTUM",
         "SOLVER.NESTEROV",

@@ -14,7 +14,7 @@ from tests.stage2_distill import reference
 Mask = NDArray[np.bool_]
 
 
-class RetinaNetRules:
+class AnchorRules:
     """By overlap with the anchors."""
 
     @staticmethod
@@ -22,7 +22,7 @@ class RetinaNetRules:
         """Positive and ignored places (R,) for ground-truth boxes (G, 4)."""
         anchors = outputs.anchors.numpy()
         best = reference.overlaps_float32(boxes, anchors).max(axis=0, initial=0.0)
-        positive = RetinaNetRules.assigned(boxes, anchors, np.ones(len(anchors), bool))
+        positive = AnchorRules.assigned(boxes, anchors, np.ones(len(anchors), bool))
         return positive, (best >= np.float32(0.4)) & (best < np.float32(0.5)) & ~positive
 
     @staticmethod
@@ -36,7 +36,7 @@ class FcosRules:
 
     @staticmethod
     def trained(boxes: np.ndarray, outputs: DenseOutputs) -> tuple[Mask, Mask]:
-        """As `RetinaNetRules`; nothing is ignored."""
+        """As `AnchorRules`; nothing is ignored."""
         positive = np.zeros(len(outputs.anchors), bool)
         last = len(outputs.anchors_per_level) - 1
         level_of = np.repeat(range(last + 1), outputs.anchors_per_level)
@@ -62,4 +62,4 @@ class FcosRules:
         return found & usable
 
 
-RULES = {"RetinaNet": RetinaNetRules, "FCOS": FcosRules}
+RULES = {"RetinaNet": AnchorRules, "FCOS": FcosRules, "FasterRCNN": AnchorRules}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ def test_the_base_config_is_detectron2_s_lazy_one() -> None:
     lazy = LazyConfig.load(str(ZOO / "COCO-Detection/fcos_R_50_FPN_1x.py")).model
     stock = instantiate(lazy).eval()
     cfg = load_config(str(ROOT / "configs/base_fcos.yaml"), ["MODEL.DEVICE", "cpu"])
+    torch.manual_seed(0)
     ours = build_model(cfg).eval()
     assert settings_of(ours) == settings_of(stock)
     frozen = [
@@ -50,7 +50,8 @@ def test_the_base_config_is_detectron2_s_lazy_one() -> None:
     assert frozen[0] == frozen[1]
     assert torch.equal(ours.pixel_mean, stock.pixel_mean)
     assert torch.equal(ours.pixel_std, stock.pixel_std)
-    # Untrained, nothing reaches a score of 0.2.
+    # Untrained, nothing reaches a score of 0.2, and most distances are negative.
+    torch.nn.init.constant_(ours.head.bbox_pred.bias, 2.0)
     for model in (ours, stock):
         model.test_score_thresh = 0.0
     stock.load_state_dict(ours.state_dict(), strict=True)
@@ -76,25 +77,6 @@ def test_a_negative_distance_is_none_where_boxes_are_compared() -> None:
     family, deltas = FcosFamily(), torch.tensor([[-1.0, 0.5, -0.2, 2.0]])
     comparable = family.comparable_deltas(deltas)
     assert comparable.tolist() == [[0.0, 0.5, 0.0, 2.0]]
-
-
-def test_a_record_s_values_take_the_place_of_the_outputs(cfg: CfgNode) -> None:
-    family, model = FcosFamily(), random_detector(cfg, seed=2).eval()
-    with torch.no_grad():
-        outputs = family.run(model, random_batch(SIZES))
-        exact = outputs.float()
-    values = {
-        "scores": exact.logits.sigmoid(),
-        "deltas": exact.deltas,
-        "centerness": exact.centerness.sigmoid(),
-    }
-    blank = replace(exact, logits=exact.logits * 0, centerness=exact.centerness * 0)
-    found, wanted = (family.detections(model, one) for one in (blank.with_decoded(values), exact))
-    for one, other in zip(found, wanted, strict=True):
-        assert len(one) == len(other) > 0
-        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
-    without = blank.with_decoded({name: values[name] for name in ("scores", "deltas")})
-    assert without.centerness.min() > 10
 
 
 def test_global_counts_on_one_rank_are_the_rank_s_own(cfg: CfgNode) -> None:
