@@ -14,6 +14,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_bac
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.meta_arch import fcos
+from detectron2.structures import Boxes
+from torch import Tensor
 
 
 @BACKBONE_REGISTRY.register()
@@ -38,6 +40,19 @@ class FCOS(fcos.FCOS):
     def __init__(self, **arguments: Any) -> None:
         """Args: as detectron2's."""
         super().__init__(**arguments)
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        *others: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """As detectron2's, whose GIoU loss fails where mixed precision gives it half ones."""
+        precise = [level.float() for level in pred_anchor_deltas]
+        found: dict[str, Tensor] = super().losses(anchors, pred_logits, gt_labels, precise, *others)
+        return found
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -189,3 +189,14 @@ def test_all_commands_work(home: Path, tmp_path: Path, capsys: Capture) -> None:
     assert len(list((tmp_path / "pictures").iterdir())) == 1
     assert {"centerness"} <= CacheReader(str(tmp_path / "cache")).manifest.signals.keys()
     assert (tmp_path / "plain" / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("preset", ["exact", "compact"])
+def test_mixed_precision_trains_close_to_full_precision(
+    home: Path, tmp_path: Path, preset: str
+) -> None:
+    path = write(home, tmp_path, preset, GID={"SCORE": "centered"}, DATASETS={"TEST": []})
+    mixed = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16")
+    full, half = (losses_of(train(path, "SOLVER.MAX_ITER", 1, *keys)) for keys in ((), mixed))
+    for name, values in full.items():
+        assert half[name] != values and half[name] == pytest.approx(values, rel=0.25), name

@@ -50,11 +50,14 @@ def test_the_base_config_is_detectron2_s_lazy_one() -> None:
     assert frozen[0] == frozen[1]
     assert torch.equal(ours.pixel_mean, stock.pixel_mean)
     assert torch.equal(ours.pixel_std, stock.pixel_std)
-    # Untrained, nothing reaches a score of 0.2, and most distances are negative.
-    torch.nn.init.constant_(ours.head.bbox_pred.bias, 2.0)
-    for model in (ours, stock):
-        model.test_score_thresh = 0.0
+    torch.nn.init.constant_(ours.head.bbox_pred.bias, 2.0)  # else most distances are negative
     stock.load_state_dict(ours.state_dict(), strict=True)
+    with EventStorage():
+        losses = [model.train()(random_batch(SIZES)) for model in (ours, stock)]
+    assert losses[0] == losses[1]
+    # Untrained, nothing reaches a score of 0.2.
+    for model in (ours.eval(), stock.eval()):
+        model.test_score_thresh = 0.0
     with torch.no_grad():
         mine, theirs = (model(random_batch(SIZES[:1]))[0]["instances"] for model in (ours, stock))
     assert len(mine) > 0 and torch.equal(mine.pred_boxes.tensor, theirs.pred_boxes.tensor)
