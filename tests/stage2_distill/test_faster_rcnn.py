@@ -108,6 +108,18 @@ def test_without_its_weights_the_box_head_learns_from_objects_alone(configure: C
     assert not read & {"proposals", "proposal_scores", "proposal_deltas"}
 
 
+@pytest.mark.parametrize(
+    "solver", [{"AMP": {"ENABLED": True, "DTYPE": "bfloat16"}}, {"ACCUMULATE": 2}]
+)
+def test_it_trains_in_mixed_precision_and_in_parts(
+    configure: Configure, solver: dict[str, Any]
+) -> None:
+    trainer = train(configure(SOLVER={"IMS_PER_BATCH": 2, "MAX_ITER": 2, **solver}))
+    losses = losses_of(trainer)
+    assert losses.keys() == OWN_LOSSES | GID_LOSSES | BOX_HEAD_LOSSES
+    assert np.isfinite(list(losses.values())).all()
+
+
 def fidelity(path: Path, capsys: Capture) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
     arguments = ["--json", "--views", "4", "--student", "initial", "--config-file", str(path)]
