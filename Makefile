@@ -45,6 +45,7 @@ gpu: setup
 benchmarks: setup
 	$(VENV) -m benchmarks.cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 	$(VENV) -m benchmarks.dump
+	$(VENV) -m benchmarks.write_speed
 	$(VENV) -m benchmarks.distill
 	$(VENV) -m benchmarks.accuracy $(if $(PHOTOGRAPHS),--photographs $(firstword $(PHOTOGRAPHS)))
 

@@ -61,6 +61,8 @@ _GEOMETRY = geometry_of(800, 1344)
 
 # One chunk as numpy reads it: file, offset, number of bytes before the CRC32C, and the CRC32C.
 Chunk = tuple[str, int, int, int]
+# The codes of a full shard: array name to (SHARD_RECORDS, B) uint8.
+Arrays = dict[str, NDArray[Any]]
 
 
 def reading(folder: Path) -> list[Row]:
@@ -117,6 +119,18 @@ def make_store(folder: Path, preset: str, options: dict[str, Any], count: int) -
     """Write a store of `count` records of random bytes, unless it is there."""
     if folder.exists():
         return
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    writer = make_writer(unfinished, preset, options, count)
+    arrays = make_arrays(codec_of(preset, **options))
+    for shard in writer.missing():
+        records = len(writer.records_of(shard))
+        writer.write(shard, {name: array[:records] for name, array in arrays.items()})
+    unfinished.rename(folder)
+
+
+def make_writer(folder: Path, preset: str, options: dict[str, Any], count: int) -> CacheWriter:
+    """Begin a store of `count` records."""
     index = build_index(
         image_id=np.arange(count), view=np.zeros(count), seed=np.arange(count, dtype=np.uint64),
         height=np.full(count, 800), width=np.full(count, 1333),
@@ -127,17 +141,10 @@ def make_store(folder: Path, preset: str, options: dict[str, Any], count: int) -
         geometries=[_GEOMETRY], shard_records=SHARD_RECORDS,
         teacher={}, dataset={}, augmentation={}, numerics={},
     )  # fmt: skip
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    writer = CacheWriter(unfinished, manifest, index)
-    arrays = make_arrays(writer.manifest, codec_of(preset, **options))
-    for shard in writer.missing():
-        records = len(writer.records_of(shard))
-        writer.write(shard, {name: array[:records] for name, array in arrays.items()})
-    unfinished.rename(folder)
+    return CacheWriter(folder, manifest, index)
 
 
-def make_arrays(manifest: Manifest, codec: RecordCodec) -> dict[str, NDArray[Any]]:
+def make_arrays(codec: RecordCodec) -> Arrays:
     """Encode outputs as smooth as a trained teacher's, for a full shard of repeated records."""
     # Here, and not above: the processes of `verify` import this module too.
     import torch
@@ -160,7 +167,7 @@ def make_arrays(manifest: Manifest, codec: RecordCodec) -> dict[str, NDArray[Any
         scores.name: normal(*scores.shape(_GEOMETRY)) * 1.5 - 7,
         deltas.name: normal(*deltas.shape(_GEOMETRY)) / 4,
     }
-    arrays = manifest.arrays[_GEOMETRY.name]
+    arrays = codec.arrays(_GEOMETRY)
     codes = {name: code.numpy() for name, code in codec.encode(values, _GEOMETRY).items()}
     for field in (one for array in arrays for one in array.fields if one.name not in codes):
         codes[field.name] = np.zeros((DIFFERENT_RECORDS, *field.shape), dtype=field.dtype)

@@ -38,7 +38,7 @@ from .ranks import Claims, Rank, Waiting, current_rank, pick_device
 from .runlog import RunLog
 from .teacher import Teacher, load_teacher
 from .unreadable import UnreadableList, require_written_images
-from .writing import NUM_WRITERS, ShardWriters
+from .writing import ShardWriters
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,9 @@ def run(cfg: CfgNode, *, profiled: bool = False) -> DumpReport:
 class DumpJob:
     """One rank's share of a dump.
 
-    What is in memory at once: `writing.NUM_WRITERS` + 1 shards of codes (beside a GPU page-locked,
-    each array rounded up to a power of two),
-    for each writer its largest array twice more while zarr encodes it, and the views of
+    What is in memory at once: `CACHE.WRITERS` + 1 shards of codes (beside a GPU page-locked, each
+    array rounded up to a power of two), for each writer one array more as it is put (all of them
+    where an object store takes several at once; compressed ones twice), and the views of
     2 * `DATALOADER.NUM_WORKERS` batches.
     """
 
@@ -150,6 +150,7 @@ class DumpJob:
         self._rank = rank
         self._log = log
         self._profile = profile
+        self._num_writers = prepared.settings.cache.writers
         self._geometries = {one.name: one for one in prepared.geometries}
         self._feed = ShardFeed(
             writer,
@@ -191,7 +192,8 @@ class DumpJob:
         waiting = Waiting(self._writer)
         start, cpu_start = time.monotonic(), time.process_time()
         device = self._teacher.device
-        with self._progress, ShardWriters(self._write, self._profile, device) as self._writers:
+        writers = ShardWriters(self._write, self._profile, device, self._num_writers)
+        with self._progress, writers as self._writers:
             while missing:
                 if not self._pass(missing):
                     waiting.say(missing)
@@ -227,9 +229,9 @@ class DumpJob:
         ]
         if page_locked:
             blocks = [[size * count for size in copied_bytes(arrays)] for arrays, count in shards]
-            return kept_bytes(blocks, NUM_WRITERS + 1)
+            return kept_bytes(blocks, self._num_writers + 1)
         sizes = [sum(one.num_bytes for one in arrays) * count for arrays, count in shards]
-        return sum(sorted(sizes, reverse=True)[: NUM_WRITERS + 1])
+        return sum(sorted(sizes, reverse=True)[: self._num_writers + 1])
 
     def _count_missing(self) -> int:
         """Records that no rank has committed."""

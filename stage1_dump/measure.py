@@ -16,7 +16,7 @@ from dataset.annotations import require_images
 from storage import Geometry, RecordCodec
 from storage.codecs.record import joined
 from storage.progress import Progress
-from storage.shards import encode_shard, table_bytes
+from storage.shards import encode_shard
 
 from .estimate import Rate
 from .images import ImageBatch, RecordImages, make_loader
@@ -138,8 +138,9 @@ def _compressed_bytes(
     """Each compressed array with the bytes of its chunks, as a dump writes them."""
     arrays = {one.name: one for one in compressed_arrays(codec, geometry)}
     for name, data in joined(list(arrays.values()), codec.encode(values, geometry)):
-        written = encode_shard(arrays[name], len(data), data.cpu().numpy(), np.arange(len(data)))
-        yield name, len(written) - table_bytes(len(data))
+        count = len(data)
+        _, stored = encode_shard(arrays[name], count, data.cpu().numpy(), np.arange(count))
+        yield name, int(stored.chunks[:, 1].sum())
 
 
 def _spread(prepared: Prepared, count: int) -> list[list[int]]:

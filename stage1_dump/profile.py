@@ -24,7 +24,7 @@ _MAIN = {
     FORWARD: ("teacher forward", "the device is as busy as it can be"),
     ENCODE: ("encoding and final boxes", "on the device; nothing to set"),
     COPY: ("copy to the host", "a preset with smaller records copies less"),
-    WRITERS: ("waiting for writers", "a faster store, or a preset with smaller records"),
+    WRITERS: ("waiting for writers", "raise CACHE.WRITERS; a faster store, or smaller records"),
 }
 _BACKGROUND = {
     CLAIM: "claiming shards",

@@ -13,14 +13,11 @@ from .arrays import ShardArrays
 from .profile import WRITERS as WAITING
 from .profile import Profile
 
-# One compresses while another waits for its disk or object store.
-NUM_WRITERS = 2
-
 
 class ShardWriters:
     """Hands finished shards to threads, and waits when all of them are busy.
 
-    So at most `NUM_WRITERS` + 1 shards are in memory: those being written and the one being
+    So at most `num_writers` + 1 shards are in memory: those being written and the one being
     computed. A context manager: leaving it waits for what is being written.
     """
 
@@ -29,14 +26,16 @@ class ShardWriters:
         write: Callable[[ShardId, ShardArrays], None],
         profile: Profile,
         device: torch.device,
+        num_writers: int,
     ) -> None:
-        """Args: what a thread does with a shard, where the waiting is counted, and the device that
-        the shards' codes come from.
+        """Args: what a thread does with a shard, where the waiting is counted, the device that the
+        shards' codes come from, and the number of threads.
         """
+        self._num_writers = num_writers
         self._write = write
         self._profile = profile
         self._executor = ThreadPoolExecutor(
-            NUM_WRITERS, thread_name_prefix="write", initializer=_use, initargs=(device,)
+            num_writers, thread_name_prefix="write", initializer=_use, initargs=(device,)
         )
         self._pending: set[Future[None]] = set()
 
@@ -48,7 +47,7 @@ class ShardWriters:
 
     def submit(self, shard: ShardId, arrays: ShardArrays) -> None:
         """Have a shard written; raises what the writing of an earlier one raised."""
-        self._wait_until(NUM_WRITERS - 1)
+        self._wait_until(self._num_writers - 1)
         self._pending.add(self._executor.submit(self._write, shard, arrays))
 
     def finish(self) -> None:

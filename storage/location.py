@@ -205,8 +205,8 @@ class Location:
                 raise unreadable(str(self), key, error) from error
         return self._ask(lambda: remote.size(self.store, key))
 
-    def put(self, key: str, data: bytes) -> None:
-        """Set an object in one atomic step.
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Set an object in one atomic step, from where its bytes lie.
 
         Raises:
             StoreFullError: no space is left.

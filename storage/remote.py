@@ -164,11 +164,11 @@ async def get_ranges(
     return await _gather(get(*one) for one in ranges)
 
 
-async def put_many(store: Store, objects: Mapping[str, bytes]) -> None:
+async def put_many(store: Store, objects: Mapping[str, bytes | memoryview]) -> None:
     """Set objects."""
     buffer = default_buffer_prototype().buffer
 
-    async def put(key: str, data: bytes) -> None:
+    async def put(key: str, data: bytes | memoryview) -> None:
         with named(key):
             await store.set(key, buffer.from_bytes(data))
 

@@ -42,7 +42,7 @@ from storage.manifest import Manifest, check_version
 from storage.metadata import Root, publish, read_index, read_root
 from storage.restart import begin_again, has_commits
 from storage.schema import Array, ShardId
-from storage.shards import describe, encode_shard
+from storage.shards import encode_shard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -181,20 +181,18 @@ class CacheWriter:
     def _put(self, shard: ShardId, array: Array, data: NDArray[np.uint8]) -> StoredObject:
         shard_records = self.manifest.shard_records
         positions = self.index.slot[self.records_of(shard)] % shard_records
-        raw = encode_shard(array, shard_records, data, positions)
-        described = describe(raw, positions, shard_records)
+        raw, described = encode_shard(array, shard_records, data, positions)
         # Encoding takes a while: whoever has taken the shard over may have put his object by now.
         self._require_claim(shard, look=False)
         self.location.put(object_key(shard, array), raw)
         return described
 
     def _read_back(self, key: str, expected: StoredObject) -> None:
-        # The CRCs too: memory that failed between the two digests would leave a shard that passes
-        # the check of its hash, and no reader accepts.
+        # The CRC32Cs are not computed again: bytes of this hash have them (see `DigestedBuffer`).
+        ends = expected.chunks[:, :2].sum(axis=1).tolist()
+        crcs = [crc.to_bytes(CRC_BYTES, "little") for crc in expected.chunks[:, 2].tolist()]
         blocks = self.location.read_blocks(key)
-        ranges = [(start, start + size - CRC_BYTES) for start, size, _ in expected.chunks.tolist()]
-        found = checksums.xxh3_128_and_crc32cs(blocks, ranges)
-        if found != (expected.xxh3_128, expected.chunks[:, 2].tolist()):
+        if checksums.xxh3_128_and_tails(blocks, ends, CRC_BYTES) != (expected.xxh3_128, crcs):
             raise StoreAccessError(
                 f"{self.location}: {key} reads back other bytes than were put; nothing was"
                 " committed. Check disk and memory, and that no other job writes this store"

@@ -46,6 +46,9 @@ class CacheConfig:
     shard_records: int = 32
     # Size that no object of a shard exceeds before compression, bytes, with SHARD_RECORDS 0.
     shard_bytes: int = DEFAULT_SHARD_BYTES
+    # Threads of a rank that write shards, each with a shard in memory. One encodes while another
+    # waits for its disk; an object store has use for more.
+    writers: int = 2
     # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged,
     # with how much they differ, unless that is too much for another version of a library.
     pixels: str = "strict"
@@ -64,6 +67,7 @@ class CacheConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         checks.integer("shard_records", at_least=0, at_most=MAX_SHARD_RECORDS)
         checks.integer("shard_bytes", at_least=1, at_most=2**40)
+        checks.integer("writers", at_least=1, at_most=256)
         checks.choice("pixels", self.PIXELS)
         checks.integer("prefetch_bytes", at_least=1, at_most=2**50)
         # An option that is accepted and ignored misleads.

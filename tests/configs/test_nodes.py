@@ -51,6 +51,7 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "shard_records": [-1, 2**16 + 1, 1.5],
         "shard_bytes": [0, LARGE, 1.5],
         "pixels": ["ignore", 1],
+        "writers": [0, LARGE, 1.5],
         "prefetch_bytes": [0, LARGE, 1.5],
     },
     GidConfig: {

@@ -20,7 +20,7 @@ from stage1_dump.profile import FORWARD, IMAGES, WRITE, Profile
 from stage1_dump.ranks import Rank
 from stage1_dump.runlog import RunLog, read_notes
 from stage1_dump.status import read_status
-from stage1_dump.writing import NUM_WRITERS, ShardWriters
+from stage1_dump.writing import ShardWriters
 from storage import Array, CacheReader, CacheWriter, Field, Geometry, ShardId
 from storage.schema import PIXEL_FIELDS, RECORD
 from tests.stage1_dump.conftest import Configure
@@ -119,7 +119,8 @@ def test_one_shard_is_claimed_ahead_and_no_more() -> None:
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_no_more_shards_are_in_memory_than_writers_and_one() -> None:
+@pytest.mark.parametrize("num_writers", [1, 3])
+def test_no_more_shards_are_in_memory_than_writers_and_one(num_writers: int) -> None:
     may_end = threading.Event()
     begun: list[ShardId] = []
 
@@ -128,14 +129,14 @@ def test_no_more_shards_are_in_memory_than_writers_and_one() -> None:
         assert may_end.wait(10)
 
     arrays: Any = None
-    shards = list(RECORDS)[: NUM_WRITERS + 1]
-    with ShardWriters(write, Profile(), CPU) as writers:
+    shards = list(RECORDS)[: num_writers + 1]
+    with ShardWriters(write, Profile(), CPU, num_writers) as writers:
         for shard in shards[:-1]:
             writers.submit(shard, arrays)
         last = threading.Thread(target=writers.submit, args=(shards[-1], arrays))
         last.start()
         last.join(timeout=0.1)
-        assert last.is_alive() and len(begun) == NUM_WRITERS
+        assert last.is_alive() and len(begun) == num_writers
         may_end.set()
         last.join(timeout=10)
         writers.finish()
@@ -147,7 +148,7 @@ def test_what_a_writer_raises_reaches_the_dump() -> None:
         raise OSError("the disk is gone")
 
     arrays: Any = None
-    with ShardWriters(write, Profile(), CPU) as writers:
+    with ShardWriters(write, Profile(), CPU, 2) as writers:
         writers.submit(ShardId(SMALL, 0), arrays)
         with pytest.raises(OSError, match="the disk is gone"):
             writers.finish()
@@ -163,7 +164,7 @@ def test_a_writer_thread_uses_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatc
     arrays: Any = None
     device = torch.device("cuda", 3)
     with ShardWriters(
-        lambda shard, arrays: wrote.append(threading.get_ident()), Profile(), device
+        lambda shard, arrays: wrote.append(threading.get_ident()), Profile(), device, 2
     ) as writers:
         writers.submit(ShardId(SMALL, 0), arrays)
         writers.finish()
@@ -183,6 +184,7 @@ def test_what_will_be_in_memory_is_announced_as_it_lies_there(
     device: str, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     job: Any = DumpJob.__new__(DumpJob)
+    job._num_writers = 2
     job._rank, job._writer = Rank(), SimpleNamespace(records_of=lambda _: range(4))
     sizes = {"a": 100, "b": 300, "detections": 60}
     first, second, small = (Field(name, (size,), "uint8") for name, size in sizes.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,13 +22,18 @@ def test_the_tails_are_what_lies_before_the_ends(data: bytes, block: int, ends: 
     assert tails == [data[end - 4 : end] if end <= len(data) else b"" for end in ends]
 
 
-@given(st.binary(max_size=60), st.integers(1, 20), st.sets(st.integers(0, 60), max_size=8))
-def test_the_crcs_are_those_of_the_ranges(data: bytes, block: int, cuts: set[int]) -> None:
-    borders = sorted(cut for cut in cuts if cut <= len(data))
-    ranges = list(zip(borders[::2], borders[1::2], strict=False))
-    digest, crcs = checksums.xxh3_128_and_crc32cs(blocks_of(data, block), ranges)
-    assert digest == checksums.xxh3_128([data])
-    assert crcs == [checksums.crc32c(data[first:last]) for first, last in ranges]
+@given(st.lists(st.binary(max_size=60), max_size=5), st.integers(1, 20))
+def test_a_buffer_holds_its_pieces_and_a_crc_behind_each(pieces: list[bytes], block: int) -> None:
+    crcs = [checksums.crc32c(piece) for piece in pieces]
+    whole = b"".join(
+        piece + crc.to_bytes(4, "little") for piece, crc in zip(pieces, crcs, strict=True)
+    )
+    buffer = checksums.DigestedBuffer(len(whole))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checksums, "_BLOCK", block)
+        found = [buffer.append(np.frombuffer(piece, dtype=np.uint8)) for piece in pieces]
+    data, digest = buffer.finish()
+    assert (bytes(data), digest, found) == (whole, checksums.xxh3_128([whole]), crcs)
 
 
 @pytest.mark.parametrize("data", [b"", b"123456789"])

@@ -1,13 +1,81 @@
-"""Chunks of a shard: what decodes to a record, and nothing else does."""
+"""Shards are byte for byte zarr's; what decodes to a record, and that nothing else does."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numcodecs  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
-from storage import Array, Field, FormatError
-from storage.shards import decode_chunk
+from storage import Array, Field, FormatError, checksums
+from storage.layout import CRC_BYTES, ROOT_KEY, array_json
+from storage.shards import chunk_table, chunks_at, decode_chunk, encode_shard
+
+NUM_BYTES, SHARD_RECORDS = 3000, 5
+COMPRESSIONS = pytest.mark.parametrize("compression", [None, "zstd"])
+
+
+def array_of(compression: str | None) -> Array:
+    return Array("x", (Field("x.y", (NUM_BYTES,), "uint8"),), compression)
+
+
+def make_records(count: int) -> NDArray[np.uint8]:
+    """Records that compress, to different lengths; the second is all zeros."""
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 2 + np.arange(count)[:, None], (count, NUM_BYTES)).astype(np.uint8)
+    data[1:2] = 0
+    return data
+
+
+def open_with_zarr(array: Array, shard: bytes | None = None) -> tuple[MemoryStore, zarr.Array[Any]]:
+    """Open an array of one shard by zarr alone."""
+    from_bytes = default_buffer_prototype().buffer.from_bytes
+    objects = {ROOT_KEY: array_json(array, SHARD_RECORDS, SHARD_RECORDS)}
+    objects |= {} if shard is None else {"c/0/0": shard}
+    store = MemoryStore({key: from_bytes(data) for key, data in objects.items()})
+    # Otherwise zarr would not store a record of zeros.
+    return store, zarr.open_array(store, mode="r+").with_config({"write_empty_chunks": True})
+
+
+@COMPRESSIONS
+@pytest.mark.parametrize("count", range(1, SHARD_RECORDS + 1))
+def test_a_shard_is_byte_for_byte_what_zarr_writes(compression: str | None, count: int) -> None:
+    array, data = array_of(compression), make_records(count)
+    store, by_zarr = open_with_zarr(array)
+    by_zarr[:count] = data
+    raw, _ = encode_shard(array, SHARD_RECORDS, data, np.arange(count))
+    assert bytes(raw) == store._store_dict["c/0/0"].to_bytes()
+
+
+@COMPRESSIONS
+@pytest.mark.parametrize("positions", [[], [0], [4], [1, 3], [0, 1, 4], [0, 1, 2, 3, 4]])
+def test_zarr_reads_a_shard_with_gaps(compression: str | None, positions: list[int]) -> None:
+    array, data = array_of(compression), make_records(len(positions))
+    raw, _ = encode_shard(array, SHARD_RECORDS, data, np.array(positions, dtype=np.int64))
+    expected = np.zeros((SHARD_RECORDS, NUM_BYTES), dtype=np.uint8)
+    expected[positions] = data
+    _, by_zarr = open_with_zarr(array, bytes(raw))
+    np.testing.assert_array_equal(by_zarr[:], expected)
+
+
+@COMPRESSIONS
+@pytest.mark.parametrize("positions", [[], [1, 3], [0, 1, 2, 3, 4]])
+def test_what_is_said_of_a_shard_is_true(compression: str | None, positions: list[int]) -> None:
+    array, data = array_of(compression), make_records(len(positions))
+    raw, stored = encode_shard(array, SHARD_RECORDS, data, np.array(positions, dtype=np.int64))
+    assert (stored.size, stored.xxh3_128) == (len(raw), checksums.xxh3_128([raw]))
+    table = chunks_at(chunk_table(bytes(raw), SHARD_RECORDS), np.array(positions, dtype=np.int64))
+    np.testing.assert_array_equal(stored.chunks[:, :2], table)
+    for (start, length, crc), record in zip(stored.chunks.tolist(), data, strict=True):
+        chunk = raw[start : start + length]
+        assert checksums.crc32c(chunk[:-CRC_BYTES]) == crc
+        assert int.from_bytes(chunk[-CRC_BYTES:], "little") == crc
+        assert (decode_chunk(chunk, array) == record).all()
 
 
 @pytest.mark.parametrize("num_bytes", [1, 10, 99, 101, 500, 1 << 26])

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
@@ -24,11 +26,10 @@ from storage import (
     read_logs,
     verify,
 )
-from storage.commit import StoredObject
 from storage.index import ShardTable
 from storage.layout import ROOT_KEY, commit_key, object_key
 from storage.location import Location
-from storage.shards import describe
+from storage.shards import chunk_table, chunks_at
 from tests.storage.cases import (
     NewLocation,
     contents,
@@ -148,25 +149,28 @@ class TestArrays:
         put = Location.put
 
         def flipping_put(self: Location, key: str, data: bytes) -> None:
-            put(self, key, data[:-1] + bytes([data[-1] ^ 1]))
+            put(self, key, bytes(data[:-1]) + bytes([data[-1] ^ 1]))
 
         monkeypatch.setattr(Location, "put", flipping_put)
         with pytest.raises(StoreAccessError, match="reads back other bytes"):
             writer.write(shard, make_arrays(writer, shard))
         assert shard in writer.missing()
 
-    def test_memory_that_fails_between_two_digests_is_noticed_before_the_commit(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("before", [True, False])
+    def test_memory_that_fails_around_a_digest_is_noticed_before_the_commit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
     ) -> None:
         writer = open_writer(tmp_path / "cache")
         shard = writer.missing()[0]
 
-        def failing_describe(raw: bytes, positions: Any, shard_records: int) -> StoredObject:
-            stored = describe(raw, positions, shard_records)
-            stored.chunks[0, 2] ^= 1  # of other bytes than those that are hashed and put
-            return stored
+        extend = google_crc32c.extend
 
-        monkeypatch.setattr("storage.writer.describe", failing_describe)
+        def failing_extend(crc: int, data: NDArray[np.uint8]) -> int:
+            found = None if before else extend(crc, data)
+            data[0] ^= 1  # in the copy that is put
+            return extend(crc, data) if found is None else found
+
+        monkeypatch.setattr("google_crc32c.extend", failing_extend)
         with pytest.raises(StoreAccessError, match="reads back other bytes"):
             writer.write(shard, make_arrays(writer, shard))
         assert shard in writer.missing()
@@ -369,5 +373,4 @@ def test_records_of_zeros_are_stored_and_unused_slots_are_not(tmp_path: Path) ->
     )
     for array in writer.manifest.arrays[shard.bucket]:
         raw = (tmp_path / "cache" / object_key(shard, array)).read_bytes()
-        stored = describe(raw, np.arange(len(writer.records_of(shard))), 3)
-        assert len(stored.chunks) == len(writer.records_of(shard))
+        chunks_at(chunk_table(raw, 3), np.arange(len(writer.records_of(shard))))
