@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from storage import CacheError, StoreFullError, compare, copy_cache, verify
+from storage import CacheError, CacheReader, StoreFullError, compare, copy_cache, verify
 from storage.__main__ import main
-from storage.layout import commit_key
+from storage.layout import commit_key, object_key
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.schema import ShardId
 from tests.storage.cases import (
@@ -96,6 +96,19 @@ def test_a_shard_that_is_not_intact_at_the_target_is_copied_again(
     assert contents(target) == contents(cache)
 
 
+def test_a_commit_does_not_outlive_the_objects_that_are_replaced(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "copy"
+    copy_cache(cache, target)
+    first_path(target).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.local.write_blocks", filling_up(1))
+        with pytest.raises(StoreFullError):
+            copy_cache(cache, target)
+    assert not (target / commit_key(FIRST)).exists()
+
+
 def test_an_unfinished_cache_is_copied_as_far_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +133,8 @@ def test_an_unfinished_cache_is_copied_as_far_as_it_is(
 def test_a_damaged_shard_is_left_out_with_the_command_that_mends_it(
     cache: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = first_path(cache)
+    # Not the first: what was copied before is taken back.
+    path = cache / object_key(FIRST, CacheReader(cache).manifest.arrays[FIRST.bucket][1])
     data = path.read_bytes()
     if damage == "flip":
         flip(path, 9)
@@ -371,13 +385,14 @@ def killed(source: Path, target: Path, after_sec: float) -> bool:
 
 def test_a_copy_killed_again_and_again_ends_up_like_its_source(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    make_cache(source, num_images=60, num_views=2)
+    make_cache(source, num_images=24, num_views=2)
     expected, rng = contents(source), random.Random(3)
     kills = rounds = 0
-    while kills < (60 if FULL else 4):
+    kills_wanted = 60 if FULL else 3
+    while kills < kills_wanted:
         target = tmp_path / f"copy{rounds}"
         rounds += 1
-        while killed(source, target, rng.uniform(0.0, 0.2)):
+        while kills < kills_wanted and killed(source, target, rng.uniform(0.0, 0.2)):
             kills += 1
             check_after_kill(target, expected)
         copy_cache(source, target)
