@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from detectors import load_model, teacher_fingerprint
 from storage import CacheError, plan_to_json
@@ -161,7 +159,7 @@ def estimate(
     location = prepared.settings.cache.location
     read = ReadRate.of(chosen, images_per_sec, commits=int(shards.sum()))
     write = WriteRate.of(chosen, rate.records_per_sec, records=len(index)) if rate else None
-    free = _free_bytes(location)
+    free = Location(location).free_bytes()
     needed = chosen.expected_bytes - (sum(existing.sizes.values()) if existing else 0)
     if free is not None and needed > free:
         warnings.append(
@@ -234,13 +232,3 @@ def plan_text(prepared: Prepared) -> str:
     stated = {name: value for name, value in plan["identity"].items() if name not in unknown}
     # The id covers the whole identity, so it is not known either.
     return json.dumps({**plan, "identity": stated, "cache_id": ""}, indent=1) + "\n"
-
-
-def _free_bytes(location: str) -> int | None:
-    """Free space on the disk that a local location lies or would lie on."""
-    if not Location(location).is_local:
-        return None
-    path = Path(location).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from configs.nodes import ViewsConfig
 from dataset.views import Augmentation, RenderedView, plan_view, render
 from detectors import Setup, to_model_image
-from detectors.pinned import block_bytes
 from detectors.workers import Watched
 from storage import CacheReader
 
 from .packing import pack_in_worker
 from .pixels import PixelCheck
-from .prefetch import DeviceLoader, plan_lead
+from .prefetch import DeviceLoader, PartSampler, plan_lead
 from .sampler import Draw, ViewBatchSampler
 
 
@@ -60,19 +60,18 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return len(self._images)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        return self.__getitems__([draw])[0]
+        return next(iter(self.__getitems__([draw])))
 
-    def __getitems__(self, draws: list[Draw]) -> list[dict[str, Any]]:
-        """The items of a whole batch: PyTorch's loader asks so, and one read fetches all codes."""
+    def __getitems__(self, draws: list[Draw]) -> Iterator[dict[str, Any]]:
+        """The items of a whole batch, as PyTorch's loader asks for them, made one by one."""
         if self._reader is None:
-            return [self._render(draw)[0] for draw in draws]
+            return (self._render(draw)[0] for draw in draws)
         ids = [self._images[draw.position]["image_id"] for draw in draws]
         numbers = [
             self._reader.record_number(image_id, draw.view)
             for image_id, draw in zip(ids, draws, strict=True)
         ]
-        records = self._reader.read_many(numbers)
-        return [self._with_codes(draw, one) for draw, one in zip(draws, records, strict=True)]
+        return map(self._with_codes, draws, self._reader.read_each(numbers))
 
     def _render(self, draw: Draw) -> tuple[dict[str, Any], RenderedView]:
         image = self._images[draw.position]
@@ -122,18 +121,16 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     )
     page_locked = cfg.MODEL.DEVICE.startswith("cuda")
-    batch_bytes = cfg.SOLVER.IMS_PER_BATCH // world_size * largest_item_bytes(ours.views, reader)
-    if page_locked:
-        batch_bytes = block_bytes(batch_bytes)
     lead = plan_lead(
         workers=cfg.DATALOADER.NUM_WORKERS,
-        batch_bytes=batch_bytes,
+        images=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        item_bytes=largest_item_bytes(ours.views, reader),
         limit_bytes=ours.cache.prefetch_bytes,
         page_locked=page_locked,
     )
     loader = DataLoader(
         ViewDataset(images, setup, reader),
-        batch_sampler=sampler,
+        batch_sampler=PartSampler(sampler, lead.parts),
         num_workers=lead.workers,
         prefetch_factor=lead.factor if lead.workers else None,
         collate_fn=pack_in_worker,
@@ -144,9 +141,11 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
         else None,
     )
     watched = Watched(
-        loader, batch_bytes=batch_bytes, imports=cfg.IMPORTS, ranks=comm.get_local_size()
-    )
-    return DataParts(loader=DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE)), sampler=sampler)
+        loader, batch_bytes=lead.part_bytes, imports=cfg.IMPORTS, in_use=2 * lead.parts,
+        ranks=comm.get_local_size(),
+    )  # fmt: skip
+    on_device = DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE), lead.parts)
+    return DataParts(loader=on_device, sampler=sampler)
 
 
 def largest_item_bytes(views: ViewsConfig, reader: CacheReader | None) -> int:

@@ -8,19 +8,26 @@ of the process that trains. In one piece there is one of each for a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import get_worker_info
+
+from detectors.workers import SHARED_MEMORY, WorkerError
 
 Batch = list[dict[str, Any]]
 
 # What a view of another type needs, and what processors and GPUs like to read from.
 _ALIGNMENT = 64
+# Linux, where PyTorch shares memory by descriptors of files there.
+_SHARES_FILES = hasattr(os, "O_TMPFILE") and SHARED_MEMORY.is_dir()
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ class _Place:
     start: int
     dtype: torch.dtype
     shape: torch.Size
+
+    @classmethod
+    def behind(cls, end: int, tensor: Tensor) -> _Place:
+        """The next place for a tensor, given where the last one ends."""
+        return cls(-(-end // _ALIGNMENT) * _ALIGNMENT, tensor.dtype, tensor.shape)
 
     @property
     def end(self) -> int:
@@ -65,38 +77,82 @@ class PackedBatch:
         return [_with_tensors(item, lambda place: place.of(self.memory)) for item in self.items]
 
 
-def pack_in_worker(items: Batch) -> Batch | PackedBatch:
+def pack_in_worker(items: Iterable[dict[str, Any]]) -> Batch | PackedBatch:
     """Collate a batch: packed into shared memory in a data worker, as it is elsewhere."""
-    return items if get_worker_info() is None else pack(items, shared=True)
+    return list(items) if get_worker_info() is None else pack(items, shared=True)
 
 
-def pack(items: Batch, *, shared: bool) -> PackedBatch:
+def pack(items: Iterable[dict[str, Any]], *, shared: bool) -> PackedBatch:
     """Copy the tensors of a batch into one memory.
 
     Args:
         items: of dicts, tensors, ground truth (`Instances`, `Boxes`) and anything else, which
-            stays as it is.
+            stays as it is. Each may be made when it is asked for: where shared memory is a file,
+            one at a time is held.
         shared: take memory that other processes can map.
+
+    Raises:
+        WorkerError: no shared memory is left.
     """
+    if shared and _SHARES_FILES and get_sharing_strategy() == "file_descriptor":
+        with _SharedFile() as file:
+            # Not a comprehension, whose variable would keep an item while the next one is made.
+            placed = list(map(partial(_with_tensors, change=file.append), items))
+            return PackedBatch(placed, file.memory())
     tensors: list[tuple[_Place, Tensor]] = []
-    end = 0
 
     def place(tensor: Tensor) -> _Place:
-        nonlocal end
-        found = _Place(-(-end // _ALIGNMENT) * _ALIGNMENT, tensor.dtype, tensor.shape)
-        tensors.append((found, tensor))
-        end = found.end
-        return found
+        tensors.append((_Place.behind(tensors[-1][0].end if tensors else 0, tensor), tensor))
+        return tensors[-1][0]
 
-    placed = [_with_tensors(item, place) for item in items]
-    memory = torch.empty(0, dtype=torch.uint8)
+    placed = [_with_tensors(one, place) for one in items]
+    end = tensors[-1][0].end if tensors else 0
+    memory = torch.empty(0 if shared else end, dtype=torch.uint8)
     if shared:
         memory.set_(torch.UntypedStorage._new_shared(end))  # as PyTorch's own collation does
-    else:
-        memory.resize_(end)
     for where, tensor in tensors:
         where.of(memory).copy_(tensor)
     return PackedBatch(placed, memory)
+
+
+class _SharedFile:
+    """A file without a name in shared memory, which tensors are written to one by one.
+
+    To copy them into mapped memory takes three times as long: each of its pages would be mapped and
+    cleared first, and the worker has no further use for them.
+    """
+
+    def __init__(self) -> None:
+        self._file = os.open(SHARED_MEMORY, os.O_TMPFILE | os.O_RDWR, 0o600)
+        self._end = 0
+
+    def __enter__(self) -> _SharedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)  # the memory has a descriptor of its own
+
+    def append(self, tensor: Tensor) -> _Place:
+        """Write a tensor behind the others."""
+        place = _Place.behind(self._end, tensor)
+        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+        start, self._end = place.start, place.end
+        while data:
+            try:
+                count = os.pwrite(self._file, data, start)
+            except OSError as error:
+                raise WorkerError(f"shared memory cannot be written ({error.strerror})") from error
+            start, data = start + count, data[count:]
+        return place
+
+    def memory(self) -> Tensor:
+        """All that was written, (bytes,) uint8 in memory that other processes can map."""
+        os.ftruncate(self._file, self._end)
+        memory = torch.empty(0, dtype=torch.uint8)
+        if self._end:
+            storage: Any = torch.UntypedStorage
+            memory.set_(storage._new_shared_fd_cpu(self._file, self._end))
+        return memory
 
 
 def _with_tensors(value: Any, change: Callable[[Any], Any]) -> Any:

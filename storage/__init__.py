@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from storage.codecs.record import RecordCodec
     from storage.commands import read_logs
     from storage.comparison import Comparison, compare
+    from storage.copying import Copied, copy_cache
     from storage.errors import (
         CacheError,
         ClaimLostError,
@@ -45,6 +46,7 @@ _MODULES = {
     "storage.codecs.record": ("RecordCodec",),
     "storage.commands": ("read_logs",),
     "storage.comparison": ("Comparison", "compare"),
+    "storage.copying": ("Copied", "copy_cache"),
     "storage.errors": (
         "CacheError", "ClaimLostError", "CorruptChunkError", "ForkedProcessError", "FormatError",
         "IdentityError", "MissingShardError", "StoreAccessError", "StoreFullError", "VersionError",
@@ -65,11 +67,11 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "Array", "CacheError", "CacheReader", "CacheWriter", "ClaimLostError", "Codec", "Comparison",
-    "CorruptChunkError", "Field", "ForkedProcessError", "FormatError", "Geometry",
+    "Copied", "CorruptChunkError", "Field", "ForkedProcessError", "FormatError", "Geometry",
     "IdentityError", "Index", "Manifest", "MissingShardError", "Preset", "Problem", "RecordCodec",
     "Repair", "Report", "ShardId", "Signal", "StoreAccessError", "StoreFullError", "VersionError",
-    "assign_slots", "build_index", "compare", "drop_views", "get_preset", "plan_to_json",
-    "read_logs", "register_codec", "register_preset", "repair", "verify",
+    "assign_slots", "build_index", "compare", "copy_cache", "drop_views", "get_preset",
+    "plan_to_json", "read_logs", "register_codec", "register_preset", "repair", "verify",
 ]  # fmt: skip
 
 

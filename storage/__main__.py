@@ -1,4 +1,4 @@
-"""Command line: look at, check, repair and compare teacher caches. Needs no PyTorch and no GPU."""
+"""Command line: look at, check, repair, copy and compare teacher caches; without PyTorch or GPU."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _EXAMPLES = {
     "verify": f"{_CACHE} --level deep",
     "repair": f"{_CACHE} --dry-run",
     "drop-views": f"{_CACHE} --keep 1 --dry-run",
+    "copy": f"s3://bucket/r101_1x_at_800 {_CACHE}",
     "compare": f"{_CACHE} s3://bucket/r101_1x_at_800",
 }
 
@@ -33,6 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "verify": "is it complete and undamaged",
         "repair": "drop damaged shards, so that the next run of the dump redoes just them",
         "drop-views": "keep the first views alone: the store that a dump of fewer views makes",
+        "copy": "to another place, such as a local disk; again after an interruption",
         "compare": "same plan, same bytes, largest difference of each field",
     }
     parsers = {name: commands.add_parser(name, help=text) for name, text in helps.items()}
@@ -42,6 +44,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         one.add_argument("cache", help="local path, s3://, gs:// or az:// URL")
         if name == "compare":
             one.add_argument("other", help="the second cache")
+        if name == "copy":
+            one.add_argument("target", help="an empty place, or an unfinished copy of this cache")
         one.add_argument("--json", action="store_true", help="print JSON")
     for name in ("verify", "repair"):
         parsers[name].add_argument(
@@ -57,6 +61,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     for name in ("repair", "drop-views"):
         parsers[name].add_argument("--dry-run", action="store_true", help="name, but drop nothing")
+    parsers["copy"].add_argument(
+        "--transfers", type=_count, default=8, metavar="N",
+        help="shards under way at once (default: 8; of an object store, 40 MB of memory each)",
+    )  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -8,7 +8,7 @@ cache (nobody can make two that agree).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import google_crc32c
 import numpy as np
@@ -34,6 +34,16 @@ def xxh3_128(parts: Iterable[bytes | memoryview]) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def proven(blocks: Iterable[bytes | memoryview], expected: str) -> Iterator[bytes | memoryview]:
+    """Pass blocks on, and at their end raise ValueError if `expected` is not their XXH3-128."""
+    digest = xxhash.xxh3_128()
+    for block in blocks:
+        digest.update(block)
+        yield block
+    if digest.hexdigest() != expected:
+        raise ValueError("its bytes are not those of the commit (XXH3-128)")
 
 
 def xxh3_128_and_tails(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,9 +11,10 @@ from typing import Any
 
 from storage import canonical
 from storage.comparison import compare
+from storage.copying import copy_cache
 from storage.errors import FormatError
 from storage.index import ShardTable
-from storage.layout import COMMITS, LOG, commit_key
+from storage.layout import COMMITS, LOG, MAX_NOTE_BYTES, NOTE, commit_key
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.metadata import read_index, read_root
 from storage.plan import plan_from_json
@@ -23,9 +23,6 @@ from storage.shrinking import drop_views, plan_drop
 from storage.verification import verify
 
 OK, FAILED = 0, 1
-
-_NOTE = re.compile(rf"{LOG}/[A-Za-z0-9_-][A-Za-z0-9_.-]*\.json", re.ASCII)
-_MAX_NOTE_BYTES = 1 << 20
 
 
 def run_info(cache: str, *, as_json: bool) -> int:
@@ -111,6 +108,13 @@ def run_drop_views(cache: str, *, keep: int, dry_run: bool, as_json: bool) -> in
     return OK
 
 
+def run_copy(cache: str, *, target: str, transfers: int, as_json: bool) -> int:
+    """Copy a store, or the rest of it; fails if a shard of the source is damaged."""
+    result = copy_cache(cache, target, transfers, progress=True)
+    _print([json.dumps(result.to_json(), indent=1)] if as_json else result.lines())
+    return FAILED if result.problems else OK
+
+
 def run_compare(cache: str, *, other: str, as_json: bool) -> int:
     """Compare two stores; fails if a byte differs."""
     result = compare(cache, other, progress=True)
@@ -124,8 +128,8 @@ def read_logs(cache: str) -> dict[str, Any]:
     Notes are outside every check: what is none, or cannot be read, is no reason to stop.
     """
     location = Location(cache)
-    keys = [key for key in sorted(location.listing(LOG).sizes) if _NOTE.fullmatch(key)]
-    raws = location.try_ranges([(key, 0, _MAX_NOTE_BYTES) for key in keys])
+    keys = [key for key in sorted(location.listing(LOG).sizes) if NOTE.fullmatch(key)]
+    raws = location.try_ranges([(key, 0, MAX_NOTE_BYTES) for key in keys])
     logs = {}
     for key, raw in zip(keys, raws, strict=True):
         if isinstance(raw, memoryview):

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from storage.claims import Claims
+from storage.claims import Claims, live_claims
+from storage.errors import CacheError
 from storage.keeper import Keeper
 from storage.location import Location
 from storage.schema import ShardId
@@ -53,3 +54,12 @@ def claimed_metadata(location: Location) -> Iterator[None]:
     finally:
         keeper.stop()
         claims.release(METADATA)
+
+
+def refuse_work_in_progress(location: Location) -> None:
+    """Raise a `CacheError` if a dump is at work; the claim on the metadata is the caller's own."""
+    for name, claim in live_claims(location):
+        if name != str(METADATA):
+            raise CacheError(
+                f"{location}: a dump is at work ({name} is held by {claim}); stop it first, or wait"
+            )

@@ -43,6 +43,10 @@ OURS = re.compile(
     re.ASCII,
 )
 
+# A writer's note, outside of every check.
+NOTE = re.compile(rf"{LOG}/[A-Za-z0-9_-][A-Za-z0-9_.-]*\.json", re.ASCII)
+MAX_NOTE_BYTES = 1 << 20
+
 _CRC32C = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 

@@ -7,15 +7,15 @@ wait for a writer, so all files are opened without blocking and looked at before
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import ELOOP, ENXIO
 from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 
@@ -104,11 +104,15 @@ def size_of(path: str) -> int | None:
     return found.st_size
 
 
+def free_bytes(path: Path) -> int:
+    """Return the free space of the disk that something lies, or would lie, on."""
+    there = next(one for one in (path, *path.parents) if one.exists())
+    return shutil.disk_usage(there).free
+
+
 def create(path: str, data: bytes) -> bool:
     """Create a file in one step; return False if anything lies there already."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Named as zarr names its unfinished files, so that they are swept up together.
-    unfinished = Path(path).with_suffix(f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    unfinished = _unfinished(path)
     try:
         unfinished.write_bytes(data)
         os.link(unfinished, path)
@@ -118,6 +122,25 @@ def create(path: str, data: bytes) -> bool:
         with suppress(OSError):
             unfinished.unlink()
     return True
+
+
+def write_blocks(path: str, blocks: Iterable[bytes | memoryview]) -> None:
+    """Set a file in one step; an error of the blocks leaves what was there."""
+    unfinished = _unfinished(path)
+    try:
+        with unfinished.open("wb") as file:
+            for block in blocks:
+                file.write(block)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _unfinished(path: str) -> Path:
+    """A name beside a path, in a folder that is there now."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Named as zarr names its unfinished files, so that they are swept up together.
+    return Path(path).with_suffix(f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
 
 
 def delete_many(paths: Sequence[str]) -> None:
@@ -247,7 +270,7 @@ def _delete(path: str) -> None:
             return  # nothing can lie below a link to itself
         if not os.path.isdir(path) or os.path.islink(path):
             raise
-        rmtree(path)
+        shutil.rmtree(path)
 
 
 def _bad_link(error: OSError) -> str:

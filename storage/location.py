@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,6 +229,16 @@ class Location:
             check_key(key)
         self._ask(lambda: remote.put_many(self._writable_store, objects))
 
+    def put_blocks(self, key: str, blocks: Iterable[bytes | memoryview]) -> None:
+        """Set an object in one atomic step, of which a local store never holds more than a block.
+
+        What the blocks raise is raised, and leaves what was there; otherwise as `put`.
+        """
+        if self._path is None:
+            return self.put(key, b"".join(blocks))
+        with self._local_errors(key):
+            local.write_blocks(f"{self._path}/{check_key(key)}", blocks)
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create an object; return False, and change nothing, if there is one already.
 
@@ -296,6 +306,10 @@ class Location:
         """
         if self._path is None:
             self._ask(lambda: remote.reach(self.store))
+
+    def free_bytes(self) -> int | None:
+        """Return the free space of the disk that a folder lies, or would lie, on; else None."""
+        return None if self._path is None else local.free_bytes(self._path)
 
     def obstacle(self, key: str) -> tuple[str, str] | None:
         """Say what keeps an object from being put at a local key, and where; None if nothing."""

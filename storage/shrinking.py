@@ -25,9 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from storage import checksums
-from storage.claims import live_claims
-from storage.errors import CacheError
-from storage.exclusive import METADATA, claimed_metadata
+from storage.exclusive import claimed_metadata, refuse_work_in_progress
 from storage.index import Index, ShardTable
 from storage.layout import (
     COMMITS,
@@ -125,7 +123,7 @@ def drop_views(
     location = Location(location)
     _read(location, keep)  # refused before anything is claimed
     with claimed_metadata(location):
-        _refuse_work_in_progress(location)
+        refuse_work_in_progress(location)
         _drop(location, keep, progress)
 
 
@@ -181,14 +179,6 @@ def _leftover(
         known.add(commit_key(shard))
         known.update(object_key(shard, one) for one in manifest.arrays[shard.bucket])
     return {key: sizes[key] for key in sizes.keys() - known if OURS.fullmatch(key)}
-
-
-def _refuse_work_in_progress(location: Location) -> None:
-    for name, claim in live_claims(location):
-        if name != str(METADATA):  # which is ours
-            raise CacheError(
-                f"{location}: a dump is at work ({name} is held by {claim}); stop it first, or wait"
-            )
 
 
 def delete_objects(

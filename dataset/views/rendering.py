@@ -62,9 +62,17 @@ def render(path: str | os.PathLike[str], view: View) -> RenderedView:
             f"{', '.join(step.name for step, _ in view.steps)}, got {applied.dtype} of "
             f"{applied.shape}"
         )
-    # A copy, because what Pillow hands out may be read-only, and a mirrored view of it is not
-    # contiguous.
-    pixels = np.array(applied, order="C")
-    return RenderedView(
-        pixels=pixels, transforms=transforms, crc32c=int(google_crc32c.value(pixels.tobytes()))
-    )
+    pixels = _contiguous(applied)
+    crc32c = int(google_crc32c.value(pixels.reshape(-1)))
+    return RenderedView(pixels=pixels, transforms=transforms, crc32c=crc32c)
+
+
+def _contiguous(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy: what Pillow hands out may be read-only, and a mirrored view is not contiguous."""
+    if pixels.flags.c_contiguous:
+        return pixels.copy()
+    copy = np.empty(pixels.shape, dtype=np.uint8)
+    # Triples in reverse take numpy four times as long as one channel after the other.
+    for channel in range(pixels.shape[2]):
+        copy[..., channel] = pixels[..., channel]
+    return copy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from detectors.workers import Watched, WorkerError
+from stage2_distill.packing import _SHARES_FILES as SHARES_FILES
 from stage2_distill.packing import PackedBatch, pack, pack_in_worker
 
 
@@ -54,6 +58,53 @@ def test_what_was_packed_comes_out_the_same(shared: bool) -> None:
     assert packed.memory.is_shared() == shared
     for one, other in zip(packed.unpack(), items, strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("how", ["files", "mapped"])
+def test_shared_memory_is_the_same_however_it_is_filled(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stage2_distill.packing._SHARES_FILES", how == "files")
+    items = [item(number) for number in range(3)]
+    items[1]["image"] = items[1]["image"].transpose(1, 2)
+    packed = pack(items, shared=True)
+    assert packed.memory.is_shared()
+    for one, other in zip(packed.unpack(), items, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.skipif(not SHARES_FILES, reason="shared memory is no file here")
+def test_items_are_written_as_they_are_made_and_not_kept() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def made() -> Iterator[dict[str, Any]]:
+        for number in range(3):
+            assert not any(one() is not None for one in held)
+            image = torch.full((4,), number)
+            held.append(weakref.ref(image))
+            yield {"image": image}
+            del image
+
+    found = [one["image"].tolist() for one in pack(made(), shared=True).unpack()]
+    assert found == [[number] * 4 for number in range(3)]
+
+
+@pytest.mark.skipif(not SHARES_FILES, reason="shared memory is no file here")
+def test_full_shared_memory_is_said_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", fail)
+    loader: Any = DataLoader(
+        Items(), batch_size=2, num_workers=1, collate_fn=pack_in_worker,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    with pytest.raises(WorkerError, match=r"of shared memory are free at /dev/shm.*--shm-size="):
+        list(Watched(loader, batch_bytes=1))
+
+
+def test_a_batch_without_tensors_is_packed_too() -> None:
+    assert pack([{"file_name": "x"}], shared=True).unpack() == [{"file_name": "x"}]
 
 
 def test_every_tensor_is_a_view_of_one_memory() -> None:

@@ -16,38 +16,72 @@ from stage2_distill.data import build_data, largest_item_bytes
 from stage2_distill.packing import pack
 from stage2_distill.prefetch import DeviceLoader, Lead, plan_lead
 from tests.stage2_distill.conftest import Configure
+from tests.stage2_distill.test_packing import assert_same
 
 MB = 1_000_000
 
 
 @pytest.mark.parametrize(
-    ("workers", "batch_bytes", "lead"),
+    ("workers", "item_bytes", "lead"),
     [
-        (4, 10 * MB, Lead(workers=4, factor=4)),
-        (4, 100 * MB, Lead(workers=4, factor=2)),
-        (4, 250 * MB, Lead(workers=4, factor=1)),
-        (4, 400 * MB, Lead(workers=2, factor=1)),
-        (4, 5000 * MB, Lead(workers=1, factor=1)),
-        (0, 10 * MB, Lead(workers=0, factor=0)),
+        (4, 1 * MB, (4, 4, 1)),
+        (4, 10 * MB, (4, 2, 1)),
+        (4, 25 * MB, (4, 1, 1)),
+        (4, 40 * MB, (4, 1, 2)),
+        (4, 300 * MB, (3, 1, 10)),
+        (4, 5000 * MB, (1, 1, 10)),
+        (0, 10 * MB, (0, 0, 1)),
     ],
 )
-def test_the_lead_is_bounded_in_bytes(workers: int, batch_bytes: int, lead: Lead) -> None:
-    assert plan_lead(workers=workers, batch_bytes=batch_bytes, limit_bytes=1000 * MB) == lead
+def test_the_lead_is_bounded_in_bytes(
+    workers: int, item_bytes: int, lead: tuple[int, int, int]
+) -> None:
+    found = plan_lead(workers=workers, images=10, item_bytes=item_bytes, limit_bytes=1000 * MB)
+    assert (found.workers, found.factor, found.parts) == lead
+    assert found.part_bytes == -(-10 // found.parts) * item_bytes
+
+
+def test_sixteen_workers_read_batches_of_sixteen_large_records() -> None:
+    """Preset balanced at 800x1344, page-locked, with the default CACHE.PREFETCH_BYTES."""
+    found = plan_lead(
+        workers=16, images=16, item_bytes=11_200_000, limit_bytes=1 << 30, page_locked=True
+    )
+    assert found == Lead(workers=16, factor=1, parts=4, part_bytes=1 << 26)
 
 
 def test_fewer_workers_are_a_warning_that_names_the_setting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
-        plan_lead(workers=4, batch_bytes=400 * MB, limit_bytes=1000 * MB)
+        plan_lead(workers=4, images=2, item_bytes=400 * MB, limit_bytes=1000 * MB)
     assert "lowered to 2: CACHE.PREFETCH_BYTES 1000000000" in caplog.messages[0]
-    assert "2 workers hold up to 2 batches ready, 800.0 MB at most" in caplog.messages[1]
+    assert "2 workers hold up to 2 of 2 parts of a batch ready, 800.0 MB" in caplog.messages[1]
 
 
 def test_what_is_page_locked_is_announced_as_such(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        plan_lead(workers=1, batch_bytes=MB, limit_bytes=MB, page_locked=True)
-    assert "1.0 MB at most, page-locked: each batch takes a power of two" in caplog.text
+        plan_lead(workers=1, images=1, item_bytes=MB, limit_bytes=2 * MB, page_locked=True)
+    assert "1 batches ready, 1.0 MB at most, page-locked: each takes a power of two" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_made_in_parts_are_those_made_whole(configure: Configure, workers: int) -> None:
+    def first(limit_bytes: int, num_workers: int) -> list[Any]:
+        nodes: dict[str, Any] = {
+            "DATALOADER": {"NUM_WORKERS": num_workers}, "CACHE": {"PREFETCH_BYTES": limit_bytes},
+        }  # fmt: skip
+        cfg = load_config(str(configure(**nodes)))
+        register_data(cfg)
+        setup = Setup(cfg)
+        images = training_images(setup)
+        loader = build_data(setup, images, open_cache(setup, images)).loader
+        assert loader._parts == (1 if num_workers == 0 else cfg.SOLVER.IMS_PER_BATCH)
+        return [batch for batch, _ in zip(loader, range(4), strict=False)]
+
+    for whole, parts in zip(first(1 << 30, 0), first(1, workers), strict=True):
+        assert len(whole) == len(parts) > 1
+        for one, other in zip(whole, parts, strict=True):
+            assert_same(one, other)
 
 
 @pytest.mark.parametrize("preset", ["exact", "balanced"])
@@ -79,15 +113,17 @@ def test_the_loader_takes_the_lead_of_the_config(configure: Configure) -> None:
     assert (loader.num_workers, loader.prefetch_factor) == (1, 1)
 
 
-def test_a_batch_is_read_at_once(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_records_of_a_batch_are_asked_for_together(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = load_config(str(configure()))
     register_data(cfg)
     setup = Setup(cfg)
     images = training_images(setup)
     reader = open_cache(setup, images)
     calls = []
-    read_many = reader.read_many
-    monkeypatch.setattr(reader, "read_many", lambda r: calls.append(list(r)) or read_many(r))
+    read_each = reader.read_each
+    monkeypatch.setattr(reader, "read_each", lambda r: calls.append(list(r)) or read_each(r))
     next(iter(build_data(setup, images, reader).loader))
     assert [len(records) for records in calls] == [cfg.SOLVER.IMS_PER_BATCH]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from zarr.storage import MemoryStore
 
 from storage import (
     CacheReader,
@@ -259,3 +262,27 @@ def test_growing_keeps_an_open_reader_working(tmp_path: Path) -> None:
     make_cache(tmp_path / "cache", num_views=2)
     assert_record(reader, 7)
     assert len(reader) == len(make_index(num_views=1))
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_records_of_a_local_store_are_read_one_by_one_and_others_at_once(
+    tmp_path: Path, is_local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Location(tmp_path) if is_local else Location(MemoryStore())
+    make_cache(place)
+    reader = CacheReader(place)
+    reader.read_many(range(len(reader)))  # so the commits are read
+    calls = []
+    get_ranges = Location.get_ranges
+
+    def note(self: Location, ranges: Sequence[Any]) -> Any:
+        calls.append(len(ranges))
+        return get_ranges(self, ranges)
+
+    monkeypatch.setattr(Location, "get_ranges", note)
+    each = reader.read_each([3, 1, 2])
+    assert calls == []
+    next(each)
+    num_arrays = len(next(iter(reader.arrays.values())))
+    assert calls == [num_arrays if is_local else 3 * num_arrays]
+    assert len(list(each)) == 2 and sum(calls) == 3 * num_arrays
