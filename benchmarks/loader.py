@@ -98,7 +98,7 @@ def dataset_of(
         teacher={}, dataset={}, augmentation={}, numerics={},
     )  # fmt: skip
     writer = CacheWriter(folder / preset, manifest, index)
-    arrays = make_arrays(writer.manifest, codec_of(preset))
+    arrays = make_arrays(codec_of(preset))
     (small,) = (one for one in writer.manifest.arrays[geometry.name] if one.name == RECORD)
     crc = {field.name: part for field, part in small.split(arrays[RECORD])}[PIXELS_CRC]
     for shard in writer.missing():
