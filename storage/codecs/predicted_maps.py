@@ -1,10 +1,11 @@
 """Codec `predicted_maps`: features rounded to one step per level, predicted from their neighbours.
 
-The step is a quarter of the level's standard deviation: with one step for all channels each takes
-the bits that it is worth, which is the best for a squared error. A channel whose largest value
-would need more than 127 steps has a larger step of its own: nothing is clipped. What is left after
-a prediction from neighbouring positions takes few bits once Zstandard has seen it: its low four
-bits are packed in pairs, the rarely needed rest is apart.
+The step is a quarter of the level's standard deviation, and half as much again where a level has a
+stride below 8 pixels, as P2 does: three quarters of all positions are its own. With one step for
+all channels each takes the bits that it is worth, which is the best for a squared error. A channel
+whose largest value would need more than 127 steps has a larger step of its own: nothing is clipped.
+What is left after a prediction from neighbouring positions takes few bits once Zstandard has seen
+it: its low four bits are packed in pairs, the rarely needed rest is apart.
 
 docs/COMPACT.md tells what else was tried, and what each choice costs.
 
@@ -27,6 +28,7 @@ from storage.schema import Field, Geometry
 from storage.signals import Signal
 
 STEP = 1 / 4
+FINE_STEP = 3 / 8  # of levels with a stride below 8 pixels
 BASE = 16
 
 
@@ -73,7 +75,9 @@ class PredictedMaps(PlacedCodec):
             values[:, :, start:stop].float().flatten(1).std(dim=1, correction=0)
             for start, stop in quantising.levels_of(geometry)
         ]
-        step = STEP * torch.stack(spread, dim=1)[:, :, None]  # [n, L, 1]
+        shares = [STEP if geometry.height >= 8 * h else FINE_STEP for h, _ in geometry.level_sizes]
+        steps = [share * one for share, one in zip(shares, spread, strict=True)]
+        step = torch.stack(steps, dim=1)[:, :, None]  # [n, L, 1]
         largest = quantising.largest(values, geometry)
         scale = torch.maximum(step, largest / quantising.FEATURE_LIMIT)
         codes = quantising.quantise(values, scale, geometry).to(torch.int16)
