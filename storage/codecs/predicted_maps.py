@@ -75,7 +75,8 @@ class PredictedMaps(PlacedCodec):
             values[:, :, start:stop].float().flatten(1).std(dim=1, correction=0)
             for start, stop in quantising.levels_of(geometry)
         ]
-        shares = [STEP if geometry.height >= 8 * h else FINE_STEP for h, _ in geometry.level_sizes]
+        # Sizes are rounded up: a stride of 8 leaves more than 4 pixels per row, one of 4 does not.
+        shares = [STEP if geometry.height > 4 * h else FINE_STEP for h, _ in geometry.level_sizes]
         steps = [share * one for share, one in zip(shares, spread, strict=True)]
         step = torch.stack(steps, dim=1)[:, :, None]  # [n, L, 1]
         largest = quantising.largest(values, geometry)
