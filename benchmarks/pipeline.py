@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -235,12 +235,12 @@ def side_by_side(*steps: Callable[[], T]) -> list[T]:
     return [future.result() for future in futures]
 
 
-def metrics_of(folder: Path, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Curves that a training run logged: `(iteration, value)` for each key."""
-    curves: dict[str, list[tuple[int, float]]] = {key: [] for key in keys}
+def losses_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Curves of every loss that a training run logged: `(iteration, value)` by its name."""
+    curves: dict[str, list[tuple[int, float]]] = {}
     for line in (folder / "metrics.json").read_text().splitlines():
         entry = json.loads(line)
-        for key in keys:
-            if key in entry:
-                curves[key].append((entry["iteration"], entry[key]))
+        for key, value in entry.items():
+            if key.startswith("loss_"):
+                curves.setdefault(key, []).append((entry["iteration"], value))
     return curves

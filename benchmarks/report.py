@@ -14,7 +14,7 @@ from typing import Any
 
 from storage import CacheReader
 
-from .pipeline import Pipeline, metrics_of
+from .pipeline import Pipeline, losses_of
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; color: #222; }
@@ -107,18 +107,13 @@ def _loss_curves(report: Report) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    own = ["loss_cls", "loss_box_reg"]
-    distillation = [
-        f"loss_gid_{x}" for x in ("feature", "relation", "response_cls", "response_reg")
-    ]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name, folder in report.students.items():
-        for key, curve in metrics_of(folder, own).items():
-            left.plot(*zip(*curve, strict=True), label=f"{name}: {key}")
-    for key, curve in metrics_of(report.students["distilled"], distillation).items():
-        right.plot(*zip(*curve, strict=True), label=key)
+        for key, curve in losses_of(folder).items():
+            axes, label = (right, key) if "_gid_" in key else (left, f"{name}: {key}")
+            axes.plot(*zip(*curve, strict=True), label=label)
     for axes, title in ((left, "losses on ground truth"), (right, "distillation losses, weighted")):
         axes.set_title(title)
         axes.set_xlabel("iteration")
