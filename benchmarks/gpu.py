@@ -80,6 +80,8 @@ def parts(folder: Path) -> list[Part]:
         Part(name="step, batch 2, AMP", command=(*both, "--batch", "2", "--amp")),
         Part(name="dump, float32", command=_DUMP),
         Part(name="dump, bfloat16", command=(*_DUMP, "--precision", "bfloat16")),
+        # Not of the GPU, but of a machine with cores to spare, as the ratio of threads needs.
+        Part(name="writers", command=("benchmarks.write_speed",)),
     ]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -43,6 +44,7 @@ THREADS_LIMIT = 1.8
 _SHARDS = 6
 _ROUNDS = 5
 _IN_MEMORY = "/dev/shm"
+_ROOM_BYTES = 1 << 30  # more than any of the stores; containers may have little of it
 
 
 def measure(output: Path) -> list[Row]:
@@ -116,8 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     add_example(parser, "--json output/write_speed.json")
     args = parser.parse_args(argv)
-    in_memory = Path(_IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else tempfile.gettempdir())
-    return conclude(measure(args.output or in_memory), args.json)
+    return conclude(measure(args.output or _place()), args.json)
+
+
+def _place() -> Path:
+    if os.access(_IN_MEMORY, os.W_OK) and shutil.disk_usage(_IN_MEMORY).free > _ROOM_BYTES:
+        return Path(_IN_MEMORY)
+    return Path(tempfile.gettempdir())
 
 
 if __name__ == "__main__":
