@@ -1,8 +1,9 @@
 """Everything that only a GPU can show, in one run of under eight minutes on an H100.
 
 The environment, the tests marked `gpu`, then the speed of both stages with ResNet-101 and
-ResNet-50 RetinaNets at 800x1344. The figures go to `benchmarks/results/`, one file a GPU model,
-with machine and date; a part that fails or misses a limit does not stop the others.
+ResNet-50 RetinaNets at 800x1344; last, what a step waits for, and what an image costs a data
+worker. The figures go to `benchmarks/results/`, one file a GPU model, with machine and date; a part
+that fails or misses a limit does not stop the others.
 
 The exit code is 0 only if all tests pass and all limits are reached; without a GPU it is 1.
 """
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +38,8 @@ _DUMP = ("benchmarks.dump", "--device", "cuda", "--size", SIZE, "--no-plan", "--
 _DISTILL = ("benchmarks.distill", "--device", "cuda", "--size", SIZE, "--workers", "4",
             "--no-memory")  # fmt: skip
 
+_TRANSFERS = ("benchmarks.transfers", "--images", "2", "--mixed-only", "--presets", "balanced")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -45,11 +49,13 @@ class Part:
         name: what it shows.
         command: module and arguments.
         has_rows: whether it writes rows with `--json`.
+        hides_gpu: whether it must see none: it pretends to have one, or is about the CPU.
     """
 
     name: str
     command: tuple[str, ...]
     has_rows: bool = True
+    hides_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,8 @@ def parts(folder: Path) -> list[Part]:
         Part(name="dump, bfloat16", command=(*_DUMP, "--precision", "bfloat16")),
         # Not of the GPU, but of a machine with cores to spare, as the ratio of threads needs.
         Part(name="writers", command=("benchmarks.write_speed",)),
+        Part(name="waits and launches", command=_TRANSFERS, hides_gpu=True),
+        Part(name="loader", command=("benchmarks.loader", "--rounds", "3"), hides_gpu=True),
     ]
 
 
@@ -121,7 +129,8 @@ def run(part: Part, timeout_sec: float) -> Outcome:
         command = [sys.executable, "-m", *part.command]
         if part.has_rows:
             command += ["--json", str(rows)]
-        code, lines = _shown(command, timeout_sec)
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if part.hides_gpu else {}
+        code, lines = _shown(command, timeout_sec, hidden)
         found = json.loads(rows.read_text()) if rows.exists() else []
     # Kept are figures, not the paths of a machine.
     told = [line for line in lines[-40:] if not re.search(r"(^|[^\w.])/\w", line)]
@@ -136,9 +145,11 @@ def run(part: Part, timeout_sec: float) -> Outcome:
     )
 
 
-def _shown(command: list[str], timeout_sec: float) -> tuple[int, list[str]]:
+def _shown(
+    command: list[str], timeout_sec: float, variables: Mapping[str, str]
+) -> tuple[int, list[str]]:
     """Run a command, print its lines and keep them; past its time it is ended."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
     process = subprocess.Popen(
         ["timeout", f"{timeout_sec:.0f}", *command], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
