@@ -33,6 +33,7 @@ test: setup
 faults: setup
 	GID_FAULTS=full $(VENV) -m pytest tests/storage/test_faults.py tests/storage/test_fuzz.py \
 		tests/storage/test_crash.py tests/storage/test_at_work.py tests/storage/test_odd_files.py \
+		tests/storage/test_killed_copies.py \
 		tests/stage1_dump/test_interruptions.py tests/stage1_dump/test_launch.py \
 		tests/detectors/test_workers.py
 

@@ -1,8 +1,9 @@
 """Copying a cache from one place to another, every byte proven on the way.
 
-The target is a valid store at every moment: first its metadata, in the safe order, then shard after
-shard, the commit last. A shard whose commit is the source's, and whose objects have the sizes that
-it states, was proven when it came and is skipped; so a second run does what the first one left.
+The target gets its metadata first, in the safe order, then shard after shard, the commit last: it
+is a valid store, which lacks shards, until it is whole. A shard whose commit is the source's, and
+whose objects have the sizes that it states, was proven when it came and is skipped; so a second run
+does what the first one left.
 
 Claims stay behind, as they are about the source's dump. Notes under `log/` come along: training
 reads the annotations' digest in one.

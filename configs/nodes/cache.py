@@ -52,8 +52,8 @@ class CacheConfig:
     # strict: a view whose pixels differ from the cached ones is an error; tolerate: it is logged,
     # with how much they differ, unless that is too much for another version of a library.
     pixels: str = "strict"
-    # Bytes of views and records that the data workers of one rank hold ready at most, one batch
-    # being always allowed.
+    # Bytes of views and records that the data workers of one rank hold ready at most. If a batch of
+    # each is more, several make one batch in parts; one image is always allowed.
     prefetch_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:

@@ -107,15 +107,15 @@ def test_a_store_that_is_gone_stops_the_run_and_keeps_what_was_trained(
 ) -> None:
     path = configured(configure, cache, "gone", 0)
     calls: list[Sequence[int]] = []
-    read_many = CacheReader.read_many
+    read_each = CacheReader.read_each
 
     def fails_later(self: CacheReader, records: Sequence[int]) -> Any:
         calls.append(records)
         if len(calls) > 5:
             raise error("the store cannot be reached")
-        return read_many(self, records)
+        return read_each(self, records)
 
-    monkeypatch.setattr(CacheReader, "read_many", fails_later)
+    monkeypatch.setattr(CacheReader, "read_each", fails_later)
     with pytest.raises(error, match="cannot be reached"):
         train(path, *STEPS)
     saved = torch.load(cache.parent / "gone" / "model_0000004.pth", weights_only=True)
@@ -129,7 +129,7 @@ def test_a_run_that_fails_at_its_first_batch_writes_no_checkpoint(
     def fails(self: CacheReader, records: Sequence[int]) -> Any:
         raise StoreAccessError("the store cannot be reached")
 
-    monkeypatch.setattr(CacheReader, "read_many", fails)
+    monkeypatch.setattr(CacheReader, "read_each", fails)
     with pytest.raises(StoreAccessError):
         train(configured(configure, cache, "first", 0), *STEPS)
     assert not list((cache.parent / "first").glob("model_*"))

@@ -58,7 +58,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     items = ViewDataset.__getitems__
 
     def spy(self: ViewDataset, draws: Any) -> Any:
-        made = items(self, draws)
+        made = list(items(self, draws))
         found.update(item["image_id"] for item in made)
         return made
 

@@ -67,13 +67,13 @@ def test_some_of_a_cache_teach_the_same_as_a_cache_of_those_alone(
     dump(load_config(str(alone)))
     wanted = losses_of(train(alone))
     read: set[int] = set()
-    read_many = CacheReader.read_many
+    read_each = CacheReader.read_each
 
     def spy(self: CacheReader, records: Any) -> Any:
         read.update(self.index.image_id[records].tolist())
-        return read_many(self, records)
+        return read_each(self, records)
 
-    monkeypatch.setattr(CacheReader, "read_many", spy)
+    monkeypatch.setattr(CacheReader, "read_each", spy)
     assert losses_of(train(configure(CACHE=cache, **some))) == wanted
     assert read and read <= set(five)
     # Without the list, and with annotations of five images: these are another data set.

@@ -1,0 +1,69 @@
+"""A copy that is killed at any moment leaves a store that the next run completes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from storage import copy_cache, verify
+from storage.location import PARTIAL_SUFFIX, Location
+from tests.storage.cases import contents, make_cache
+
+FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
+
+COPIER = """
+import sys
+from storage import copy_cache
+import storage.exclusive
+storage.exclusive._LEASE_SEC = 0.05
+print("ready", flush=True)
+sys.stdin.readline()
+copy_cache(sys.argv[1], sys.argv[2], transfers=2)
+"""
+
+
+def killed(source: Path, target: Path, after_sec: float) -> bool:
+    """Copy in a process that is killed after some time; return whether it was at work still."""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(
+        [sys.executable, "-c", COPIER, str(source), str(target)], stdin=pipe, stdout=pipe, text=True
+    )
+    assert child.stdin is not None and child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    time.sleep(after_sec)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    return child.returncode == -signal.SIGKILL
+
+
+def test_a_copy_killed_again_and_again_ends_up_like_its_source(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make_cache(source, num_images=24, num_views=2)
+    expected, rng = contents(source), random.Random(3)
+    kills = rounds = 0
+    kills_wanted = 60 if FULL else 3
+    while kills < kills_wanted:
+        target = tmp_path / f"copy{rounds}"
+        rounds += 1
+        while kills < kills_wanted and killed(source, target, rng.uniform(0.0, 0.2)):
+            kills += 1
+            check_after_kill(target, expected)
+        copy_cache(source, target)
+        assert contents(target) == expected
+        assert verify(target).ok
+
+
+def check_after_kill(target: Path, expected: dict[str, bytes]) -> None:
+    """What is committed is right, and nothing that is there is of another size or meaning."""
+    if not (target / "zarr.json").exists():  # killed before there was a store
+        return
+    assert not any(problem.spoils for problem in verify(target).problems)
+    for key in Location(target).sizes("commits"):
+        assert key.endswith(PARTIAL_SUFFIX) or (target / key).read_bytes() == expected[key]
