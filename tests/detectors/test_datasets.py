@@ -202,12 +202,23 @@ def test_sets_of_other_categories_are_refused(
     register_data(load_config(config), use=("TEST",))
 
 
+# The RetinaNet's own keys of the folder's config are put back, or they are refused first.
+R_CNN = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", CLASSES, "80"]
+R_CNN += ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.05", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
+R_CNN += [
+    "MODEL.ROI_HEADS.IN_FEATURES",
+    "['p3','p4','p5']",
+    "MODEL.RPN.IN_FEATURES",
+    "['p3','p4','p5']",
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
         ([CLASSES, "2"], CLASSES),
         ([CLASSES, "80"], CLASSES),
-        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "MODEL.ROI_HEADS.NUM_CLASSES"),
+        (R_CNN, "MODEL.ROI_HEADS.NUM_CLASSES"),
     ],
 )
 def test_another_number_of_classes_is_refused_by_name(
