@@ -115,7 +115,8 @@ class Pipeline:
         return self.folder / "configs" / f"{name}.yaml"
 
     def train_teacher(self) -> Path:
-        """Train the teacher on ground truth and give its weights."""
+        """Train the teacher anew on ground truth and give its weights."""
+        shutil.rmtree(self.teacher_weights.parent, ignore_errors=True)
         self.run(
             "teacher", "detectors", "train", "--config-file", self.config("teacher"),
             *_NO_EVALUATION,
@@ -138,8 +139,9 @@ class Pipeline:
         self.run("verify", "storage", "verify", self.cache, "--level", "full")
 
     def train_student(self, name: str, *, source: str, seed: int, **overrides: Any) -> Path:
-        """Train a student and give its folder; `source` is TEACHER.SOURCE."""
+        """Train a student anew and give its folder; `source` is TEACHER.SOURCE."""
         folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
         keys = {
             "TEACHER.SOURCE": source,
             "SEED": seed,

@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.imports import MODULE
@@ -236,6 +237,23 @@ def set_up(
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     for warning in warnings:
         logger.warning("%s", warning)
+
+
+def require_new_run(cfg: CfgNode, *, resume: bool) -> None:
+    """See that a training does not write into the folder of another one, unless it goes on with it.
+
+    A run that was stopped before it wrote metrics or a checkpoint is nothing to lose.
+
+    Raises:
+        ValueError: `OUTPUT_DIR` holds an earlier run; says what of it.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    found = [name for name in ("last_checkpoint", "metrics.json") if (folder / name).exists()]
+    if found and not resume:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds {' and '.join(found)} of an earlier run, and expected is a"
+            " folder without one: go on with that run by --resume, or name another OUTPUT_DIR"
+        )
 
 
 def register_data(

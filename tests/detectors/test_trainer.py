@@ -131,6 +131,19 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(config: Path, tmp_path: Path)
     assert iterations == [1, 3]
 
 
+@pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json"])
+def test_a_folder_of_another_run_is_resumed_or_refused(
+    left: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / left).write_text("")
+    assert main(["train", "--config-file", str(config)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: OUTPUT_DIR {tmp_path / 'output'} holds {left} of an earlier")
+    assert "--resume" in said
+    assert [path.name for path in (tmp_path / "output").iterdir()] == [left]
+
+
 @pytest.mark.parametrize("grouping", [True, False])
 def test_a_resumed_run_has_the_generators_of_its_checkpoint_once_its_loader_runs(
     config: Path, grouping: bool

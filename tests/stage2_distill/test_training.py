@@ -31,6 +31,19 @@ def test_a_student_trains_from_the_cache(configure: Configure, preset: str) -> N
     assert all(max(losses[name]) > 0 for name in GID_LOSSES)
 
 
+def test_a_folder_of_another_run_is_resumed_or_refused(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure()
+    folder = Path(train(path).cfg.OUTPUT_DIR)
+    metrics = (folder / "metrics.json").read_bytes()
+    assert main(["train", "--config-file", str(path)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"OUTPUT_DIR {folder} holds last_checkpoint and metrics.json of an earlier run" in said
+    assert (folder / "metrics.json").read_bytes() == metrics
+    assert main(["train", "--config-file", str(path), "--resume"]) == 0
+
+
 def test_every_loss_and_the_kinds_of_gis_are_logged(configure: Configure) -> None:
     trainer = train(configure())
     lines = (Path(trainer.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
