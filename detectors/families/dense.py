@@ -5,9 +5,9 @@ Shape letters: N images, R places of an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -62,12 +62,13 @@ def build_layout(
 
 
 class DenseFamily:
-    """Answers from the layout of a config and from the node of its head."""
+    """Answers from the layout of a config and from the nodes of its heads."""
 
-    # The head's, below MODEL, and those of its settings that act in training alone: two teachers
-    # that differ in them, but not in their weights, compute the same outputs.
+    # Of the head whose places are cached, below MODEL: its IN_FEATURES are the levels.
     node: str
-    training_only: tuple[str, ...]
+    # The nodes that the heads read, and those of their settings that act in training alone: two
+    # teachers that differ in them, but not in their weights, compute the same outputs.
+    training_only: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def layout(self, cfg: CfgNode) -> Layout:
         """What the parts of the model say of themselves; built once a config."""
@@ -93,13 +94,17 @@ class DenseFamily:
     def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
         """See `DetectorFamily`."""
         strides = self.layout(cfg).strides
-        # Every level halves the one below and rounds up (3x3 convolution, stride 2, padding 1).
+        # Every level halves the one below and rounds up: a 3x3 convolution of stride 2 with a
+        # padding of 1 does, and so does taking every second position from the first on.
         return Geometry(height, width, tuple((-(-height // s), -(-width // s)) for s in strides))
 
     def identity(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""
         model = cfg.MODEL
-        head = {k: v for k, v in model[self.node].items() if k not in self.training_only}
+        heads = {
+            node: {key: value for key, value in model[node].items() if key not in left_out}
+            for node, left_out in self.training_only.items()
+        }
         return {
             "INPUT": {"FORMAT": cfg.INPUT.FORMAT},
             "MODEL": {
@@ -107,7 +112,7 @@ class DenseFamily:
                 **backbone_identity(cfg),
                 "PIXEL_MEAN": list(model.PIXEL_MEAN),
                 "PIXEL_STD": list(model.PIXEL_STD),
-                self.node: head,
+                **heads,
             },
             "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
         }

@@ -11,14 +11,14 @@ Q proposals of one image, C channels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import GeneralizedRCNN, build_backbone
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -26,54 +26,20 @@ from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
-from storage import Geometry, Signal
+from storage import Signal
 
-from ..backbones import backbone_identity, neck_of, padding_of
 from ..building import of_the_model
 from ..ranks import mean_over_ranks
 from .base import TrainingStep
+from .dense import DenseFamily, Layout, build_layout
 from .matching import assigned_anchors
 from .outputs import DenseOutputs
 from .two_stage import NUM_PROPOSALS, RcnnOutputs, SecondStage, by_class
 
 logger = logging.getLogger(__name__)
 
-# Settings that act in training alone: two teachers that differ in them, but not in their weights,
-# compute the same outputs.
-_TRAINING_ONLY = {
-    "RPN": (
-        "BATCH_SIZE_PER_IMAGE",
-        "BBOX_REG_LOSS_TYPE",
-        "BBOX_REG_LOSS_WEIGHT",
-        "BOUNDARY_THRESH",
-        "IOU_LABELS",
-        "IOU_THRESHOLDS",
-        "LOSS_WEIGHT",
-        "POSITIVE_FRACTION",
-        "POST_NMS_TOPK_TRAIN",
-        "PRE_NMS_TOPK_TRAIN",
-        "SMOOTH_L1_BETA",
-    ),
-    "ROI_HEADS": (
-        "BATCH_SIZE_PER_IMAGE",
-        "IOU_LABELS",
-        "IOU_THRESHOLDS",
-        "POSITIVE_FRACTION",
-        "PROPOSAL_APPEND_GT",
-    ),
-    "ROI_BOX_HEAD": (
-        "BBOX_REG_LOSS_TYPE",
-        "BBOX_REG_LOSS_WEIGHT",
-        "FED_LOSS_FREQ_WEIGHT_POWER",
-        "FED_LOSS_NUM_CLASSES",
-        "SMOOTH_L1_BETA",
-        "TRAIN_ON_PRED_BOXES",
-        "USE_FED_LOSS",
-    ),
-}
 
-
-class FasterRcnnFamily:
+class FasterRcnnFamily(DenseFamily):
     """The `DetectorFamily` of detectron2's GeneralizedRCNN with FPN.
 
     It also answers `box_head_outputs`, see `TwoStageFamily`.
@@ -83,14 +49,45 @@ class FasterRcnnFamily:
     architecture = GeneralizedRCNN
     replaced: tuple[str, ...] = ("forward", "inference", "_postprocess")
     num_classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    node = "RPN"
+    # A mask or keypoint head changes nothing of what is computed.
+    training_only: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "ANCHOR_GENERATOR": (),
+        "PROPOSAL_GENERATOR": (),
+        "RPN": (
+            "BATCH_SIZE_PER_IMAGE",
+            "BBOX_REG_LOSS_TYPE",
+            "BBOX_REG_LOSS_WEIGHT",
+            "BOUNDARY_THRESH",
+            "IOU_LABELS",
+            "IOU_THRESHOLDS",
+            "LOSS_WEIGHT",
+            "POSITIVE_FRACTION",
+            "POST_NMS_TOPK_TRAIN",
+            "PRE_NMS_TOPK_TRAIN",
+            "SMOOTH_L1_BETA",
+        ),
+        "ROI_HEADS": (
+            "BATCH_SIZE_PER_IMAGE",
+            "IOU_LABELS",
+            "IOU_THRESHOLDS",
+            "POSITIVE_FRACTION",
+            "PROPOSAL_APPEND_GT",
+        ),
+        "ROI_BOX_HEAD": (
+            "BBOX_REG_LOSS_TYPE",
+            "BBOX_REG_LOSS_WEIGHT",
+            "FED_LOSS_FREQ_WEIGHT_POWER",
+            "FED_LOSS_NUM_CLASSES",
+            "SMOOTH_L1_BETA",
+            "TRAIN_ON_PRED_BOXES",
+            "USE_FED_LOSS",
+        ),
+    }
 
-    def size_divisibility(self, cfg: CfgNode) -> int:
-        """See `DetectorFamily`."""
-        return _layout(cfg).size_divisibility
-
-    def levels(self, cfg: CfgNode) -> dict[str, int]:
-        """See `DetectorFamily`."""
-        return dict(zip(cfg.MODEL.RPN.IN_FEATURES, _layout(cfg).strides, strict=True))
+    def layout(self, cfg: CfgNode) -> Layout:
+        """See `DenseFamily`."""
+        return _layout(cfg)
 
     def pooled_levels(self, cfg: CfgNode) -> tuple[str, ...]:
         """See `DetectorFamily`: those of the box head, for the level above repeats the last one."""
@@ -109,37 +106,6 @@ class FasterRcnnFamily:
             Signal("proposal_scores", "rows", {**rows, "columns": columns}),
             Signal("proposal_deltas", "rows", {**rows, "columns": 4}),
         )
-
-    def channels(self, cfg: CfgNode) -> int:
-        """See `DetectorFamily`."""
-        return _layout(cfg).channels
-
-    def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
-        """See `DetectorFamily`."""
-        strides = _layout(cfg).strides
-        # The level above the last subsamples it from its first position on, which rounds up.
-        return Geometry(height, width, tuple((-(-height // s), -(-width // s)) for s in strides))
-
-    def identity(self, cfg: CfgNode) -> dict[str, Any]:
-        """See `DetectorFamily`. A mask or keypoint head changes nothing of what is computed."""
-        model = cfg.MODEL
-        heads = {
-            node: {key: value for key, value in model[node].items() if key not in left_out}
-            for node, left_out in _TRAINING_ONLY.items()
-        }
-        return {
-            "INPUT": {"FORMAT": cfg.INPUT.FORMAT},
-            "MODEL": {
-                "META_ARCHITECTURE": model.META_ARCHITECTURE,
-                **backbone_identity(cfg),
-                "PIXEL_MEAN": list(model.PIXEL_MEAN),
-                "PIXEL_STD": list(model.PIXEL_STD),
-                "ANCHOR_GENERATOR": dict(model.ANCHOR_GENERATOR),
-                "PROPOSAL_GENERATOR": dict(model.PROPOSAL_GENERATOR),
-                **heads,
-            },
-            "TEST": {"DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE},
-        }
 
     def pairing(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""
@@ -225,14 +191,6 @@ class FasterRcnnFamily:
         """See `DetectorFamily`."""
         return model.proposal_generator.box2box_transform
 
-    def lazy_config(self, cfg: CfgNode) -> str:
-        """See `DetectorFamily`."""
-        return ""
-
-    def comparable_deltas(self, deltas: Tensor) -> Tensor:
-        """See `DetectorFamily`."""
-        return deltas
-
     def head(self, model: GeneralizedRCNN) -> nn.Module:
         """See `DetectorFamily`."""
         heads = model.roi_heads
@@ -243,10 +201,6 @@ class FasterRcnnFamily:
                 "box_predictor": heads.box_predictor,
             }
         )
-
-    def neck(self, model: GeneralizedRCNN) -> nn.Module:
-        """See `DetectorFamily`."""
-        return neck_of(model.backbone)
 
     def box_head_outputs(
         self, model: GeneralizedRCNN, outputs: DenseOutputs, boxes: Tensor
@@ -344,36 +298,14 @@ def _losses(
     return {**of_boxes, **of_rpn}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """What the backbone and the anchor generator of a config say of themselves.
-
-    Attributes:
-        strides: pixels per position, for every level of the RPN.
-        channels: of every level.
-        num_anchors: per position.
-        size_divisibility: the model pads images to multiples of this, pixels.
-    """
-
-    strides: tuple[int, ...]
-    channels: int
-    num_anchors: int
-    size_divisibility: int
-
-
 @of_the_model
-def _layout(cfg: CfgNode) -> _Layout:
+def _layout(cfg: CfgNode) -> Layout:
     for key, what in (("MASK_ON", "mask"), ("KEYPOINT_ON", "keypoint")):
         if cfg.MODEL[key]:
             logger.warning("MODEL.%s: the boxes are used alone, the %s head is ignored", key, what)
-    backbone = build_backbone(cfg)
-    shapes = backbone.output_shape()
-    levels = [shapes[name] for name in cfg.MODEL.RPN.IN_FEATURES]
     # The arguments of the head, without its weights; checks that levels have the same anchors.
-    head = StandardRPNHead.from_config(cfg, levels)
-    return _Layout(
-        strides=tuple(level.stride for level in levels),
-        channels=levels[0].channels,
-        num_anchors=head["num_anchors"],
-        size_divisibility=padding_of(backbone),
+    return build_layout(
+        cfg,
+        cfg.MODEL.RPN.IN_FEATURES,
+        lambda levels: int(StandardRPNHead.from_config(cfg, levels)["num_anchors"]),
     )

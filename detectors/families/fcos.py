@@ -8,10 +8,10 @@ Shape letters: N images, K classes, R positions of an image (all levels), G boxe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from detectron2.config import CfgNode
@@ -74,12 +74,14 @@ class FcosFamily(DenseFamily):
     )
     num_classes_key = "MODEL.FCOS.NUM_CLASSES"
     node = "FCOS"
-    training_only = (
-        "CENTER_SAMPLING_RADIUS",
-        "FOCAL_LOSS_ALPHA",
-        "FOCAL_LOSS_GAMMA",
-        "PRIOR_PROB",
-    )
+    training_only: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "FCOS": (
+            "CENTER_SAMPLING_RADIUS",
+            "FOCAL_LOSS_ALPHA",
+            "FOCAL_LOSS_GAMMA",
+            "PRIOR_PROB",
+        )
+    }
 
     def layout(self, cfg: CfgNode) -> Layout:
         """See `DenseFamily`."""

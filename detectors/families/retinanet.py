@@ -6,8 +6,9 @@ one, so that the outputs between them can be cached and distilled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
@@ -42,15 +43,18 @@ class RetinaNetFamily(DenseFamily):
     )
     num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
     node = "RETINANET"
-    training_only = (
-        "BBOX_REG_LOSS_TYPE",
-        "FOCAL_LOSS_ALPHA",
-        "FOCAL_LOSS_GAMMA",
-        "IOU_LABELS",
-        "IOU_THRESHOLDS",
-        "PRIOR_PROB",
-        "SMOOTH_L1_LOSS_BETA",
-    )
+    training_only: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "RETINANET": (
+            "BBOX_REG_LOSS_TYPE",
+            "FOCAL_LOSS_ALPHA",
+            "FOCAL_LOSS_GAMMA",
+            "IOU_LABELS",
+            "IOU_THRESHOLDS",
+            "PRIOR_PROB",
+            "SMOOTH_L1_LOSS_BETA",
+        ),
+        "ANCHOR_GENERATOR": (),
+    }
 
     def layout(self, cfg: CfgNode) -> Layout:
         """See `DenseFamily`."""
@@ -66,12 +70,6 @@ class RetinaNetFamily(DenseFamily):
             Signal("scores", "scores", {**anchors, "classes": classes}),
             Signal("deltas", "deltas", anchors),
         )
-
-    def identity(self, cfg: CfgNode) -> dict[str, Any]:
-        """See `DetectorFamily`."""
-        found = super().identity(cfg)
-        found["MODEL"]["ANCHOR_GENERATOR"] = dict(cfg.MODEL.ANCHOR_GENERATOR)
-        return found
 
     def pairing(self, cfg: CfgNode) -> dict[str, Any]:
         """See `DetectorFamily`."""
