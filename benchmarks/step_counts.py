@@ -19,9 +19,8 @@ from detectron2.utils.events import EventStorage
 from configs.loader import load_config
 from detectors import Setup
 from detectors.stored import Stored
-from stage2_distill.adaptation import Adaptation
 from stage2_distill.distiller import Distiller
-from stage2_distill.pooling import GiPooler
+from stage2_distill.methods import Pair, chosen_methods
 from stage2_distill.teacher import CachedTeacher
 from storage import RecordCodec, get_preset
 
@@ -80,17 +79,14 @@ class Subject:
         chosen = get_preset(preset or "balanced")
         codec = RecordCodec.of_preset(chosen, self._stored.signals, num_detections=1)
         batch = [self._item(sizes[i % len(sizes)], codec) for i in range(images)]
-        gid, channels = self._setup.settings.gid, self.cfg.MODEL.FPN.OUT_CHANNELS
+        pair = Pair.of(self._setup, self._stored)
         distiller = Distiller(
             # A module of its own: moving it to the pretended GPU replaces its parameters.
             copy.deepcopy(self._detector),
-            Adaptation(gid.adaptation, student_channels=channels, teacher_channels=channels),
-            family=self._stored.family,
-            source=CachedTeacher(codec, self._stored) if preset else None,
-            pooler=GiPooler(list(self._stored.levels.values()), gid),
-            gid=gid,
-            levels=self._stored.kept,
-            pooled=range(len(self._stored.levels)),
+            self._setup,
+            source=CachedTeacher(codec, self._stored, pair.teacher_levels) if preset else None,
+            pair=pair,
+            methods=[one(config, pair) for one, config in chosen_methods(self._setup)],
         ).train()
         backward = LaunchCounter()
         # Without compiling: what ran on the pretended GPU would be compiled for a real one.
@@ -126,7 +122,7 @@ class Subject:
         codes = {name: field[0] for name, field in codec.encode(values, geometry).items()}
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         return {"image": image, "instances": truth, "height": height, "width": width,
-                "image_id": 1, "codes": codes}  # fmt: skip
+                "image_id": 1, "view": 0, "codes": codes}  # fmt: skip
 
 
 def _moved(value: Any) -> Any:

@@ -22,7 +22,7 @@ from detectron2.config.compat import guess_version
 
 from configs.backbones import BACKBONES
 from configs.imports import failure, import_modules
-from configs.nodes import NODES, OWN_NODES, Settings
+from configs.nodes import FIELD_NODES, NODES, OWN_NODES, Settings
 from configs.origins import OVERRIDE, Origins, place_of, remember
 from configs.rules import LEAF_TYPES
 from configs.safe_yaml import ConfigMapping, read_yaml
@@ -43,6 +43,8 @@ PATH_KEYS = (
     "TEACHER.WEIGHTS",
 )
 MODEL_ZOO = "model_zoo://"
+# Keys of earlier versions, and where their meaning is now.
+_MOVED = {"GID.COUNTS": "DISTILL.COUNTS", "GID.WARMUP_ITERS": "DISTILL.WARMUP_ITERS"}
 
 
 def default_config() -> CfgNode:
@@ -157,7 +159,7 @@ def settings(cfg: CfgNode) -> Settings:
             raise ValueError(f"the config has no node {name}: use configs.loader")
     # A module that only the teacher's config names registers its node after `cfg` was made.
     made = {name: _validated(node, cfg.get(name, {})) for name, node in NODES.items()}
-    ours: dict[str, Any] = {name.lower(): made.pop(name) for name in OWN_NODES}
+    ours: dict[str, Any] = {name.lower(): made.pop(name) for name in FIELD_NODES}
     return Settings(**ours, others=made)
 
 
@@ -329,7 +331,9 @@ def _coerce(value: Any, default: Any, place: str) -> Any:
 
 
 def _unknown(name: str, key: str) -> str:
-    """Word the error for an unknown key, with the nearest known one."""
+    """Word the error for an unknown key, with its new name or the nearest known one."""
+    if name in _MOVED:
+        return f"the config key {name} is now {_MOVED[name]}"
     known = list(_names(default_config()))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     near = near or [other for other in known if other.rsplit(".", 1)[-1] == key]

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 # Numbers of steps that rounding must not turn into 0: evaluation would be off, a period of 0 fails.
 _NUMBERS_OF_STEPS = (
     ("SOLVER", "MAX_ITER"), ("SOLVER", "CHECKPOINT_PERIOD"), ("TEST", "EVAL_PERIOD"),
-    ("GID", "WARMUP_ITERS"),
+    ("DISTILL", "WARMUP_ITERS"),
 )  # fmt: skip
 
 
@@ -38,12 +38,12 @@ def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
         scaled = DefaultTrainer.auto_scale_workers(cfg, ranks)
         frozen = scaled.is_frozen()
         scaled.defrost()
-        scaled.GID.WARMUP_ITERS = round(cfg.GID.WARMUP_ITERS * reference / ranks)
+        scaled.DISTILL.WARMUP_ITERS = round(cfg.DISTILL.WARMUP_ITERS * reference / ranks)
         for node, key in _NUMBERS_OF_STEPS:
             if cfg[node][key] > 0:
                 scaled[node][key] = max(1, scaled[node][key])
-        if cfg.GID.WARMUP_ITERS:
-            logger.info("GID.WARMUP_ITERS is scaled to %d", scaled.GID.WARMUP_ITERS)
+        if cfg.DISTILL.WARMUP_ITERS:
+            logger.info("DISTILL.WARMUP_ITERS is scaled to %d", scaled.DISTILL.WARMUP_ITERS)
         if frozen:
             scaled.freeze()
         cfg = scaled

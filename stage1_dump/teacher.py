@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from detectors import DenseOutputs, load_model
 from detectors.arithmetic import arithmetic
+from detectors.detections import pack_detections
 from detectors.stored import Stored
 from storage import Geometry, RecordCodec
 
@@ -113,25 +112,3 @@ def naming_the_batch(num_images: int, geometry: Geometry) -> Iterator[None]:
             f"{geometry.width} pixels at once; lower TEACHER.BATCH (it is part of a cache's "
             "identity: begin a new CACHE.LOCATION)"
         ) from error
-
-
-def pack_detections(instances: Instances, kept: int) -> Tensor:
-    """Write the final boxes of one view as rows.
-
-    Args:
-        instances: boxes in pixels of the view, XYXY_ABS, with scores and classes.
-        kept: D.
-
-    Returns:
-        (D, 6) float32: x1 y1 x2 y2 score class, best first, clipped to the view; unused rows are
-        zeros with score -1 and class -1.
-    """
-    # Stock inference ends with this step: it clips, and drops boxes that become empty.
-    final = detector_postprocess(instances, *instances.image_size)
-    order = torch.argsort(final.scores, descending=True, stable=True)[:kept]
-    rows = final.scores.new_zeros((kept, 6), dtype=torch.float32)
-    rows[:, 4:] = -1
-    rows[: len(order), :4] = final.pred_boxes.tensor[order]
-    rows[: len(order), 4] = final.scores[order]
-    rows[: len(order), 5] = final.pred_classes[order].to(torch.float32)
-    return rows

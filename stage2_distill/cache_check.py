@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from configs.origins import place_of
 from dataset.changes import changed_annotations
 from dataset.registry import locate
 from dataset.tables import ImageTable
@@ -20,7 +19,7 @@ from storage import CacheReader, read_logs
 from storage.location import Location
 from storage.metadata import read_root
 
-from .losses import needed_signals
+from .methods import DETECTIONS, chosen_methods, needs_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
         images: detectron2's dataset dicts of the images in use, which may be some of the cache's.
 
     Returns:
-        A reader of what the losses need.
+        A reader of what the methods need.
 
     Raises:
         FileNotFoundError: there is no cache.
@@ -43,17 +42,16 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
     location = setup.settings.cache.location
     if not location:
         raise ValueError("CACHE.LOCATION is empty; expected the cache that stage1_dump wrote")
-    needs = needed_signals(setup.settings.gid)
+    needs = [name for name in needs_of(setup) if name != DETECTIONS]
     signals = read_root(Location(location)).manifest.signals
-    lacking = [name for name in needs if name not in signals]
-    if lacking:
-        way_out = "set the weights of those losses to 0"
-        if lacking == ["centerness"]:
-            way_out = "set GID.SCORE per_class"
-        raise ValueError(
-            f"{location} lacks the signal {lacking[0]}, which the losses of this config need; it "
-            f"has {', '.join(signals)}. Dump another with CACHE.SIGNALS (), or {way_out}"
-        )
+    for method, config in chosen_methods(setup):
+        lacking = [one for one in method.needs(config) if one in needs and one not in signals]
+        if lacking:
+            raise ValueError(
+                f"{location} lacks the signal {lacking[0]}, which the method {method.name} needs; "
+                f"it has {', '.join(signals)}. Dump another with CACHE.SIGNALS (), or "
+                f"{method.without(lacking)}"
+            )
     reader = CacheReader(location, needs)
     differences = list(_differences(setup, reader, images, needs))
     if differences:
@@ -80,37 +78,6 @@ def held_images(images: list[dict[str, Any]], reader: CacheReader | None) -> lis
     if reader is None:
         return images
     return leave_out(images, reader.manifest.excluded, f"the cache {reader.location}")
-
-
-def check_pairing(setup: Setup) -> None:
-    """Refuse a teacher and a student whose places do not correspond one to one.
-
-    Raises:
-        ValueError: they differ in what their families say that they must share.
-    """
-    ours = setup.family.pairing(setup.cfg)
-    theirs = setup.teacher_family.pairing(setup.teacher_cfg)
-    different = [
-        f"{fact}: student {ours.get(fact)}, teacher {theirs.get(fact)}"
-        for fact in ours | theirs
-        if ours.get(fact) != theirs.get(fact)
-    ]
-    if different:
-        raise ValueError("teacher and student do not match: " + "; ".join(different))
-
-
-def check_score(setup: Setup) -> None:
-    """Refuse a GI score that the detector has no outputs for.
-
-    Raises:
-        ValueError: GID.SCORE is `centered`, and there is no centerness.
-    """
-    signals = [one.name for one in setup.family.signals(setup.cfg)]
-    if setup.settings.gid.score == "centered" and "centerness" not in signals:
-        raise ValueError(
-            f"{place_of(setup.cfg, 'GID.SCORE')}GID.SCORE is 'centered', but a {setup.family.name} "
-            "has no centerness; set it to per_class or max"
-        )
 
 
 def _differences(

@@ -19,6 +19,7 @@ from detectors import Setup, to_model_image
 from detectors.workers import Watched
 from storage import CacheReader
 
+from .methods import DETECTIONS, needs_of
 from .packing import pack_in_worker
 from .pixels import PixelCheck
 from .prefetch import DeviceLoader, PartSampler, plan_lead
@@ -37,7 +38,8 @@ class ViewDataset(Dataset[dict[str, Any]]):
     """Annotated images, each under any of its views, with the teacher's codes where cached.
 
     An item is detectron2's input dict (`image`, `instances`, `height`, `width`, `image_id`,
-    `file_name`) with `view`, and, from the cache, `codes`: field name to array.
+    `file_name`) with `view`, and, from the cache, `codes`: field name to array, and `detections`
+    where a method needs them.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         self._setup = setup
         self._augmentation = Augmentation.of_config(setup.settings.views)
         self._reader = reader
+        self._with_detections = reader is not None and DETECTIONS in needs_of(setup)
         self._pixels = PixelCheck(strict=setup.settings.cache.pixels == "strict")
 
     def __len__(self) -> int:
@@ -98,8 +101,10 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def _with_codes(self, draw: Draw, record: dict[str, np.ndarray]) -> dict[str, Any]:
         item, rendered = self._render(draw)
         self._pixels.check(record, rendered, file_name=item["file_name"], view=draw.view)
-        # What belongs to no signal is for checks and evaluation.
+        # What belongs to no signal is for checks and evaluation, and few methods.
         item["codes"] = {name: _tensor(code) for name, code in record.items() if "." in name}
+        if self._with_detections:
+            item[DETECTIONS] = _tensor(record[DETECTIONS])
         return item
 
 

@@ -1,4 +1,4 @@
-"""The training step: a plain detector, its own losses, and the three of distillation."""
+"""The training step: a plain detector, its own losses, and those of the methods that distil."""
 
 from __future__ import annotations
 
@@ -11,189 +11,160 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from configs.nodes import GidConfig
-from detectors import DenseOutputs, DetectorFamily, Setup
+from detectors import DenseOutputs, Setup
 from detectors.families import TrainingStep
-from detectors.readback import Readback
 
-from .adaptation import Adaptation
-from .box_head import box_head_losses
-from .gism import GeneralInstances, count_kinds, filter_by_mode, kinds_of, propose, select
-from .losses import gid_losses, needed_signals, warmup_factor
-from .pooling import GiPooler
+from .methods import Method, Pair, Step, TrainedLayers, chosen_methods
 from .teacher import Teacher, TeacherSource
-from .teacher_batch import TeacherBatch
 
 
 class Distiller(nn.Module):
     """Wraps a student; its training forward gives every loss by name.
 
-    The student stays a plain detectron2 model and knows nothing of this; the adaptation layer is
-    trained beside it and left behind at export.
+    The student stays a plain detectron2 model and knows nothing of this; what the methods train
+    beside it is left behind at export.
     """
 
     def __init__(
         self,
         detector: nn.Module,
-        adaptation: Adaptation,
+        setup: Setup,
         *,
-        family: DetectorFamily,
-        source: TeacherSource | None,
-        pooler: GiPooler,
-        gid: GidConfig,
-        levels: Sequence[int],
-        pooled: Sequence[int],
+        source: TeacherSource | None = None,
+        pair: Pair | None = None,
+        methods: Sequence[Method] = (),
     ) -> None:
         """Args:
 
         detector: the student.
-        adaptation: maps the student's pyramid to the teacher's channels.
-        family: of the student.
+        setup: of its config.
         source: the teacher; None trains on ground truth alone.
-        pooler: ROIAlign on the pooled levels.
-        gid: settings of selection and losses.
-        levels: numbers of the student's levels that the teacher's outputs are of.
-        pooled: numbers among these, of the levels that features of GIs are pooled from.
+        pair: teacher and student, where there is a teacher.
+        methods: whose losses are added up.
         """
         super().__init__()
         self.detector = detector
-        self.adaptation = adaptation
-        self._family = family
+        self._methods = nn.ModuleList(methods)
+        self._setup = setup
         self._source = source
-        self._pooler = pooler
-        self._gid = gid
-        self._levels = levels
-        self._pooled = pooled
+        self._pair = pair
+
+    @property
+    def methods(self) -> list[Method]:
+        """Those whose losses are added up."""
+        return [one for one in self._methods if isinstance(one, Method)]
+
+    @property
+    def trained_layers(self) -> TrainedLayers:
+        """The methods' part of a checkpoint."""
+        return TrainedLayers({one.name: one for one in self.methods})
 
     def forward(self, batch: list[dict[str, Any]]) -> Any:
         """Losses by name in training; detections, as the detector gives them, otherwise."""
         if not self.training:
             return self.detector(batch)
-        outputs = self._family.run(self.detector, batch)
-        targets = [x["instances"].to(outputs.logits.device) for x in batch]
+        outputs = self._setup.family.run(self.detector, batch)
         if self._source is None:
-            return self._training_step(outputs, targets).losses()
+            return self._training_step(outputs, _targets(batch, outputs)).losses()
+        step = self.step(batch, self._source, outputs, iteration=get_event_storage().iter)
+        return self._all_losses(step, outputs)
+
+    def step(
+        self,
+        batch: list[dict[str, Any]],
+        source: TeacherSource,
+        outputs: DenseOutputs,
+        *,
+        iteration: int = 0,
+    ) -> Step:
+        """What the methods meet, of the loader's items and any teacher.
+
+        Args:
+            batch: N items.
+            source: the teacher.
+            outputs: the student's, of all its levels.
+            iteration: of the training.
+        """
+        assert self._pair is not None
+        # On the way before anything that a GPU is waited for.
+        targets = _targets(batch, outputs)
         device = outputs.logits.device
+        shared = outputs.on_levels(self._pair.student_levels)
         # The student's mixed precision is not the teacher's; and stacking codes, which may be
         # float16, is refused or rounds under it.
         with torch.autocast(device.type, enabled=False):
-            sizes = outputs.on_levels(self._levels).level_sizes
-            teacher = self._source.outputs(batch, sizes, device)
-        return self._all_losses(teacher, outputs, targets)
+            teacher = source.outputs(batch, shared.level_sizes, device)
+        return Step(
+            pair=self._pair,
+            detector=self.detector,
+            outputs=shared,
+            teacher=teacher,
+            targets=targets,
+            images=[(item["image_id"], item["view"]) for item in batch],
+            iteration=iteration,
+            global_counts=self._setup.settings.distill.counts == "global",
+        )
 
-    def run_student(self, batch: list[dict[str, Any]]) -> DenseOutputs:
-        """The student's outputs for the loader's items, on the levels that are distilled."""
-        return self._family.run(self.detector, batch).on_levels(self._levels)
+    def positive(self, step: Step, outputs: DenseOutputs) -> Tensor:
+        """(N, R) bool, the places that the detector assigns to an object of a step."""
+        return self._positive(self._training_step(outputs, step.targets), outputs)
 
-    def general_instances(self, teacher: TeacherBatch, outputs: DenseOutputs) -> GeneralInstances:
-        """GISM on teacher and student: the GIs of each image, of all kinds."""
-        return select(teacher, outputs.logits, outputs.deltas, **self._selection(outputs))
+    def _training_step(self, outputs: DenseOutputs, targets: Sequence[Instances]) -> TrainingStep:
+        together = self._setup.settings.distill.counts == "global"
+        return self._setup.family.training_step(
+            self.detector, outputs, list(targets), global_counts=together
+        )
 
-    def losses_at(
-        self, instances: GeneralInstances, teacher: TeacherBatch, outputs: DenseOutputs
-    ) -> dict[str, Tensor]:
-        """The weighted distillation losses at GIs, see `gid_losses`, after the warm-up."""
-        assigned = self._assigned(instances, teacher, outputs)
-        boxes, valid = Readback(instances.boxes, instances.valid).wait()
-        return self._losses_at(boxes, valid, assigned, teacher, outputs)
+    def _positive(self, own: TrainingStep, outputs: DenseOutputs) -> Tensor:
+        assert self._pair is not None
+        return outputs.places_on(self._pair.student_levels, own.positive)
 
-    def _training_step(self, outputs: DenseOutputs, targets: list[Instances]) -> TrainingStep:
-        together = self._gid.counts == "global"
-        return self._family.training_step(self.detector, outputs, targets, global_counts=together)
+    def _all_losses(self, step: Step, outputs: DenseOutputs) -> dict[str, Tensor]:
+        """Own losses, and those of the methods.
 
-    def _all_losses(
-        self, teacher: TeacherBatch, outputs: DenseOutputs, targets: list[Instances]
-    ) -> dict[str, Tensor]:
-        """Own losses, and those of distillation at the boxes of the configured mode.
-
-        The order is that of what a GPU is waited for: GISM is launched before the detector's
-        assignment, which waits; and the host looks at the GIs while the detector's losses are
-        computed.
+        The order is that of what a GPU is waited for: methods begin before the detector's
+        assignment, which waits; and the host looks at what they chose while the detector's losses
+        are computed.
 
         Raises:
             FloatingPointError: outputs are not finite.
+            ValueError: a term has the name of one of the detector's own losses.
         """
-        distilled = outputs.on_levels(self._levels)
-        found, finite = propose(
-            teacher, distilled.logits, distilled.deltas, **self._selection(distilled)
-        )
-        own = self._training_step(outputs, targets)
-        ground_truth = [target.gt_boxes.tensor for target in targets]
-        positive = outputs.places_on(self._levels, own.positive)
-        kinds = kinds_of(found, positive, ground_truth)
-        chosen = filter_by_mode(found, kinds, self._gid.mode)
-        reading = Readback(finite.flags, kinds, found.valid, chosen.boxes, chosen.valid)
-        assigned = self._assigned(chosen, teacher, distilled)
+        methods = self.methods
+        begun = [method.begin(step) for method in methods]
+        for method in methods:
+            step = replace(step, targets=method.ground_truth(step))
+        own = self._training_step(outputs, step.targets)
+        positive = self._positive(own, outputs)
+        chosen = [
+            method.assigned(step, one, positive) for method, one in zip(methods, begun, strict=True)
+        ]
         losses = own.losses()
-        flags, kinds, every, chosen_boxes, valid = reading.wait()
-        failure = replace(finite, flags=flags).failure()
-        if failure:
-            # Other ranks still exchange counts with this one in their forward pass (GID.COUNTS
-            # global), so it goes along without GIs before it says so.
-            every, valid = torch.zeros_like(every), torch.zeros_like(valid)
         storage = get_event_storage()
-        for kind, count in count_kinds(kinds, every).items():
-            storage.put_scalar(f"gid/num_{kind}", count / len(targets))
-        warmup = warmup_factor(storage.iter, self._gid.warmup_iters)
-        losses |= self._losses_at(chosen_boxes, valid, assigned, teacher, distilled, warmup)
+        warmup = warmup_factor(step.iteration, self._setup.settings.distill.warmup_iters)
+        failure: FloatingPointError | None = None
+        for method, one in zip(methods, chosen, strict=True):
+            try:
+                found = method.weighted(method(step, one), warmup)
+            except FloatingPointError as error:
+                # The methods behind it still exchange counts with those of other ranks.
+                failure, found = failure or error, {}
+            for name, value in method.metrics().items():
+                storage.put_scalar(f"{method.name}/{name}", value)
+            _require_new(losses, found, method)
+            losses |= found
         if failure:
             raise failure
         return losses
 
-    def _selection(self, outputs: DenseOutputs) -> dict[str, Any]:
-        """What GISM needs besides the outputs of the two sides."""
-        return {
-            "anchors": outputs.anchors,
-            "image_sizes": outputs.image_sizes,
-            "centerness": outputs.centres(),
-            "box_transform": self._family.box_transform(self.detector),
-            "config": self._gid,
-        }
 
-    def _assigned(
-        self, instances: GeneralInstances, teacher: TeacherBatch, outputs: DenseOutputs
-    ) -> Tensor:
-        """Places (A,) int64 in N * R of the response loss; a GPU is waited for."""
-        assigned = self._family.assign_boxes(
-            self.detector, outputs, instances.boxes, instances.valid, teacher.valid
-        )
-        return assigned.flatten().nonzero().squeeze(1)
+def _targets(batch: list[dict[str, Any]], outputs: DenseOutputs) -> list[Instances]:
+    return [item["instances"].to(outputs.logits.device) for item in batch]
 
-    def _losses_at(
-        self,
-        boxes: Tensor,
-        valid: Tensor,
-        assigned: Tensor,
-        teacher: TeacherBatch,
-        outputs: DenseOutputs,
-        warmup: float = 1.0,
-    ) -> dict[str, Tensor]:
-        """The losses at GIs (N, G, 4), those that are valid (N, G), which the host knows."""
-        losses = gid_losses(
-            config=self._gid,
-            teacher=replace(teacher, features=self._pooled_of(teacher.features)),
-            rois=self._pooler.place(boxes, valid, outputs.logits.device),
-            assigned=assigned,
-            student_features=self._pooled_of(outputs.features),
-            student_logits=outputs.logits,
-            student_deltas=outputs.deltas,
-            comparable=self._family.comparable_deltas,
-            adaptation=self.adaptation,
-            pooler=self._pooler,
-            warmup=warmup,
-        )
-        return losses | box_head_losses(
-            config=self._gid,
-            family=self._family,
-            detector=self.detector,
-            outputs=outputs,
-            teacher=teacher,
-            warmup=warmup,
-        )
 
-    def _pooled_of(self, features: list[Tensor]) -> list[Tensor]:
-        """The levels that GIs are pooled from; none of a teacher's, where nothing needs them."""
-        return [features[level] for level in self._pooled] if features else []
+def warmup_factor(iteration: int, warmup_iters: int) -> float:
+    """Linear ramp of the distillation weights: from 1 / warmup_iters at iteration 0 up to 1."""
+    return min(1.0, (iteration + 1) / max(1, warmup_iters))
 
 
 def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) -> Distiller:
@@ -205,31 +176,25 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         teacher: whom it learns from, live or cached; None trains on ground truth alone.
 
     Raises:
-        ValueError: GID.ADAPTATION none, with pyramids of different channel counts.
+        ValueError: a method cannot distil this pair, such as GID.ADAPTATION none with pyramids of
+            different channel counts.
     """
-    cfg, family, gid = setup.cfg, setup.family, setup.settings.gid
-    names, strides = zip(*family.levels(cfg).items(), strict=True)
-    levels: Sequence[int] = range(len(strides))
-    kind, channels = "none", family.channels(cfg)
-    teacher_channels = channels
-    if teacher is not None:
-        stored = teacher.stored
-        levels = stored.kept
-        if "features" in needed_signals(gid):
-            kind, teacher_channels = gid.adaptation, stored.family.channels(stored.cfg)
-    pooled = [i for i, one in enumerate(levels) if names[one] in family.pooled_levels(cfg)]
-    adaptation = Adaptation(
-        kind,
-        student_channels=channels,
-        teacher_channels=teacher_channels,
-    ).to(cfg.MODEL.DEVICE)
+    if teacher is None:
+        return Distiller(detector, setup)
+    methods = [method(config, teacher.pair) for method, config in chosen_methods(setup)]
     return Distiller(
         detector,
-        adaptation,
-        family=family,
-        source=teacher.source(student_format=cfg.INPUT.FORMAT) if teacher else None,
-        pooler=GiPooler([strides[levels[one]] for one in pooled], gid),
-        gid=gid,
-        levels=levels,
-        pooled=pooled,
+        setup,
+        source=teacher.source(student_format=setup.cfg.INPUT.FORMAT),
+        pair=teacher.pair,
+        methods=[method.to(setup.cfg.MODEL.DEVICE) for method in methods],
     )
+
+
+def _require_new(losses: dict[str, Tensor], found: dict[str, Tensor], method: Method) -> None:
+    taken = losses.keys() & found.keys()
+    if taken:
+        raise ValueError(
+            f"the method {method.name} gives {min(taken)}, a loss that the detector has too; "
+            "rename the method or the term"
+        )

@@ -1,8 +1,9 @@
 """Fidelity: does a cache teach a student the same as the teacher itself, live and in float32?
 
 Both give their outputs for the same views and the same student; then three things are compared:
-the general instances that each would select, every distillation loss at the live teacher's
-instances, and the gradient of the losses in every weight of the student and its adaptation. It
+what a method would choose under each, such as general instances, every distillation loss at the
+live teacher's choice, and the gradient of the losses in every weight of the student and of the
+methods' layers. It
 matters on a trained teacher, and for a student at any stage: one at its beginning disagrees with
 the teacher everywhere, a trained one in places that a coarse code could blur.
 """
@@ -17,10 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor, nn
 
-from detectors import SafeCheckpointer, Setup, training_images, weights_path
+from detectors import (
+    DetectorFamily,
+    SafeCheckpointer,
+    Setup,
+    training_images,
+    weights_path,
+)
 from detectors.arithmetic import arithmetic
 from detectors.building import build_detector
 from storage.progress import Progress
@@ -28,7 +34,6 @@ from storage.progress import Progress
 from .cache_check import held_images
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
-from .gism import GeneralInstances
 from .inherit import inherit
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
@@ -39,7 +44,6 @@ logger = logging.getLogger(__name__)
 INITIAL = "initial"
 # What detectron2 calls the checkpoint at the end of training.
 FINAL_NAME = "model_final.pth"
-MATCHING_IOU = 0.9
 # Losses that sum up to less are compared with this instead: their ratio would be noise.
 LOSS_FLOOR = 1e-3
 
@@ -72,8 +76,9 @@ class StudentFidelity:
 
     Attributes:
         student: its checkpoint, or `initial`.
-        instances: GIs of the live teacher, over all views.
-        matched: share of them that some GI of the cache has an IoU of 0.9 or more with.
+        instances: what the methods chose under the live teacher, such as GIs, over all views.
+        matched: share of it that is found again under the cache, such as by a GI of an IoU of 0.9
+            or more; 1 where nothing is chosen.
         errors: loss name to |sum of differences| / |sum of the live ones|, over all batches.
         cosine: of the two gradients, those of all batches laid side by side.
     """
@@ -122,7 +127,7 @@ class Fidelity:
     def lines(self) -> list[str]:
         """Return the table as text, the verdict last."""
         names = list(self.students[0].errors)
-        heads = ["GIs matched", *(name.removeprefix("loss_gid_") for name in names), "cosine"]
+        heads = ["matched", *(name.removeprefix("loss_") for name in names), "cosine"]
         lines = [f"{'student':<28}" + "".join(f"{head:>14}" for head in heads)]
         for one in self.students:
             cells = [f"{one.matched:14.4f}", *(f"{one.errors[name]:14.2e}" for name in names)]
@@ -165,7 +170,7 @@ def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
     exact = arithmetic("float32", torch.device(cfg.MODEL.DEVICE))
     with exact, Progress("fidelity", total=total, unit="batches") as progress:
         for student in students:
-            comparison = _Comparison(_load_student(setup, student, cached))
+            comparison = _Comparison(_load_student(setup, student, cached), setup.family)
             for batch in progress.over(batches):
                 comparison.add([dataset[draw] for draw in batch], *sources)
             found.append(comparison.result(student))
@@ -218,16 +223,17 @@ def _spread(num_images: int, num_views: int, count: int) -> list[Draw]:
 
 
 def _load_student(setup: Setup, student: str, teacher: Teacher) -> Distiller:
-    """Build a student with its adaptation, in training mode, as training would have it."""
+    """Build a student with the methods' layers, in training mode, as training would have it."""
     cfg = setup.cfg
     torch.manual_seed(max(cfg.SEED, 0))
     detector = build_detector(cfg)
     distiller = build_distiller(setup, detector, teacher)
     if student != INITIAL:
         saved = _load_weights(detector, student, strict=True)
-        if distiller.adaptation.conv is not None:
-            state = saved.get("adaptation") or _adaptation_of(student)
-            distiller.adaptation.load_state_dict(state or distiller.adaptation.state_dict())
+        layers = distiller.trained_layers
+        if any(layers.state_dict().values()):
+            state = saved.get("methods") or _layers_of(student)
+            layers.load_state_dict(state or layers.state_dict())
         return distiller.train()
     if cfg.MODEL.WEIGHTS:
         _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
@@ -242,22 +248,22 @@ def _load_weights(detector: nn.Module, name: str, *, strict: bool) -> dict[str, 
     return found
 
 
-def _adaptation_of(student: str) -> dict[str, Tensor] | None:
-    """The adaptation layer that an exported student was trained with, which it does not hold.
+def _layers_of(student: str) -> dict[str, Any] | None:
+    """The methods' layers that an exported student was trained with, which it does not hold.
 
-    That of the last checkpoint beside it; None, and a warning, where there is none: the student is
-    then compared under the layer that training begins with.
+    Those of the last checkpoint beside it; None, and a warning, where there is none: the student is
+    then compared under the layers that training begins with.
     """
     beside = Path(student).with_name(FINAL_NAME)
     if "://" not in student and beside.is_file():
         saved = SafeCheckpointer(nn.Identity())._torch_load(str(beside))
-        if saved.get("adaptation"):
-            logger.info("%s: the adaptation layer is that of %s", student, beside)
-            found: dict[str, Tensor] = saved["adaptation"]
+        if saved.get("methods"):
+            logger.info("%s: the methods' layers are those of %s", student, beside)
+            found: dict[str, Any] = saved["methods"]
             return found
     logger.warning(
-        "%s holds no adaptation layer, and no %s beside it does: it is compared under an untrained "
-        "one, as training begins",
+        "%s holds no layers of the methods, and no %s beside it does: it is compared under "
+        "untrained ones, as training begins",
         student,
         FINAL_NAME,
     )
@@ -267,8 +273,9 @@ def _adaptation_of(student: str) -> dict[str, Tensor] | None:
 class _Comparison:
     """Sums over batches of what one student sees of two teachers."""
 
-    def __init__(self, distiller: Distiller) -> None:
+    def __init__(self, distiller: Distiller, family: DetectorFamily) -> None:
         self._distiller = distiller
+        self._family = family
         self._weights = [one for one in distiller.parameters() if one.requires_grad]
         self._instances = self._matched = 0
         self._live: dict[str, float] = {}
@@ -279,14 +286,19 @@ class _Comparison:
     def add(self, batch: list[dict[str, Any]], live: TeacherSource, cached: TeacherSource) -> None:
         """Compare on one batch of the loader's items."""
         distiller = self._distiller
-        outputs = distiller.run_student(batch)
-        device = outputs.logits.device
-        both = [source.outputs(batch, outputs.level_sizes, device) for source in (live, cached)]
-        instances, others = (distiller.general_instances(one, outputs) for one in both)
-        self._instances += int(instances.valid.sum())
-        for image in range(len(batch)):
-            self._matched += _count_matched(instances.of_image(image), others.of_image(image))
-        losses = [distiller.losses_at(instances, one, outputs) for one in both]
+        outputs = self._family.run(distiller.detector, batch)
+        steps = [distiller.step(batch, source, outputs) for source in (live, cached)]
+        positive = distiller.positive(steps[0], outputs)
+        losses: list[dict[str, Tensor]] = [{}, {}]
+        for method in distiller.methods:
+            begun, other = (method.begin(step) for step in steps)
+            agreed = method.agreement(begun, other)
+            if agreed is not None:
+                self._instances += agreed[0]
+                self._matched += agreed[1]
+            chosen = method.assigned(steps[0], begun, positive)
+            for found, step in zip(losses, steps, strict=True):
+                found.update(method.weighted(method(step, chosen)))
         for name, of_live in losses[0].items():
             of_cache = losses[1][name]
             self._live[name] = self._live.get(name, 0.0) + float(of_live.detach())
@@ -301,7 +313,7 @@ class _Comparison:
         return StudentFidelity(
             student=student,
             instances=self._instances,
-            matched=self._matched / max(1, self._instances),
+            matched=self._matched / self._instances if self._instances else 1.0,
             errors={
                 name: abs(difference) / max(abs(self._live[name]), LOSS_FLOOR)
                 for name, difference in self._difference.items()
@@ -320,11 +332,3 @@ class _Comparison:
 def _filled(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Iterator[Tensor]:
     for gradient, weight in zip(gradients, weights, strict=True):
         yield torch.zeros_like(weight) if gradient is None else gradient
-
-
-def _count_matched(ours: GeneralInstances, theirs: GeneralInstances) -> int:
-    """Count the GIs of an image that some GI of the other side matches."""
-    if not len(ours.boxes) or not len(theirs.boxes):
-        return 0
-    overlap = pairwise_iou(Boxes(ours.boxes), Boxes(theirs.boxes))
-    return int((overlap.amax(dim=1) >= MATCHING_IOU).sum())

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from detectors import Setup, load_model, training_images
+from detectors.detections import unpack_detections
 from storage.schema import DETECTIONS
 
 from .cache_check import held_images
 from .data import ViewDataset
-from .gism import GeneralInstances, select
+from .distiller import build_distiller
+from .methods import DrawnBoxes
 from .sampler import Draw
 from .teacher import LiveTeacher, Teacher, TeacherSource, open_teacher
 
@@ -30,8 +32,8 @@ _MIN_SCORE = 0.3
 def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
     """Draw the first view of `count` training images, evenly spread over the dataset.
 
-    Each picture has three panels: ground truth and the teacher's detections, the student's
-    detections, and the GIs (solid: the teacher's box, dashed: the student's).
+    Each picture has a panel of ground truth and the teacher's detections, one of the student's
+    detections, and one of each method that has boxes to show, such as the GIs.
 
     Args:
         setup: of a distillation config; MODEL.WEIGHTS names the student.
@@ -51,24 +53,16 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
         raise ValueError("TEACHER.SOURCE is none: there is no teacher to show; use cache or live")
     images = held_images(images, teacher.reader)
     student = load_model(cfg)
+    distiller = build_distiller(setup, student, teacher).eval()
     source = teacher.source(student_format=cfg.INPUT.FORMAT)
     dataset = ViewDataset(images, setup, teacher.reader)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     folder.mkdir(parents=True, exist_ok=True)
     for position in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist():
         item = dataset[Draw(position=position, view=0)]
-        outputs = family.run(student, [item]).on_levels(teacher.stored.kept)
-        given = source.outputs([item], outputs.level_sizes, outputs.logits.device)
-        instances = select(
-            given,
-            outputs.logits,
-            outputs.deltas,
-            anchors=outputs.anchors,
-            image_sizes=outputs.image_sizes,
-            centerness=outputs.centres(),
-            box_transform=family.box_transform(student),
-            config=setup.settings.gid,
-        )
+        outputs = family.run(student, [item])
+        step = distiller.step([item], source, outputs)
+        shown = [method.drawn(step, method.begin(step)) for method in distiller.methods]
         path = folder / f"view_{item['image_id']}.png"
         _draw(
             path,
@@ -76,7 +70,7 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
             truth=item["instances"],
             teacher=_confident(_detections(teacher, source, item)),
             student=_confident(family.detections(student, outputs)[0]),
-            instances=instances.of_image(0),
+            of_methods=[one for one in shown if one],
             class_names=names,
         )
         yield path
@@ -89,10 +83,7 @@ def _detections(teacher: Teacher, source: TeacherSource, item: dict[str, Any]) -
     assert teacher.reader is not None
     number = teacher.reader.record_number(item["image_id"], item["view"])
     rows = torch.from_numpy(teacher.reader.read(number)[DETECTIONS].copy())
-    rows = rows[rows[:, 4] >= 0]  # the others are not used
-    size = (int(item["image"].shape[-2]), int(item["image"].shape[-1]))
-    boxes, scores, classes = Boxes(rows[:, :4]), rows[:, 4], rows[:, 5].long()
-    return Instances(size, pred_boxes=boxes, scores=scores, pred_classes=classes)
+    return unpack_detections(rows, (int(item["image"].shape[-2]), int(item["image"].shape[-1])))
 
 
 def _rgb(image: Tensor, cfg: CfgNode) -> np.ndarray:
@@ -112,20 +103,18 @@ def _draw(
     truth: Instances,
     teacher: Instances,
     student: Instances,
-    instances: GeneralInstances,
+    of_methods: Sequence[Sequence[DrawnBoxes]],
     class_names: Sequence[str],
 ) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    panels = 2 + len(of_methods)
+    figure = Figure(figsize=(4 * panels, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
-    for axes, title in (
-        (left, "teacher (white: ground truth)"),
-        (middle, "student"),
-        (right, "general instances (solid: teacher's box, dashed: student's)"),
-    ):
+    left, middle, *rest = figure.subplots(1, panels)
+    titles = ["teacher (white: ground truth)", "student", *(one[0].title for one in of_methods)]
+    for axes, title in zip((left, middle, *rest), titles, strict=True):
         axes.imshow(pixels)
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
@@ -136,10 +125,9 @@ def _draw(
             for c, s in zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
         ]
         _add_boxes(axes, found.pred_boxes.tensor, color="tab:orange", labels=labels)
-    for ours, style in ((instances.from_teacher, "solid"), (~instances.from_teacher, "dashed")):
-        chosen = instances[ours]
-        labels = [f"{score:.2f}" for score in chosen.scores.tolist()]
-        _add_boxes(right, chosen.boxes.cpu(), color="tab:cyan", labels=labels, style=style)
+    for axes, drawn in zip(rest, of_methods, strict=True):
+        for one in drawn:
+            _add_boxes(axes, one.boxes, color="tab:cyan", labels=one.labels, style=one.style)
     figure.savefig(path, dpi=80, bbox_inches="tight")
 
 

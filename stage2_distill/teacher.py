@@ -8,8 +8,8 @@ Shape letters: N images, K classes, R anchors an image, C channels, L levels, S 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from configs.nodes import TeacherConfig
 from detectors import DenseOutputs, Setup, load_model
 from detectors.arithmetic import arithmetic
+from detectors.detections import pack_detections
 from detectors.stored import Stored
 from storage import CacheReader, Geometry, RecordCodec
 
-from .box_head import check_box_head
-from .cache_check import check_pairing, check_score, open_cache
-from .losses import needed_signals
-from .teacher_batch import LevelSizes, TeacherBatch, assemble, placing_of
+from .cache_check import open_cache
+from .methods import DETECTIONS, Pair, check_methods, needs_of
+from .teacher_batch import Grid, LevelSizes, TeacherBatch, assemble
 
 
 class TeacherSource(Protocol):
@@ -47,13 +47,12 @@ class TeacherSource(Protocol):
 class CachedTeacher:
     """Decodes the codes that the loader read, on the device of the step."""
 
-    def __init__(self, codec: RecordCodec, stored: Stored) -> None:
-        """Args: what decodes the records, and what they hold of which teacher."""
+    def __init__(self, codec: RecordCodec, stored: Stored, kept: Sequence[int]) -> None:
+        """Args: what decodes the records; what is used of which teacher; and the numbers of the
+        stored levels that the student has too."""
         self._codec = codec
         self._stored = stored
-        self._num_anchors = next(
-            one.sizes["anchors"] for one in stored.signals if one.name == "scores"
-        )
+        self._kept = kept
 
     def outputs(
         self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
@@ -64,14 +63,19 @@ class CachedTeacher:
             {name: one.to(device, non_blocking=True) for name, one in item["codes"].items()}
             for item in batch
         ]
-        placing = placing_of(geometries, level_sizes, device)
-        if placing is not None:
-            values = self._codec.decode_placed(records, placing)
-            valid = placing.valid(self._num_anchors)
-            return TeacherBatch.of_values(values, level_sizes, valid)
-        codes = {name: torch.stack([one[name] for one in records]) for name in records[0]}
-        values = self._codec.decode(codes, geometries[0])
-        return TeacherBatch.of_values(values, level_sizes, None)
+        grid = Grid(geometries, level_sizes, self._kept, device)
+        if grid.placing is not None:
+            values = self._codec.decode_placed(records, grid.placing)
+        else:
+            codes = {name: torch.stack([one[name] for one in records]) for name in records[0]}
+            values = self._codec.decode(codes, geometries[0])
+        found = [item[DETECTIONS] for item in batch if DETECTIONS in item]
+        return TeacherBatch.of_values(
+            values,
+            grid,
+            num_anchors=_num_anchors(self._stored),
+            detections=torch.stack(found).to(device, non_blocking=True) if found else None,
+        )
 
 
 class LiveTeacher:
@@ -85,19 +89,25 @@ class LiveTeacher:
         self,
         model: nn.Module,
         stored: Stored,
+        kept: Sequence[int],
         *,
         student_format: str,
         config: TeacherConfig | None = None,
+        with_detections: bool = False,
     ) -> None:
         """Args:
 
         model: the teacher in evaluation mode; not a part of the trained module.
         stored: what is wanted of its outputs.
+        kept: numbers of the stored levels that the student has too.
         student_format: INPUT.FORMAT of the images in the batch.
         config: views in one forward, and its arithmetic; None: the defaults.
+        with_detections: whether its final boxes are wanted too.
         """
         self._model = model.requires_grad_(False)
         self._stored = stored
+        self._kept = kept
+        self._with_detections = with_detections
         self._flip_channels = student_format != stored.cfg.INPUT.FORMAT
         config = config or TeacherConfig()
         self._batch = config.batch
@@ -119,7 +129,14 @@ class LiveTeacher:
                 for row, place in enumerate(places):
                     records[place] = {name: value[row] for name, value in values.items()}
         ordered = [records[place] for place in range(len(batch))]
-        return assemble(ordered, self._stored.signals, geometries, level_sizes)
+        found = [one.pop(DETECTIONS) for one in ordered if DETECTIONS in one]
+        grid = Grid(geometries, level_sizes, self._kept, device)
+        return TeacherBatch.of_values(
+            assemble(ordered, self._stored.signals, grid),
+            grid,
+            num_anchors=_num_anchors(self._stored),
+            detections=torch.stack(found) if found else None,
+        )
 
     @torch.no_grad()
     def detections(self, item: dict[str, Any]) -> Instances:
@@ -140,7 +157,12 @@ class LiveTeacher:
         values = self._stored.values(outputs)
         found = {one.name: values[one.name].float() for one in self._stored.signals}
         of_scores = [one.name for one in self._stored.signals if one.kind == "scores"]
-        return found | {name: found[name].sigmoid() for name in of_scores}
+        found |= {name: found[name].sigmoid() for name in of_scores}
+        if self._with_detections:
+            rows = self._stored.cfg.TEST.DETECTIONS_PER_IMAGE
+            boxes = self._stored.family.detections(self._model, outputs.float())
+            found[DETECTIONS] = torch.stack([pack_detections(one, rows) for one in boxes])
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,21 +170,31 @@ class Teacher:
     """The teacher of a run, checked against the student, nothing of it loaded yet.
 
     Attributes:
-        stored: what is used of its outputs: what the losses need, on the levels that there are.
+        pair: teacher and student; what is used of the teacher is what the methods need, on the
+            levels that there are.
         config: the node TEACHER of the student's.
         reader: its open cache; None when it runs live.
+        needs: signal, or `DETECTIONS`, to the methods that read it.
     """
 
-    stored: Stored
+    pair: Pair
     config: TeacherConfig
     reader: CacheReader | None
+    needs: Mapping[str, Sequence[str]]
 
     def source(self, *, student_format: str) -> TeacherSource:
         """Make ready to give outputs; a live teacher is loaded here."""
+        stored, kept = self.pair.stored, self.pair.teacher_levels
         if self.reader is not None:
-            return CachedTeacher(self.reader.codec, self.stored)
-        model = load_model(self.stored.cfg)
-        return LiveTeacher(model, self.stored, student_format=student_format, config=self.config)
+            return CachedTeacher(self.reader.codec, stored, kept)
+        return LiveTeacher(
+            load_model(stored.cfg),
+            stored,
+            kept,
+            student_format=student_format,
+            config=self.config,
+            with_detections=DETECTIONS in self.needs,
+        )
 
 
 def open_teacher(
@@ -178,20 +210,25 @@ def open_teacher(
     Raises:
         FileNotFoundError: no such config, weights or cache.
         ValueError: teacher and student do not match, or the cache is not the one for this config,
-            or lacks what the losses need.
+            or lacks what the methods need.
     """
     config = config or setup.settings.teacher
     if config.source == "none":
         return None
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
-    check_box_head(setup)
-    check_pairing(setup)
-    check_score(setup)
+    check_methods(setup)
     reader = open_cache(setup, images) if config.source == "cache" else None
-    needs = needed_signals(setup.settings.gid)
+    needs = needs_of(setup)
     levels = tuple(reader.manifest.levels if reader else setup.stored.levels)
-    stored = Stored.of(cfg, setup.teacher_family, signals=needs, levels=levels)
-    return Teacher(stored=stored, config=config, reader=reader)
+    stored = Stored.of(cfg, setup.teacher_family, levels=levels)
+    used = tuple(one for one in stored.signals if one.name in needs)
+    pair = Pair.of(setup, replace(stored, signals=used))
+    return Teacher(pair=pair, config=config, reader=reader, needs=needs)
+
+
+def _num_anchors(stored: Stored) -> int:
+    """Anchors per position; 0 where nothing of them is used."""
+    return next((one.sizes["anchors"] for one in stored.signals if "anchors" in one.sizes), 0)
 
 
 def _geometry(stored: Stored, image: Tensor) -> Geometry:

@@ -29,42 +29,100 @@ _NAMED = ("features", "scores", "deltas")
 class TeacherBatch:
     """Decoded teacher outputs of N images on one grid; constants, never with a gradient.
 
+    What nothing needs is empty, and without places or rows.
+
     Attributes:
-        features: L tensors (N, C, H_l, W_l) float32; empty where nothing needs them.
+        features: L tensors (N, C, H_l, W_l) float32.
         probabilities: (N, R, K) float32, 0..1; zero where not valid.
         deltas: (N, R, 4) float32, in the units of the detector's box transform; zero where not
             valid.
         valid: (N, R) bool, whether the anchor lies on its record's own grid.
+        inside: L tensors (N, 1, H_l, W_l) bool, whether the position does.
         further: signal name to the (N, ...) values of what only some families have.
+        detections: (N, D, 6) float32, the final boxes of each view, see `pack_detections`.
     """
 
     features: list[Tensor]
     probabilities: Tensor
     deltas: Tensor
     valid: Tensor
+    inside: list[Tensor] = field(default_factory=list)
     further: Mapping[str, Tensor] = field(default_factory=dict)
+    detections: Tensor = field(default_factory=lambda: torch.empty(0, 0, 6))
 
     @classmethod
     def of_values(
-        cls, values: Mapping[str, Tensor], level_sizes: LevelSizes, valid: Tensor | None
+        cls,
+        values: Mapping[str, Tensor],
+        grid: Grid,
+        *,
+        num_anchors: int,
+        detections: Tensor | None = None,
     ) -> TeacherBatch:
         """Name the signals of a dense detector.
 
         Args:
-            values: signal name to (N, ...) values on the batch's grid.
-            level_sizes: of that grid.
-            valid: (N, R) bool; None: all.
+            values: signal name to (N, ...) values on the grid, those that are needed.
+            grid: of the batch.
+            num_anchors: per position; 0 where nothing of the places is needed.
+            detections: (N, D, 6), where they are needed.
         """
-        scores, features = values["scores"], values.get("features")
-        if valid is None:
-            valid = scores.new_ones(scores.shape[:2], dtype=torch.bool)
+        inside = grid.inside
+        none = torch.empty(len(inside), 0, 0, device=inside.device)
+        features = split_levels(values["features"], grid.sizes) if "features" in values else []
         return cls(
-            features=[] if features is None else split_levels(features, level_sizes),
-            probabilities=scores,
-            deltas=values["deltas"],
-            valid=valid,
+            features=[features[level] for level in grid.kept] if features else [],
+            probabilities=values.get("scores", none),
+            deltas=values.get("deltas", none),
+            valid=inside.repeat_interleave(num_anchors, dim=1),
+            inside=[split_levels(inside[:, None], grid.sizes)[level] for level in grid.kept],
             further={name: one for name, one in values.items() if name not in _NAMED},
+            **({} if detections is None else {"detections": detections}),
         )
+
+
+class Grid:
+    """Where the records of a batch lie: at the top left of each level.
+
+    Attributes:
+        sizes: (H_l, W_l) of every level of the records.
+        kept: numbers of those that are handed on.
+        placing: what brings the records there; None where each fills it.
+        inside: (N, S) bool, the positions that are a record's own.
+    """
+
+    def __init__(
+        self,
+        geometries: Sequence[Geometry],
+        level_sizes: LevelSizes,
+        kept: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        """Args:
+
+        geometries: of the N records.
+        level_sizes: (H_l, W_l) of the student's batch, for the levels that it shares.
+        kept: their numbers among the levels of the records; the others are as large as the
+            records need.
+        device: of the records.
+
+        Raises:
+            ValueError: a record does not fit.
+        """
+        sizes = [
+            tuple(max(one.level_sizes[level][side] for one in geometries) for side in (0, 1))
+            for level in range(len(geometries[0].level_sizes))
+        ]
+        for level, (height, width) in zip(kept, level_sizes, strict=True):
+            sizes[level] = (int(height), int(width))
+        self.sizes = [(height, width) for height, width in sizes]
+        self.kept = list(kept)
+        self.placing = placing_of(geometries, self.sizes, device)
+        if self.placing is not None:
+            self.inside = self.placing.inside
+        else:
+            shape = (len(geometries), sum(height * width for height, width in self.sizes))
+            self.inside = torch.ones(shape, dtype=torch.bool, device=device)
 
 
 def split_levels(features: Tensor, level_sizes: LevelSizes) -> list[Tensor]:
@@ -117,27 +175,19 @@ def placing_of(
 
 
 def assemble(
-    records: Sequence[Mapping[str, Tensor]],
-    signals: Sequence[Signal],
-    geometries: Sequence[Geometry],
-    level_sizes: LevelSizes,
-) -> TeacherBatch:
-    """Put decoded records onto the grid of a batch.
+    records: Sequence[Mapping[str, Tensor]], signals: Sequence[Signal], grid: Grid
+) -> dict[str, Tensor]:
+    """Put decoded records onto the grid of a batch: signal name to (N, ...).
 
     Args:
         records: of each image, signal name to its values.
         signals: what they are.
-        geometries: of each record.
-        level_sizes: (H_l, W_l) of the batch's L levels, none smaller than a record's.
-
-    Raises:
-        ValueError: as `placing_of`.
+        grid: of the batch.
     """
-    placing = placing_of(geometries, level_sizes, records[0]["scores"].device)
-    values, valid = {}, None
+    values = {}
     for signal in signals:
         of_all = [record[signal.name] for record in records]
-        values[signal.name] = placing.values(of_all, signal) if placing else torch.stack(of_all)
-        if placing and signal.name == "scores":
-            valid = placing.valid(signal.sizes["anchors"])
-    return TeacherBatch.of_values(values, level_sizes, valid)
+        values[signal.name] = (
+            grid.placing.values(of_all, signal) if grid.placing else torch.stack(of_all)
+        )
+    return values

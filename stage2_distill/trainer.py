@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from detectors.trainer import Trainer
 from .cache_check import held_images
 from .data import build_data
 from .distiller import build_distiller
-from .gism import KINDS
 from .inherit import inherit
 from .prefetch import DeviceLoader
 from .teacher import open_teacher
@@ -27,18 +27,24 @@ EXPORTED_NAME = "student_final.pth"
 
 
 class DistillPrinter(StepPrinter):
-    """Prints the GIs selected too, by kind, as means an image."""
+    """Prints what the methods say of a step too, such as the GIs of an image, as means."""
+
+    def __init__(self, max_iter: int, methods: Sequence[str]) -> None:
+        """Args: as `StepPrinter`, and the names of the methods."""
+        super().__init__(max_iter)
+        self._methods = methods
 
     def parts(self, storage: EventStorage) -> list[str]:
         """See `StepPrinter`."""
-        histories = storage.histories()
-        counts = [
-            f"{kind}: {histories[name].avg(PRINTED_ITERS):.3g}"
-            for kind in KINDS
-            if (name := f"gid/num_{kind}") in histories
-        ]
         found = super().parts(storage)
-        return [*found, f"GIs an image: {'  '.join(counts)}"] if counts else found
+        for method in self._methods:
+            figures = [
+                f"{name.removeprefix(f'{method}/')}: {history.avg(PRINTED_ITERS):.3g}"
+                for name, history in storage.histories().items()
+                if name.startswith(f"{method}/")
+            ]
+            found += [f"{method}: {'  '.join(figures)}"] if figures else []
+        return found
 
 
 class DistillTrainer(Trainer):
@@ -66,7 +72,7 @@ class DistillTrainer(Trainer):
     @property
     def counts_globally(self) -> bool:
         """See `Trainer`."""
-        return self.setup.settings.gid.counts == "global"
+        return self.setup.settings.distill.counts == "global"
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """Put the detector into the distilling step."""
@@ -74,8 +80,8 @@ class DistillTrainer(Trainer):
         return self.distiller
 
     def extra_checkpointables(self) -> dict[str, Any]:
-        """The adaptation layer is a part of the checkpoint, not of the student in it."""
-        return {**super().extra_checkpointables(), "adaptation": self.distiller.adaptation}
+        """The methods' layers are a part of the checkpoint, not of the student in it."""
+        return {**super().extra_checkpointables(), "methods": self.distiller.trained_layers}
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""
@@ -86,9 +92,9 @@ class DistillTrainer(Trainer):
         self._data.sampler.first_iter = self.start_iter
 
     def build_writers(self) -> list[EventWriter]:
-        """As the plain trainer, and the GIs on the console."""
-        stock = super().build_writers()
-        return [DistillPrinter(self.max_iter) if isinstance(w, StepPrinter) else w for w in stock]
+        """As the plain trainer, and the methods' figures on the console."""
+        printer = DistillPrinter(self.max_iter, self.setup.settings.distill.methods)
+        return [printer if isinstance(w, StepPrinter) else w for w in super().build_writers()]
 
     def after_train(self) -> None:
         """Export the student as a plain checkpoint, and a LazyConfig where no YAML builds it."""

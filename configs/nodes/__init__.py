@@ -16,19 +16,38 @@ from typing import Any, TypeVar
 from configs.rules import LEAF_TYPES
 
 from .base import FieldChecks
+from .boxes import BoxesConfig
 from .cache import CacheConfig
+from .cwd import CwdConfig
 from .dataset import DatasetConfig
+from .distill import DistillConfig
+from .fgd import FgdConfig
+from .frs import FrsConfig
 from .gid import GidConfig
+from .mgd import MgdConfig
+from .mimic import MimicConfig
+from .pkd import PkdConfig
+from .pseudo import PseudoConfig
 from .teacher import TeacherConfig
 from .views import ViewsConfig
 
 __all__ = [
+    "FIELD_NODES",
     "NODES",
     "OWN_NODES",
+    "BoxesConfig",
     "CacheConfig",
+    "CwdConfig",
     "DatasetConfig",
+    "DistillConfig",
+    "FgdConfig",
     "FieldChecks",
+    "FrsConfig",
     "GidConfig",
+    "MgdConfig",
+    "MimicConfig",
+    "PkdConfig",
+    "PseudoConfig",
     "Settings",
     "TeacherConfig",
     "ViewsConfig",
@@ -39,29 +58,38 @@ __all__ = [
 NodeClass = TypeVar("NodeClass", bound=type)
 
 
+_OF_ALL_RUNS: tuple[type[Any], ...] = (
+    ViewsConfig, TeacherConfig, CacheConfig, DistillConfig, DatasetConfig,
+)  # fmt: skip
+_OF_METHODS: tuple[type[Any], ...] = (
+    GidConfig, PkdConfig, FrsConfig, CwdConfig, MgdConfig, FgdConfig, MimicConfig, BoxesConfig,
+    PseudoConfig,
+)  # fmt: skip
+# Those that `Settings` has a field of, by the node's lower-case name.
+FIELD_NODES = tuple(one.node for one in _OF_ALL_RUNS)
+# Node name to its dataclass.
+NODES: dict[str, type[Any]] = {one.node: one for one in (*_OF_ALL_RUNS, *_OF_METHODS)}
+OWN_NODES = tuple(NODES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every node, validated: ours by attribute, the user's by name, as in `settings["MINE"]`."""
+    """Every node, validated: what all runs have by attribute, all by name, as `settings["GID"]`."""
 
     views: ViewsConfig = field(default_factory=ViewsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
-    gid: GidConfig = field(default_factory=GidConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    # What modules of the user's registered.
-    others: Mapping[str, Any] = field(default_factory=dict)
+    # Those of the methods, and what modules of the user's registered.
+    others: Mapping[str, Any] = field(
+        default_factory=lambda: {one.node: one() for one in _OF_METHODS}
+    )
 
     def __getitem__(self, name: str) -> Any:
         """The dataclass of a node, ours or the user's; KeyError if there is none."""
-        ours = (self.views, self.teacher, self.cache, self.gid, self.dataset)
+        ours = (self.views, self.teacher, self.cache, self.distill, self.dataset)
         return {**{one.node: one for one in ours}, **self.others}[name]
-
-
-# Node name to its dataclass. `Settings` has one field of each, by the node's lower-case name.
-NODES: dict[str, type[Any]] = {
-    one.node: one for one in (ViewsConfig, TeacherConfig, CacheConfig, GidConfig, DatasetConfig)
-}
-OWN_NODES = tuple(NODES)
 
 
 def register_node(node: NodeClass) -> NodeClass:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.rules import MAX_WHOLE, Choice, Number, Place, Rule, Text, Whole
+from configs.rules import MAX_WHOLE, Choice, Number, Place, Rule, Several, Text, Whole
+
+# Weights that no loss has use for.
+MAX_WEIGHT = 1e9
 
 
 class FieldChecks:
@@ -40,6 +43,15 @@ class FieldChecks:
     def text(self, name: str) -> None:
         """Check for text, which may be empty."""
         self.check(name, Text())
+
+    def names(self, name: str, *, at_least: int = 0) -> None:
+        """Check names, several or none, and store them as a tuple."""
+        self.check(name, Several(item=Text(needed=True), at_least=at_least))
+        object.__setattr__(self._config, name, tuple(getattr(self._config, name)))
+
+    def weight(self, name: str) -> None:
+        """Check the weight of a loss; 0: without it."""
+        self.number(name, at_most=MAX_WEIGHT)
 
     def place(self, name: str, schemes: tuple[str, ...] = ()) -> None:
         """Check a path or URL; credentials in a URL would end up in logs and saved configs."""

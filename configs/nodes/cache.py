@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from configs.rules import Several, Text
+from configs.rules import Text
 
 from .base import FieldChecks
 
@@ -63,8 +63,7 @@ class CacheConfig:
         checks.choice("dtype", self.DTYPES)
         checks.integer("scores_kept", at_least=0)
         for name in ("signals", "levels"):
-            checks.check(name, Several(item=Text(needed=True), at_least=0))
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            checks.names(name)
         checks.integer("shard_records", at_least=0, at_most=MAX_SHARD_RECORDS)
         checks.integer("shard_bytes", at_least=1, at_most=2**40)
         checks.integer("writers", at_least=1, at_most=256)

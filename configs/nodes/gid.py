@@ -5,10 +5,7 @@ from typing import ClassVar
 
 from configs.stock_limits import MAX_SIDE
 
-from .base import FieldChecks
-
-# Weights and lengths that no loss has use for.
-_MAX_WEIGHT = 1e9
+from .base import MAX_WEIGHT, FieldChecks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +23,14 @@ class GidConfig:
     MODES: ClassVar[tuple[str, ...]] = ("all", "pos", "semi_pos", "neg")
     ADAPTATIONS: ClassVar[tuple[str, ...]] = ("conv3x3", "conv1x1", "none")
     SCOPES: ClassVar[tuple[str, ...]] = ("batch", "image")
-    COUNTS: ClassVar[tuple[str, ...]] = ("rank", "global")
+    BOXES: ClassVar[tuple[str, ...]] = ("general", "ground_truth")
 
     # per_class: max over classes of |P_t - P_s| (the paper); max: |max P_t - max P_s|; centered:
     # as per_class, of sqrt(P * centerness), by which FCOS ranks its boxes.
     score: str = "per_class"
+    # general: the boxes that teacher and student disagree on, and the keys up to MIN_SIDE choose;
+    # ground_truth: the annotated objects in their place (ablation).
+    boxes: str = "general"
     # Which GIs take part: all, or by their overlap with ground truth (ablation).
     mode: str = "all"
     # GIs of one image after NMS (the paper's K).
@@ -64,15 +64,11 @@ class GidConfig:
     box_head_cls_weight: float = 0.0
     # Weight of its box part, a smooth L1 of the same beta.
     box_head_reg_weight: float = 0.0
-    # What losses are divided by, the detector's own included: counts of the rank's images, as in
-    # stock detectron2, or of all ranks' images, so that any number of ranks trains alike.
-    counts: str = "rank"
-    # Iterations over which all weights rise linearly from zero; 0: none.
-    warmup_iters: int = 0
 
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
         checks.choice("score", self.SCORES)
+        checks.choice("boxes", self.BOXES)
         checks.choice("mode", self.MODES)
         checks.integer("top_k", at_least=1)
         checks.integer("pre_nms", at_least=1)
@@ -81,15 +77,15 @@ class GidConfig:
         checks.integer("roi_size", at_least=1, at_most=256)
         checks.integer("sampling_ratio", at_least=0, at_most=256)
         checks.choice("adaptation", self.ADAPTATIONS)
-        checks.number("feature_weight", at_most=_MAX_WEIGHT)
-        checks.number("relation_weight", at_most=_MAX_WEIGHT)
+        checks.weight("feature_weight")
+        checks.weight("relation_weight")
         checks.choice("relation_scope", self.SCOPES)
-        checks.number("response_cls_weight", at_most=_MAX_WEIGHT)
-        checks.number("response_reg_weight", at_most=_MAX_WEIGHT)
-        checks.number("response_reg_beta", at_most=_MAX_WEIGHT)
-        checks.number("box_head_cls_weight", at_most=_MAX_WEIGHT)
-        checks.number("box_head_reg_weight", at_most=_MAX_WEIGHT)
-        checks.choice("counts", self.COUNTS)
-        checks.integer("warmup_iters", at_least=0)
+        checks.weight("response_cls_weight")
+        checks.weight("response_reg_weight")
+        checks.number("response_reg_beta", at_most=MAX_WEIGHT)
+        checks.weight("box_head_cls_weight")
+        checks.weight("box_head_reg_weight")
+        if self.boxes == "ground_truth" and self.mode != "all":
+            raise checks.refusal("mode", "all with GID.BOXES ground_truth, whose kind is known")
         if self.pre_nms < self.top_k:
             raise checks.refusal("pre_nms", f"at least GID.TOP_K {self.top_k}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from configs.rules import Several, Text, Whole
+from configs.rules import Several, Whole
 from configs.stock_limits import MAX_SIDE
 
 from .base import FieldChecks
@@ -44,7 +44,6 @@ class ViewsConfig:
         object.__setattr__(self, "scales", tuple(self.scales))
         checks.integer("max_size", at_least=1, at_most=MAX_SIDE)
         checks.number("flip", at_most=1.0)
-        checks.check("steps", Several(item=Text(needed=True), at_least=0))
-        object.__setattr__(self, "steps", tuple(self.steps))
+        checks.names("steps")
         if self.max_size < max(self.scales):
             raise checks.refusal("max_size", f"at least the largest of VIEWS.SCALES {self.scales}")

@@ -90,8 +90,12 @@ class DetectorFamily(Protocol):
         """The part of the config that changes what the model computes."""
         ...
 
-    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
-        """What teacher and student must share for their places to correspond: fact to value."""
+    def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
+        """What a teacher and a student must share for a method to compare them.
+
+        By signal, or `detections`: fact to value; of `features` nothing, any two pyramids have
+        levels of one stride.
+        """
         ...
 
     def lazy_config(self, cfg: CfgNode) -> str:

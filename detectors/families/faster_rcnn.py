@@ -107,16 +107,25 @@ class FasterRcnnFamily(DenseFamily):
             Signal("proposal_deltas", "rows", {**rows, "columns": 4}),
         )
 
-    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
+    def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
         """See `DetectorFamily`."""
         layout, model = _layout(cfg), cfg.MODEL
-        return {
-            "number of classes": model.ROI_HEADS.NUM_CLASSES,
+        classes = {"number of classes": model.ROI_HEADS.NUM_CLASSES}
+        places = {
             "strides of the levels": layout.strides,
             "anchors per position": layout.num_anchors,
-            "MODEL.RPN.BBOX_REG_WEIGHTS": model.RPN.BBOX_REG_WEIGHTS,
-            "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": model.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
             **{f"MODEL.ANCHOR_GENERATOR.{k}": v for k, v in model.ANCHOR_GENERATOR.items()},
+        }
+        weights = model.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+        return {
+            "features": {},
+            # Of objectness: two detectors of other classes agree on what it means.
+            "scores": {"what is scored": "objectness", **places},
+            "deltas": {**places, "MODEL.RPN.BBOX_REG_WEIGHTS": model.RPN.BBOX_REG_WEIGHTS},
+            "proposals": {},
+            "proposal_scores": classes,
+            "proposal_deltas": {**classes, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": weights},
+            "detections": classes,
         }
 
     def run(self, model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> RcnnOutputs:

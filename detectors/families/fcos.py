@@ -96,12 +96,17 @@ class FcosFamily(DenseFamily):
             Signal("centerness", "scores", {"anchors": 1, "classes": 1}),
         )
 
-    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
+    def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
         """See `DetectorFamily`."""
+        classes = {"number of classes": cfg.MODEL.FCOS.NUM_CLASSES}
+        places = {"strides of the levels": self.layout(cfg).strides, "anchors per position": 1}
         return {
-            "number of classes": cfg.MODEL.FCOS.NUM_CLASSES,
-            "strides of the levels": self.layout(cfg).strides,
-            "anchors per position": 1,
+            "features": {},
+            "scores": {**classes, **places},
+            # Left, top, right and bottom over the stride, which no box of an anchor is given in.
+            "deltas": {**places, "deltas": "distances to the sides"},
+            "centerness": places,
+            "detections": classes,
         }
 
     def lazy_config(self, cfg: CfgNode) -> str:

@@ -71,16 +71,21 @@ class RetinaNetFamily(DenseFamily):
             Signal("deltas", "deltas", anchors),
         )
 
-    def pairing(self, cfg: CfgNode) -> dict[str, Any]:
+    def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
         """See `DetectorFamily`."""
-        layout = _layout(cfg)
-        generator = cfg.MODEL.ANCHOR_GENERATOR
-        return {
-            "number of classes": cfg.MODEL.RETINANET.NUM_CLASSES,
+        layout, model = _layout(cfg), cfg.MODEL
+        classes = {"number of classes": model.RETINANET.NUM_CLASSES}
+        places = {
             "strides of the levels": layout.strides,
             "anchors per position": layout.num_anchors,
-            "MODEL.RETINANET.BBOX_REG_WEIGHTS": cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS,
-            **{f"MODEL.ANCHOR_GENERATOR.{key}": value for key, value in generator.items()},
+            **{f"MODEL.ANCHOR_GENERATOR.{key}": x for key, x in model.ANCHOR_GENERATOR.items()},
+        }
+        weights = {"MODEL.RETINANET.BBOX_REG_WEIGHTS": model.RETINANET.BBOX_REG_WEIGHTS}
+        return {
+            "features": {},
+            "scores": {**classes, **places},
+            "deltas": {**places, **weights},
+            "detections": classes,
         }
 
     def run(self, model: RetinaNet, batch: list[dict[str, Any]]) -> DenseOutputs:

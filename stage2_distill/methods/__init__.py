@@ -1,1 +1,159 @@
-"""Distillation methods: the losses of each as plain functions on tensors, and what they train."""
+"""Distillation methods: the registry, open to modules of the user's, and what a config names of it.
+
+A method is one file here and its node in `configs/nodes/`: plain functions on tensors, which may be
+called without a config, and a `Method` that brings them into a training step.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from configs.nodes import NODES
+from configs.origins import place_of
+from detectors import Setup
+
+from .base import DETECTIONS, DrawnBoxes, Method, Pair, Step
+from .gid import Gid
+
+__all__ = [
+    "DETECTIONS",
+    "DrawnBoxes",
+    "Method",
+    "Pair",
+    "Step",
+    "TrainedLayers",
+    "check_methods",
+    "chosen_methods",
+    "needs_of",
+    "register_method",
+]
+
+MethodClass = TypeVar("MethodClass", bound=type[Method])
+
+_METHODS: dict[str, type[Method]] = {one.name: one for one in (Gid,)}
+
+
+def register_method(method: MethodClass) -> MethodClass:
+    """Make a method known; a class decorator, for a module that `IMPORTS` names.
+
+    Raises:
+        ValueError: its name is taken or no name, its node is not registered, or a weight is no
+            field of it.
+    """
+    title = f"{method.__module__}.{method.__qualname__}"
+    name, config = method.name, method.Config
+    if not re.fullmatch("[a-z][a-z0-9]*", name):
+        # Without an underscore, no two methods can give a term of the loss the same name.
+        raise ValueError(f"{title}.name: expected lower-case letters and digits, got {name!r}")
+    known = _METHODS.get(name)
+    if known is not None:
+        both = f"{known.__module__}.{known.__qualname__} and {title}"
+        raise ValueError(f"both {both} are the method {name!r}; rename one")
+    if NODES.get(getattr(config, "node", "")) is not config:
+        raise ValueError(f"{title}.Config: expected a node that register_node made known")
+    for field in method.weights.values():
+        if not hasattr(config, field):
+            raise ValueError(f"{title}.weights: {config.node} has no key {field.upper()}")
+    _METHODS[name] = method
+    return method
+
+
+def chosen_methods(setup: Setup) -> list[tuple[type[Method], Any]]:
+    """The methods that DISTILL.METHODS names, each with its node.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    found = []
+    for name in setup.settings.distill.methods:
+        if name not in _METHODS:
+            near = difflib.get_close_matches(name, _METHODS, n=1, cutoff=0.5)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"{place_of(setup.cfg, 'DISTILL.METHODS')}DISTILL.METHODS: there is no method "
+                f"{name!r}{hint} Expected some of: {', '.join(_METHODS)}"
+            )
+        method = _METHODS[name]
+        found.append((method, setup.settings[method.Config.node]))
+    return found
+
+
+def needs_of(setup: Setup) -> dict[str, list[str]]:
+    """What a training reads of the teacher: signal, or `DETECTIONS`, to the methods that do."""
+    found: dict[str, list[str]] = {}
+    for method, config in chosen_methods(setup):
+        for need in method.needs(config):
+            found.setdefault(need, []).append(method.name)
+    return found
+
+
+def check_methods(setup: Setup) -> None:
+    """Refuse what the methods cannot do with the detectors of a config.
+
+    Raises:
+        ValueError: names the key, or what teacher and student do not share.
+    """
+    for method, config in chosen_methods(setup):
+        method.check(config, setup)
+        _check_pairing(setup, method, config)
+
+
+def _check_pairing(setup: Setup, method: type[Method], config: Any) -> None:
+    """Refuse a teacher and a student that differ in what this method needs them to share."""
+    ours = setup.family.pairing(setup.cfg)
+    theirs = setup.teacher_family.pairing(setup.teacher_cfg)
+    for need in method.needs(config):
+        for side, facts, cfg in (
+            ("student", ours, setup.cfg),
+            ("teacher", theirs, setup.teacher_cfg),
+        ):
+            if need not in facts:
+                raise ValueError(
+                    f"the method {method.name} needs the {need} of teacher and student, but the "
+                    f"{side}, a {cfg.MODEL.META_ARCHITECTURE}, has none"
+                )
+        mine, other = ours[need], theirs[need]
+        different = [
+            f"{fact}: student {mine.get(fact)}, teacher {other.get(fact)}"
+            for fact in mine | other
+            if mine.get(fact) != other.get(fact)
+        ]
+        if different:
+            raise ValueError(
+                f"teacher and student do not match: {'; '.join(different)}; the method "
+                f"{method.name} needs the {need} of both"
+            )
+
+
+class TrainedLayers:
+    """The layers of several methods as one part of a checkpoint, told apart by their names."""
+
+    def __init__(self, methods: Mapping[str, nn.Module]) -> None:
+        """Args: name to method."""
+        self._methods = methods
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name of each method to the state of its layers."""
+        return {name: method.state_dict() for name, method in self._methods.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: it is of other methods, or of layers of other shapes.
+        """
+        if list(state) != list(self._methods):
+            raise ValueError(
+                f"the run was begun with DISTILL.METHODS {tuple(state)}, not "
+                f"{tuple(self._methods)}: resume it with those, or start anew in another OUTPUT_DIR"
+            )
+        for name, method in self._methods.items():
+            try:
+                method.load_state_dict(state[name])
+            except RuntimeError as error:
+                raise ValueError(f"the trained layers of the method {name}: {error}") from error

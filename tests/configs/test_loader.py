@@ -165,8 +165,8 @@ def test_yaml_forms_of_one_value_are_equal(tmp_path: Path) -> None:
     made = settings(load_config(write(tmp_path / "leaf.yaml", text)))
 
     assert made.views.scales == (640, 800)
-    assert repr((made.views.flip, made.gid.feature_weight)) == "(1.0, 0.0005)"
-    assert repr(made.gid.relation_weight) == "4.0"
+    assert repr((made.views.flip, made["GID"].feature_weight)) == "(1.0, 0.0005)"
+    assert repr(made["GID"].relation_weight) == "4.0"
 
 
 def test_overrides_are_read_as_python_literals(empty: str) -> None:
@@ -174,7 +174,7 @@ def test_overrides_are_read_as_python_literals(empty: str) -> None:
     made = settings(load_config(empty, pairs))
 
     assert made.views.scales == (320, 640)
-    assert repr(made.gid.feature_weight) == "1.0"
+    assert repr(made["GID"].feature_weight) == "1.0"
     assert made.cache.location == "a/b"
 
 

@@ -11,10 +11,20 @@ import pytest
 from configs import nodes, stock_limits
 from configs.loader import default_config
 from configs.nodes import (
+    FIELD_NODES,
     NODES,
+    BoxesConfig,
     CacheConfig,
+    CwdConfig,
     DatasetConfig,
+    DistillConfig,
+    FgdConfig,
+    FrsConfig,
     GidConfig,
+    MgdConfig,
+    MimicConfig,
+    PkdConfig,
+    PseudoConfig,
     Settings,
     TeacherConfig,
     ViewsConfig,
@@ -22,6 +32,8 @@ from configs.nodes import (
 )
 
 NAN, INF, LARGE = float("nan"), float("inf"), 10**20
+WEIGHTS: list[Any] = [-1e-9, 1e10, NAN, INF, "x"]
+NAMES: list[Any] = ["p3", ("",), (3,)]
 
 # For every field: values below its limits, above them, and of a wrong type.
 WRONG: dict[type, dict[str, list[Any]]] = {
@@ -72,9 +84,32 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "response_reg_beta": [-0.1, 1e10, NAN, "x"],
         "box_head_cls_weight": [-1.0, 1e10, "x"],
         "box_head_reg_weight": [-1.0, 1e10, True],
+        "boxes": ["gt", 1],
+    },
+    DistillConfig: {
+        "methods": [(), "gid", ("",), (3,), ("gid", "gid")],
         "counts": ["node", 1],
         "warmup_iters": [-1, LARGE, 1.5],
     },
+    PkdConfig: {"weight": WEIGHTS, "levels": NAMES},
+    CwdConfig: {"weight": WEIGHTS, "temperature": [0.0, -1.0, 1e7, NAN, "x"], "levels": NAMES},
+    MgdConfig: {"weight": WEIGHTS, "masked": [-0.1, 1.1, NAN, "x"], "levels": NAMES},
+    MimicConfig: {"weight": WEIGHTS, "levels": NAMES},
+    FrsConfig: {
+        "feature_weight": WEIGHTS,
+        "cls_weight": WEIGHTS,
+        "ramp_iters": [-1, LARGE, 1.5],
+    },
+    FgdConfig: {
+        "foreground_weight": WEIGHTS,
+        "background_weight": WEIGHTS,
+        "attention_weight": WEIGHTS,
+        "relation_weight": WEIGHTS,
+        "temperature": [0.0, -1.0, 1e7, NAN, "x"],
+        "levels": NAMES,
+    },
+    BoxesConfig: {"weight": WEIGHTS},
+    PseudoConfig: {"min_score": [-0.1, 1.1, NAN, "x"], "max_iou": [0.0, 1.1, NAN, "x"]},
     DatasetConfig: {
         "folder": [1, "s3://bucket/data"],
         "image_list": [1, "s3://bucket/list.txt"],
@@ -159,14 +194,16 @@ def test_limits_that_the_storage_sets_are_the_storage_s() -> None:
     assert CacheConfig.SCHEMES == URL_SCHEMES
 
 
-def test_settings_holds_each_node_under_its_lower_case_name() -> None:
+def test_settings_holds_the_nodes_of_all_runs_under_its_lower_case_name() -> None:
     made = Settings()
-    assert {name: type(getattr(made, name.lower())) for name in NODES} == NODES
+    assert {name: type(getattr(made, name.lower())) for name in FIELD_NODES} == {
+        name: NODES[name] for name in FIELD_NODES
+    }
 
 
 def test_settings_has_each_node_by_its_name_too() -> None:
     made = Settings(others={"MINE": "mine"})
-    assert made["GID"] is made.gid
+    assert made["DISTILL"] is made.distill
     assert made["MINE"] == "mine"
     with pytest.raises(KeyError, match="YOURS"):
         made["YOURS"]

@@ -172,7 +172,7 @@ def test_pairings_share_a_cache_only_where_teacher_views_and_codec_agree() -> No
 @pytest.mark.parametrize("name", PAIRINGS)
 def test_coco_pairings_use_the_paper_s_weights(name: str) -> None:
     cfg = load(name)
-    gid = settings(cfg).gid
+    gid = settings(cfg)["GID"]
 
     weights = (gid.feature_weight, gid.relation_weight)
     assert weights == (5e-4, 40.0)

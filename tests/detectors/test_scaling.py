@@ -19,7 +19,7 @@ def config(tmp_path: Path, *overrides: Any) -> CfgNode:
     stated = (
         "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", 100,
         "SOLVER.STEPS", "(60, 80)", "SOLVER.WARMUP_ITERS", 10, "SOLVER.CHECKPOINT_PERIOD", 20,
-        "TEST.EVAL_PERIOD", 50, "GID.WARMUP_ITERS", 40, "SOLVER.REFERENCE_WORLD_SIZE", 4,
+        "TEST.EVAL_PERIOD", 50, "DISTILL.WARMUP_ITERS", 40, "SOLVER.REFERENCE_WORLD_SIZE", 4,
     )  # fmt: skip
     cfg = load_config(str(path), [str(x) for x in (*stated, *overrides)])
     cfg.freeze()
@@ -42,8 +42,8 @@ def test_batch_and_rate_follow_the_ranks_and_steps_go_against_them(
     assert (8 * factor, 0.01 * factor) == (solver.IMS_PER_BATCH, solver.BASE_LR)
     assert (100 / factor, (60 / factor, 80 / factor)) == (solver.MAX_ITER, solver.STEPS)
     assert (10 / factor, 20 / factor) == (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD)
-    assert (50 / factor, 40 / factor) == (cfg.TEST.EVAL_PERIOD, cfg.GID.WARMUP_ITERS)
-    assert cfg.is_frozen() and (stated.SOLVER.IMS_PER_BATCH, stated.GID.WARMUP_ITERS) == (8, 40)
+    assert (50 / factor, 40 / factor) == (cfg.TEST.EVAL_PERIOD, cfg.DISTILL.WARMUP_ITERS)
+    assert cfg.is_frozen() and (stated.SOLVER.IMS_PER_BATCH, stated.DISTILL.WARMUP_ITERS) == (8, 40)
     assert fitted_to_ranks(cfg) == cfg
 
 
@@ -56,10 +56,10 @@ def test_nothing_changes_without_a_reference(tmp_path: Path, ranks: Any) -> None
 def test_many_ranks_turn_nothing_off(tmp_path: Path, ranks: Any) -> None:
     ranks(64)
     short = ("SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3, "SOLVER.MAX_ITER", 4)
-    cfg = fitted_to_ranks(config(tmp_path, *short, "GID.WARMUP_ITERS", 1))
-    assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == cfg.GID.WARMUP_ITERS == 1
-    off = fitted_to_ranks(config(tmp_path, "TEST.EVAL_PERIOD", 0, "GID.WARMUP_ITERS", 0))
-    assert off.TEST.EVAL_PERIOD == off.GID.WARMUP_ITERS == 0
+    cfg = fitted_to_ranks(config(tmp_path, *short, "DISTILL.WARMUP_ITERS", 1))
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == cfg.DISTILL.WARMUP_ITERS == 1
+    off = fitted_to_ranks(config(tmp_path, "TEST.EVAL_PERIOD", 0, "DISTILL.WARMUP_ITERS", 0))
+    assert off.TEST.EVAL_PERIOD == off.DISTILL.WARMUP_ITERS == 0
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from detectron2.modeling.matcher import Matcher
 from torch import Tensor
 
 from configs.nodes import GidConfig
-from stage2_distill.gism import GeneralInstances, select
-from stage2_distill.pooling import GiPooler, Rois
-from stage2_distill.teacher_batch import TeacherBatch, assemble
+from stage2_distill.methods.gid.gism import GeneralInstances, select
+from stage2_distill.methods.gid.pooling import GiPooler, Rois
+from stage2_distill.teacher_batch import Grid, TeacherBatch, assemble
 from storage import Geometry, Signal
 from tests.stage2_distill import reference
 
@@ -139,7 +139,9 @@ def together(case: Case, numbers: Iterable[int], sizes: list[tuple[int, int]]) -
     geometries = [
         Geometry(*(8 * side for side in one.sizes[0]), tuple(one.sizes)) for one in images
     ]
-    return assemble([record(one) for one in images], signals, geometries, sizes)
+    grid = Grid(geometries, sizes, range(len(sizes)), torch.device("cpu"))
+    values = assemble([record(one) for one in images], signals, grid)
+    return TeacherBatch.of_values(values, grid, num_anchors=case.num_anchors)
 
 
 def tensor(array: Array) -> Tensor:

@@ -20,13 +20,15 @@ from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import Setup, export_model, training_images
 from detectors.command import register_data
 from stage1_dump.dump import run as dump
-from stage2_distill import box_head, show
+from stage2_distill import show
 from stage2_distill.__main__ import main
-from stage2_distill.box_head import box_head_response, check_box_head
 from stage2_distill.data import ViewDataset
-from stage2_distill.losses import needed_signals
+from stage2_distill.methods.gid import box_head
+from stage2_distill.methods.gid.box_head import box_head_response, check_box_head
+from stage2_distill.methods.gid.losses import needed_signals
 from stage2_distill.sampler import Draw
 from stage2_distill.teacher import open_teacher, padded_size
+from stage2_distill.trainer import DistillTrainer
 from tests.stage2_distill.conftest import write_student
 from tests.stage2_distill.runs import GID_LOSSES, build, losses_of, train
 from tests.tiny import DETECTOR, FASTER_RCNN, random_detector, write_config
@@ -139,19 +141,14 @@ def test_a_cache_is_true_to_the_live_teacher(
 
 def test_boxes_are_pooled_from_the_levels_of_the_box_head(configure: Configure) -> None:
     for cache, strides in (("exact", [4, 8, 16, 32]), ("no_p2", [8, 16, 32])):
-        distiller = build(configure(cache)).distiller
-        assert distiller._pooler._strides == strides
+        (method,) = build(configure(cache)).distiller.methods
+        assert method._pooler._strides == strides
 
 
 def test_anchors_of_a_level_that_a_cache_lacks_take_part_in_nothing(configure: Configure) -> None:
     trainer = build(configure("no_p2"))
-    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
-    distiller = trainer.distiller
-    outputs = distiller.run_student(batch)
-    teacher = distiller._source.outputs(batch, outputs.level_sizes, torch.device("cpu"))
-    instances = distiller.general_instances(teacher, outputs)
-    assert instances.valid.any()
-    losses = distiller.losses_at(instances, teacher, outputs)
+    begun, losses, outputs = losses_beside(trainer)
+    assert begun.instances.valid.any()
     p2 = outputs.pyramid["p2"]
     of_dense = sum(loss for name, loss in losses.items() if name in GID_LOSSES)
     (gradient,) = torch.autograd.grad(of_dense, p2, retain_graph=True)
@@ -159,6 +156,18 @@ def test_anchors_of_a_level_that_a_cache_lacks_take_part_in_nothing(configure: C
     # The student's box head reads its own p2 all the same.
     (gradient,) = torch.autograd.grad(losses["loss_gid_box_cls"], p2)
     assert gradient.any()
+
+
+def losses_beside(trainer: DistillTrainer) -> tuple[Any, dict[str, torch.Tensor], Any]:
+    """What GID begins with on the first batch, its losses, and the student's outputs."""
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    distiller = trainer.distiller
+    (method,) = distiller.methods
+    outputs = trainer.setup.family.run(trainer.detector, batch)
+    step = distiller.step(batch, distiller._source, outputs)
+    begun = method.begin(step)
+    chosen = method.assigned(step, begun, distiller.positive(step, outputs))
+    return begun, method.weighted(method(step, chosen)), outputs
 
 
 def test_an_image_without_objects_and_a_student_without_a_teacher_train(
@@ -230,13 +239,7 @@ def test_global_counts_divide_by_the_proposals_of_all_ranks(
     monkeypatch.setattr(box_head, "mean_over_ranks", lambda own: own * 2)
     found = []
     for counts in ("rank", "global"):
-        trainer = build(configure(GID={**WITH_BOX_HEAD, "COUNTS": counts}))
-        batch = next(iter(trainer.build_train_loader(trainer.cfg)))
-        outputs = trainer.distiller.run_student(batch)
-        sizes, device = outputs.level_sizes, torch.device("cpu")
-        teacher = trainer.distiller._source.outputs(batch, sizes, device)
-        instances = trainer.distiller.general_instances(teacher, outputs)
-        losses = trainer.distiller.losses_at(instances, teacher, outputs)
+        _, losses, _ = losses_beside(build(configure(DISTILL={"COUNTS": counts})))
         found.append({name: float(losses[name].detach()) for name in BOX_HEAD_LOSSES})
     assert found[0] == pytest.approx({name: 2 * loss for name, loss in found[1].items()})
 
@@ -249,7 +252,7 @@ def test_a_detector_without_a_box_head_is_refused_with_these_weights(
     nodes = {"TEACHER": {"CONFIG": "teacher.yaml"}, "GID": {key: 0.5}}
     cfg = write_config(tmp_path / "student.yaml", {**DETECTOR, **nodes})
     with pytest.raises(ValueError) as error:
-        check_box_head(Setup(cfg))
+        check_box_head(Setup(cfg), Setup(cfg).settings["GID"])
     assert str(error.value).endswith(
         f"GID.{key} is 0.5, but a RetinaNet has no box head; set it to 0.0"
     )

@@ -89,7 +89,10 @@ def test_the_initial_student_is_the_one_that_training_begins_with(
     student = fidelity._load_student(trainer.setup, INITIAL, teacher)
     for mine, theirs in (
         (student.detector.state_dict(), trainer.detector.state_dict()),
-        (student.adaptation.state_dict(), trainer.distiller.adaptation.state_dict()),
+        (
+            student.trained_layers.state_dict()["gid"],
+            trainer.distiller.trained_layers.state_dict()["gid"],
+        ),
     ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -106,7 +109,7 @@ def test_the_table_names_the_limits_and_the_verdict(configure: Configure, capsys
     assert (code == 0) == (not lines[-1].endswith("NOT within the limits"))
 
 
-def test_an_exported_student_is_one_with_the_adaptation_layer_beside_it(
+def test_an_exported_student_is_one_with_the_methods_layers_beside_it(
     configure: Configure, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = configure()
@@ -122,7 +125,7 @@ def test_an_exported_student_is_one_with_the_adaptation_layer_beside_it(
     code, found = measure(path, capsys)
     assert [one["student"] for one in found["students"]] == [INITIAL, str(exported)]
     assert code == 0 and found["students"][1]["instances"] == theirs["instances"]
-    assert "is compared under an untrained one" in caplog.text
+    assert "is compared under untrained ones" in caplog.text
 
 
 def test_after_a_short_training_its_end_is_measured(configure: Configure, capsys: Capture) -> None:

@@ -28,7 +28,8 @@ def nodes(norm: str, counts: str) -> dict[str, Any]:
     """A student on views of one size; padding to a larger one would change its outputs."""
     return {
         "MODEL": model(RESNETS={**RESNETS, "NORM": norm}),
-        "GID": {"COUNTS": counts, "RELATION_SCOPE": "image", "TOP_K": 4},
+        "DISTILL": {"COUNTS": counts},
+        "GID": {"RELATION_SCOPE": "image", "TOP_K": 4},
         "VIEWS": {**STUDENT["VIEWS"], "SCALES": [64], "MAX_SIZE": 64},
         "SOLVER": {
             **STUDENT["SOLVER"], "BASE_LR": 0.001, "IMS_PER_BATCH": 4, "MAX_ITER": STEPS,

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage2_distill.teacher_batch import TeacherBatch, split_levels
+from stage2_distill.teacher_batch import Grid, TeacherBatch, placing_of, split_levels
+from storage import Geometry
 from tests.stage2_distill.cases import make_case, record, together
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -44,8 +45,20 @@ def test_records_of_the_batches_size_are_as_they_were_decoded() -> None:
 
 def test_without_features_a_batch_has_none() -> None:
     values = {"scores": torch.rand(1, 4, 2), "deltas": torch.rand(1, 4, 4)}
-    batch = TeacherBatch.of_values(values, [(2, 2)], None)
+    grid = Grid([Geometry(16, 16, ((2, 2),))], [(2, 2)], [0], torch.device("cpu"))
+    batch = TeacherBatch.of_values(values, grid, num_anchors=1)
     assert batch.features == [] and batch.probabilities is values["scores"]
+
+
+def test_without_places_a_batch_has_features_and_says_what_is_inside() -> None:
+    geometries = [Geometry(16, 16, ((2, 2), (1, 1))), Geometry(16, 8, ((2, 1), (1, 1)))]
+    grid = Grid(geometries, [(2, 2)], [0], torch.device("cpu"))
+    values = {"features": torch.arange(30.0).view(2, 3, 5)}
+    batch = TeacherBatch.of_values(values, grid, num_anchors=0)
+    assert [tuple(level.shape) for level in batch.features] == [(2, 3, 2, 2)]
+    assert torch.equal(batch.features[0][0, 0], torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+    assert batch.inside[0][:, 0].tolist() == [[[True, True]] * 2, [[True, False]] * 2]
+    assert batch.probabilities.numel() == batch.deltas.numel() == batch.valid.numel() == 0
 
 
 def test_levels_are_views_in_the_order_of_positions() -> None:
@@ -69,7 +82,7 @@ def test_a_record_larger_than_the_batch_is_refused() -> None:
         together(case, [0], smaller)
 
 
-def test_a_record_with_other_levels_is_refused() -> None:
-    case = make_case(2, "random")
+def test_records_of_other_levels_are_refused() -> None:
+    geometries = [Geometry(16, 16, ((2, 2), (1, 1))), Geometry(16, 16, ((2, 2),))]
     with pytest.raises(ValueError, match="do not fit into the batch's levels"):
-        together(case, [0], case.sizes[:1])
+        placing_of(geometries, [(2, 2), (1, 1)], torch.device("cpu"))

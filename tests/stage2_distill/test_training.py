@@ -58,8 +58,8 @@ def test_the_console_tells_how_many_gis_of_which_kind_there_were(
 ) -> None:
     with caplog.at_level("INFO"):
         train(configure())
-    (line,) = [text for text in caplog.messages if "GIs an image" in text]
-    counts = [float(part.split(": ")[1]) for part in line.split("image: ")[1].split("  ")]
+    (line,) = [text for text in caplog.messages if "gid: num_pos: " in text]
+    counts = [float(part.split(": ")[1]) for part in line.split("gid: ")[1].split("  ")]
     assert len(counts) == 4
     # Each is rounded to three digits.
     assert 0 < sum(counts) < 10.05
@@ -108,10 +108,11 @@ def test_worker_processes_change_nothing(configure: Configure) -> None:
 
 def test_the_adaptation_layer_is_trained_and_left_behind(configure: Configure) -> None:
     trainer = train(configure(), "SOLVER.MAX_ITER", 1)
-    before = {k: v.clone() for k, v in trainer.distiller.adaptation.state_dict().items()}
+    before = {k: v.clone() for k, v in trainer.distiller.trained_layers.state_dict()["gid"].items()}
     again = train(configure(), "SOLVER.MAX_ITER", 3)
     assert not torch.equal(
-        before["conv.weight"], again.distiller.adaptation.state_dict()["conv.weight"]
+        before["adaptation.conv.weight"],
+        again.distiller.trained_layers.state_dict()["gid"]["adaptation.conv.weight"],
     )
     output = Path(again.cfg.OUTPUT_DIR)
     exported = torch.load(output / "student_final.pth", weights_only=True)
@@ -119,7 +120,11 @@ def test_the_adaptation_layer_is_trained_and_left_behind(configure: Configure) -
     assert exported["model"].keys() == again.detector.state_dict().keys()
     checkpoint = torch.load(output / "model_final.pth", weights_only=True)
     assert checkpoint["model"].keys() == exported["model"].keys()
-    assert checkpoint["adaptation"].keys() == {"conv.weight", "conv.bias"}
+    assert {*checkpoint["methods"]} == {"gid"}
+    assert checkpoint["methods"]["gid"].keys() == {
+        "adaptation.conv.weight",
+        "adaptation.conv.bias",
+    }
 
 
 def test_the_exported_student_loads_in_stock_detectron2_and_evaluates_the_same(
@@ -258,7 +263,7 @@ def test_two_nodes_under_torchrun_train_what_one_process_trains(
         VIEWS=views,
         TEACHER={"SOURCE": "none"},
         SOLVER={"IMS_PER_BATCH": 4, "MAX_ITER": 2},
-        GID={"COUNTS": "global"},
+        DISTILL={"COUNTS": "global"},
         DATASETS={"TEST": []},
         MODEL=model(RESNETS={**STUDENT["MODEL"]["RESNETS"], "NORM": "LN"}),
     )
@@ -299,7 +304,7 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
 def test_data_and_schedule_are_those_of_the_ranks_that_there_are(configure: Configure) -> None:
     """A config for two ranks, on one: the loader's batch is halved with the rest."""
     reference = ("SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2)
-    trainer = train(configure(), *reference, "GID.WARMUP_ITERS", 3)
+    trainer = train(configure(), *reference, "DISTILL.WARMUP_ITERS", 3)
     assert len(next(iter(trainer.build_train_loader(trainer.cfg)))) == 2
     losses = losses_of(trainer)["loss_gid_feature"]
     assert len(losses) == trainer.max_iter == 4

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from configs.nodes import GidConfig
 from configs.origins import place_of
-from configs.stock_limits import value_of
 from detectors import DenseOutputs, DetectorFamily, Setup
 from detectors.families import TwoStageFamily
 from detectors.ranks import mean_over_ranks
-
-from .teacher_batch import TeacherBatch
+from stage2_distill.teacher_batch import TeacherBatch
 
 _SIGNALS = ("proposals", "proposal_scores", "proposal_deltas")
-_KEYS = ("GID.BOX_HEAD_CLS_WEIGHT", "GID.BOX_HEAD_REG_WEIGHT")
+_WEIGHTS = ("box_head_cls_weight", "box_head_reg_weight")
 
 
 def box_head_signals(config: GidConfig) -> tuple[str, ...]:
@@ -31,7 +29,7 @@ def box_head_signals(config: GidConfig) -> tuple[str, ...]:
     return _SIGNALS if config.box_head_cls_weight > 0 or config.box_head_reg_weight > 0 else ()
 
 
-def check_box_head(setup: Setup) -> None:
+def check_box_head(setup: Setup, config: GidConfig) -> None:
     """Refuse weights of a box head where student or teacher has none.
 
     Raises:
@@ -39,8 +37,8 @@ def check_box_head(setup: Setup) -> None:
     """
     sides = ((setup.cfg, setup.family), (setup.teacher_cfg, setup.teacher_family))
     without = [cfg for cfg, family in sides if not isinstance(family, TwoStageFamily)]
-    for key in _KEYS if without else ():
-        weight = value_of(setup.cfg, key)
+    for name in _WEIGHTS if without else ():
+        key, weight = f"GID.{name.upper()}", getattr(config, name)
         if weight > 0:
             raise ValueError(
                 f"{place_of(setup.cfg, key)}{key} is {weight}, but a"
@@ -55,20 +53,20 @@ def box_head_losses(
     detector: nn.Module,
     outputs: DenseOutputs,
     teacher: TeacherBatch,
-    warmup: float = 1.0,
+    over_ranks: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute the weighted losses of the box head's response.
+    """Compute the unweighted losses of the box head's response.
 
     Args:
-        config: weights, beta and counts; with global counts every rank must call this.
+        config: which weights are 0, and beta.
         family: of the student, see `check_box_head`.
         detector: the student.
         outputs: the student's, of the batch.
         teacher: its outputs, with `further` holding the signals of `box_head_signals`.
-        warmup: factor on both weights, 0..1.
+        over_ranks: divide by the proposals of all ranks; every rank must call this then.
 
     Returns:
-        Scalars `loss_gid_box_cls` and `loss_gid_box_reg`; nothing where both weights are 0.
+        Scalars `box_cls` and `box_reg`; nothing where both weights are 0.
     """
     if not box_head_signals(config):
         return {}
@@ -84,12 +82,9 @@ def box_head_losses(
         targets,
         used,
         beta=config.response_reg_beta,
-        count=mean_over_ranks(count) if config.counts == "global" else count,
+        count=mean_over_ranks(count) if over_ranks else count,
     )
-    return {
-        "loss_gid_box_cls": config.box_head_cls_weight * warmup * classification,
-        "loss_gid_box_reg": config.box_head_reg_weight * warmup * regression,
-    }
+    return {"box_cls": classification, "box_reg": regression}
 
 
 def box_head_response(

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from configs.nodes import GidConfig
 from detectors.ranks import mean_over_ranks
-from stage2_distill.adaptation import Adaptation
-from stage2_distill.box_head import box_head_signals
-from stage2_distill.pooling import GiPooler, Rois
+from stage2_distill.methods.adaptation import Adaptation
 from stage2_distill.teacher_batch import TeacherBatch
+
+from .box_head import box_head_signals
+from .pooling import GiPooler, Rois
 
 # Two GIs at one place have distance 0, where the square root has no derivative.
 _SQUARED_DISTANCE_FLOOR = 1e-12
@@ -53,14 +54,12 @@ def gid_losses(
     adaptation: Adaptation,
     pooler: GiPooler,
     comparable: Callable[[Tensor], Tensor] = as_they_are,
-    warmup: float = 1.0,
+    over_ranks: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute the weighted distillation losses of a batch.
+    """Compute the unweighted distillation losses of a batch.
 
     Args:
-        config: weights, relation scope, counts and beta. With global counts every rank must call
-            this, and the mean over the ranks is the loss of all images (for the relation loss:
-            with the scope `image`).
+        config: relation scope and beta, and which weights are 0.
         teacher: the teacher's outputs on the batch's grid.
         rois: the GIs of the N images, from the pooler.
         assigned: (A,) int64, ascending: places in N * R of the response loss, which the family's
@@ -71,13 +70,15 @@ def gid_losses(
         adaptation: trained with the student.
         pooler: for the strides of the pyramid.
         comparable: brings deltas (A, 4) to what is compared of them, see `DetectorFamily`.
-        warmup: factor on every weight, 0..1, see `warmup_factor`.
+        over_ranks: divide by counts over all ranks. Every rank must call this then, and the mean
+            over the ranks is the loss of all images (for the relation loss: with the scope
+            `image`).
 
     Returns:
-        Scalars `loss_gid_feature` and `loss_gid_relation`, unless both weights are 0, and
-        `loss_gid_response_cls` and `loss_gid_response_reg`.
+        Scalars `feature` and `relation`, unless both weights are 0, and `response_cls` and
+        `response_reg`.
     """
-    num_instances, num_assigned = _counts(rois, assigned, config.counts == "global")
+    num_instances, num_assigned = _counts(rois, assigned, over_ranks)
     classification, regression = response_loss(
         student_logits,
         student_deltas,
@@ -87,10 +88,7 @@ def gid_losses(
         comparable=comparable,
         count=num_assigned,
     )
-    terms = {
-        "response_cls": (config.response_cls_weight, classification),
-        "response_reg": (config.response_reg_weight, regression),
-    }
+    terms = {"response_cls": classification, "response_reg": regression}
     if "features" in needed_signals(config):
         with torch.no_grad():
             teacher_rois = pooler(teacher.features, rois)
@@ -99,17 +97,8 @@ def gid_losses(
         groups = rois.counts if config.relation_scope == "image" else [len(rois)]
         feature = feature_loss(student_rois, teacher_rois, count=num_instances)
         relation = relation_loss(student_rois, teacher_rois, groups)
-        terms = {
-            "feature": (config.feature_weight, feature),
-            "relation": (config.relation_weight, relation),
-            **terms,
-        }
-    return {f"loss_gid_{name}": weight * warmup * term for name, (weight, term) in terms.items()}
-
-
-def warmup_factor(iteration: int, warmup_iters: int) -> float:
-    """Linear ramp of the distillation weights: from 1 / warmup_iters at iteration 0 up to 1."""
-    return min(1.0, (iteration + 1) / max(1, warmup_iters))
+        terms = {"feature": feature, "relation": relation, **terms}
+    return terms
 
 
 def feature_loss(

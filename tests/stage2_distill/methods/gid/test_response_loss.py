@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stage2_distill.losses import response_loss
+from stage2_distill.methods.gid.losses import response_loss
 from stage2_distill.teacher_batch import TeacherBatch
 from tests.stage2_distill import reference
 from tests.stage2_distill.cases import STYLES, make_case, tensor

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from configs.nodes import GidConfig
 from detectors.families import BoxTransform
-from stage2_distill.gi_scores import Centres, gi_scores
-from stage2_distill.nms import keep_first
 from stage2_distill.teacher_batch import TeacherBatch
+
+from .gi_scores import Centres, gi_scores
+from .nms import keep_first
 
 KINDS = ("pos", "semi_pos", "neg", "other")
 _SEMI_POSITIVE_ABOVE = 0.7
@@ -190,6 +191,22 @@ def propose(
             valid=valid,
         ),
         finite,
+    )
+
+
+def objects_as_instances(boxes: Tensor, valid: Tensor) -> GeneralInstances:
+    """The annotated objects in the place of GIs, as if the teacher had found each at once.
+
+    Args:
+        boxes: (N, M, 4), zero where there is none.
+        valid: (N, M) bool, whether there is one.
+    """
+    return GeneralInstances(
+        boxes=boxes.float(),
+        scores=valid.float(),
+        anchor_index=torch.zeros_like(valid, dtype=torch.int64),
+        from_teacher=torch.ones_like(valid),
+        valid=valid,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage2_distill.losses import feature_loss, relation_loss
+from stage2_distill.methods.gid.losses import feature_loss, relation_loss
 from tests.stage2_distill import reference
 from tests.stage2_distill.cases import tensor
 

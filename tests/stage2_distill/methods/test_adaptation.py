@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stage2_distill.adaptation import Adaptation
+from stage2_distill.methods.adaptation import Adaptation
 from tests.stage2_distill import reference
 
 KINDS = ("conv3x3", "conv1x1")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.nodes import GidConfig
-from stage2_distill import gi_scores
-from stage2_distill.gism import GeneralInstances, select
+from stage2_distill.methods.gid import gi_scores
+from stage2_distill.methods.gid.gism import GeneralInstances, select
 from stage2_distill.teacher_batch import TeacherBatch
 from tests.stage2_distill import reference
 from tests.stage2_distill.cases import STYLES, TRANSFORM, expected, make_case, tensor

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from configs.nodes import GidConfig
 from detectors.families.matching import assigned_anchors
-from stage2_distill.adaptation import Adaptation
-from stage2_distill.losses import gid_losses, warmup_factor
-from stage2_distill.pooling import GiPooler
+from stage2_distill.distiller import warmup_factor
+from stage2_distill.methods.adaptation import Adaptation
+from stage2_distill.methods.gid import Gid
+from stage2_distill.methods.gid.losses import gid_losses
+from stage2_distill.methods.gid.pooling import GiPooler
 from tests.stage2_distill import reference
 from tests.stage2_distill.cases import STRIDES, STYLES, Case, expected, make_case, matcher, tensor
 
@@ -52,7 +54,12 @@ def run(
         "adaptation": layer,
         "pooler": pooler,
     }
-    return gid_losses(**(arguments | overrides))
+    warmup = overrides.pop("warmup", 1.0)
+    terms = gid_losses(**(arguments | overrides))
+    return {
+        f"loss_gid_{term}": getattr(config, Gid.weights[term]) * warmup * value
+        for term, value in terms.items()
+    }
 
 
 def random_layer(kind: str, *, channels: int, seed: int) -> Adaptation:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from configs.nodes import GidConfig
-from stage2_distill.pooling import GiPooler
+from stage2_distill.methods.gid.pooling import GiPooler
 from tests.stage2_distill import reference
 from tests.stage2_distill.cases import grid_sizes, make_case, places_in, tensor
 

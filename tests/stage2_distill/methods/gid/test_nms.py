@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import nms
 
-from stage2_distill.nms import keep_first
+from stage2_distill.methods.gid.nms import keep_first
 
 
 def boxes_of(rng: np.random.Generator, images: int, count: int) -> Tensor:

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from configs.nodes import GidConfig
-from stage2_distill import gism
-from stage2_distill.gism import count_kinds, filter_by_mode, kinds_of
+from stage2_distill.methods.gid import gism
+from stage2_distill.methods.gid.gism import count_kinds, filter_by_mode, kinds_of
 from tests.stage2_distill import reference
 from tests.stage2_distill.cases import STYLES, expected, instances, make_case, tensor
 

@@ -1,0 +1,226 @@
+"""Method `gid`: the three losses of General Instance Distillation at the boxes that GISM selects.
+
+Source: Dai et al., General Instance Distillation for Object Detection, CVPR 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor
+
+from configs.nodes import GidConfig
+from configs.origins import place_of
+from detectors import Setup
+from detectors.readback import Readback
+from stage2_distill.methods.adaptation import Adaptation
+from stage2_distill.methods.base import DrawnBoxes, Method, Pair, Step
+
+from .box_head import box_head_losses, check_box_head
+from .gism import (
+    Finite,
+    GeneralInstances,
+    count_kinds,
+    filter_by_mode,
+    kinds_of,
+    objects_as_instances,
+    propose,
+)
+from .losses import gid_losses, needed_signals
+from .pooling import GiPooler
+
+# Two GIs are the same from this IoU on.
+_MATCHING_IOU = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """What GISM selected, and whether it may be trusted."""
+
+    instances: GeneralInstances
+    finite: Finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """The GIs of the configured mode, on their way to the host.
+
+    Attributes:
+        finite: what GISM looked for NaN and infinity in.
+        reading: its flags, kinds (N, G) and whether each is a GI of all kinds (N, G), boxes
+            (N, G, 4) and whether each is one of the mode (N, G).
+        places: (A,) int64 in N * R, of the response loss.
+    """
+
+    finite: Finite
+    reading: Readback
+    places: Tensor
+
+
+class Gid(Method):
+    """Selects boxes where teacher and student disagree, and compares features, relations, heads."""
+
+    name = "gid"
+    Config = GidConfig
+    weights: ClassVar[dict[str, str]] = {
+        "feature": "feature_weight",
+        "relation": "relation_weight",
+        "response_cls": "response_cls_weight",
+        "response_reg": "response_reg_weight",
+        "box_cls": "box_head_cls_weight",
+        "box_reg": "box_head_reg_weight",
+    }
+    config: GidConfig
+
+    def __init__(self, config: GidConfig, pair: Pair) -> None:
+        """See `Method`; GID.ADAPTATION none is refused where the channels differ."""
+        super().__init__(config, pair)
+        with_features = "features" in needed_signals(config)
+        self.adaptation = Adaptation(
+            config.adaptation if with_features else "none",
+            student_channels=pair.student_channels,
+            teacher_channels=pair.teacher_channels if with_features else pair.student_channels,
+        )
+        strides = list(pair.levels.values())
+        self._pooler = GiPooler([strides[one] for one in pair.pooled], config)
+        self._counts: dict[str, float] = {}
+
+    @classmethod
+    def needs(cls, config: GidConfig) -> tuple[str, ...]:
+        """See `Method`."""
+        return needed_signals(config)
+
+    @classmethod
+    def check(cls, config: GidConfig, setup: Setup) -> None:
+        """See `Method`: of the box head, and of a score that the detector has no outputs for."""
+        check_box_head(setup, config)
+        signals = [one.name for one in setup.family.signals(setup.cfg)]
+        if config.score == "centered" and "centerness" not in signals:
+            raise ValueError(
+                f"{place_of(setup.cfg, 'GID.SCORE')}GID.SCORE is 'centered', but a"
+                f" {setup.family.name} has no centerness; set it to per_class or max"
+            )
+
+    @classmethod
+    def without(cls, lacking: Sequence[str]) -> str:
+        """See `Method`."""
+        if list(lacking) == ["centerness"]:
+            return "set GID.SCORE per_class"
+        return "set the weights of those losses to 0"
+
+    def begin(self, step: Step) -> _Begun:
+        """Select the GIs of each image, of all kinds."""
+        outputs = step.outputs
+        instances, finite = propose(
+            step.teacher,
+            outputs.logits,
+            outputs.deltas,
+            anchors=outputs.anchors,
+            image_sizes=outputs.image_sizes,
+            centerness=outputs.centres(),
+            box_transform=step.family.box_transform(step.detector),
+            config=self.config,
+        )
+        if self.config.boxes == "ground_truth":
+            instances = objects_as_instances(*step.objects)
+        return _Begun(instances=instances, finite=finite)
+
+    def assigned(self, step: Step, begun: _Begun, positive: Tensor) -> _Chosen:
+        """Tell the kinds of the GIs, keep those of the mode, and begin to read them back."""
+        found = begun.instances
+        if self.config.boxes == "ground_truth":
+            kinds = torch.zeros_like(found.anchor_index)
+        else:
+            kinds = kinds_of(found, positive, [one.gt_boxes.tensor for one in step.targets])
+        chosen = filter_by_mode(found, kinds, self.config.mode)
+        reading = Readback(begun.finite.flags, kinds, found.valid, chosen.boxes, chosen.valid)
+        places = step.family.assign_boxes(
+            step.detector, step.outputs, chosen.boxes, chosen.valid, step.teacher.valid
+        )
+        return _Chosen(
+            finite=begun.finite, reading=reading, places=places.flatten().nonzero().squeeze(1)
+        )
+
+    def forward(self, step: Step, chosen: _Chosen) -> dict[str, Tensor]:
+        """The three losses, and those of a two-stage detector's box head where they have weights.
+
+        Raises:
+            FloatingPointError: outputs are not finite.
+        """
+        flags, kinds, every, boxes, valid = chosen.reading.wait()
+        failure = replace(chosen.finite, flags=flags).failure()
+        if failure:
+            # Other ranks still exchange counts with this one in their forward pass
+            # (DISTILL.COUNTS global), so it goes along without GIs before it says so.
+            every, valid = torch.zeros_like(every), torch.zeros_like(valid)
+        images = len(step.images)
+        self._counts = {
+            f"num_{kind}": count / images for kind, count in count_kinds(kinds, every).items()
+        }
+        outputs, teacher = step.outputs, step.teacher
+        terms = gid_losses(
+            config=self.config,
+            teacher=replace(teacher, features=self._pooled_of(teacher.features)),
+            rois=self._pooler.place(boxes, valid, outputs.logits.device),
+            assigned=chosen.places,
+            student_features=self._pooled_of(outputs.features),
+            student_logits=outputs.logits,
+            student_deltas=outputs.deltas,
+            comparable=step.family.comparable_deltas,
+            adaptation=self.adaptation,
+            pooler=self._pooler,
+            over_ranks=step.global_counts,
+        )
+        terms |= box_head_losses(
+            config=self.config,
+            family=step.family,
+            detector=step.detector,
+            outputs=outputs,
+            teacher=teacher,
+            over_ranks=step.global_counts,
+        )
+        if failure:
+            raise failure
+        return terms
+
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers of GIs by kind, means over the images."""
+        return self._counts
+
+    def drawn(self, step: Step, begun: _Begun) -> list[DrawnBoxes]:
+        """The GIs: the teacher's boxes solid, the student's dashed."""
+        found = begun.instances.of_image(0)
+        sides = ((found.from_teacher, "solid"), (~found.from_teacher, "dashed"))
+        return [
+            DrawnBoxes(
+                boxes=found[ours].boxes.cpu(),
+                labels=[f"{score:.2f}" for score in found[ours].scores.tolist()],
+                style=style,
+                title="general instances (solid: teacher's box, dashed: student's)",
+            )
+            for ours, style in sides
+        ]
+
+    def agreement(self, begun: _Begun, other: _Begun) -> tuple[int, int]:
+        """How many GIs some GI of the other side has an IoU of 0.9 or more with."""
+        ours, theirs = begun.instances, other.instances
+        images = range(len(ours.valid))
+        return int(ours.valid.sum()), sum(
+            _count_matched(ours.of_image(image), theirs.of_image(image)) for image in images
+        )
+
+    def _pooled_of(self, features: list[Tensor]) -> list[Tensor]:
+        """The levels that GIs are pooled from; none of a teacher's, where nothing needs them."""
+        return [features[level] for level in self.pair.pooled] if features else []
+
+
+def _count_matched(ours: GeneralInstances, theirs: GeneralInstances) -> int:
+    """Count the GIs of an image that some GI of the other side matches."""
+    if not len(ours.boxes) or not len(theirs.boxes):
+        return 0
+    overlap = pairwise_iou(Boxes(ours.boxes), Boxes(theirs.boxes))
+    return int((overlap.amax(dim=1) >= _MATCHING_IOU).sum())
