@@ -71,9 +71,10 @@ class Trainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(
             self.detector,
             cfg.OUTPUT_DIR,
+            # First, since they say more of a checkpoint that does not fit than the optimizer does.
+            **self.extra_checkpointables(),
             trainer=weakref.proxy(self),
             rank_state=self.rank_state,
-            **self.extra_checkpointables(),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

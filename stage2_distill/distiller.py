@@ -131,9 +131,9 @@ class Distiller(nn.Module):
             ValueError: a term has the name of one of the detector's own losses.
         """
         methods = self.methods
-        begun = [method.begin(step) for method in methods]
         for method in methods:
             step = replace(step, targets=method.ground_truth(step))
+        begun = [method.begin(step) for method in methods]
         own = self._training_step(outputs, step.targets)
         positive = self._positive(own, outputs)
         chosen = [

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EXTENDING.md").read_text()
 COMMANDS = re.findall(r"^python -m (.*)$", PAGE, flags=re.MULTILINE)
 MODULES = tuple(
-    f"my_project.{one}" for one in ("nodes", "models", "detector", "data", "steps", "codecs")
+    f"my_project.{one}"
+    for one in ("nodes", "models", "detector", "data", "steps", "codecs", "methods")
 )
 # Of a machine without a GPU and without spare cores.
 SMALL = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
@@ -78,6 +79,8 @@ def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> No
         assert saved["TWO_LEVELS"] == {"CHANNELS": 24 if name == "teacher" else 8}
     weights = torch.load(dumped / "output/student/student_final.pth", weights_only=True)["model"]
     assert "head.shared.weight" in weights
+    metrics = (dumped / "output" / "student" / "metrics.json").read_text()
+    assert "loss_energy" in metrics and "loss_gid_feature" in metrics
 
 
 def test_views_have_the_augmentation_of_the_page(dumped: Path) -> None:

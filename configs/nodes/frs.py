@@ -25,9 +25,12 @@ class FrsConfig:
     cls_weight: float = 0.02
     # Iterations over which both weights rise from zero, on top of DISTILL.WARMUP_ITERS; 0: none.
     ramp_iters: int = 500
+    # Names of the student's levels that are compared; empty: those that boxes are pooled from.
+    levels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
         checks.weight("feature_weight")
         checks.weight("cls_weight")
         checks.integer("ramp_iters", at_least=0)
+        checks.names("levels")

@@ -18,11 +18,22 @@ from configs.origins import place_of
 from detectors import Setup
 
 from .base import DETECTIONS, DrawnBoxes, Method, Pair, Step
+from .boxes import BoxOverlap
+from .cwd import Cwd
+from .features import AdaptedMethod, FeatureMethod
+from .fgd import Fgd
+from .frs import Frs
 from .gid import Gid
+from .mgd import Mgd
+from .mimic import Mimic
+from .pkd import Pkd
+from .pseudo import Pseudo
 
 __all__ = [
     "DETECTIONS",
+    "AdaptedMethod",
     "DrawnBoxes",
+    "FeatureMethod",
     "Method",
     "Pair",
     "Step",
@@ -35,7 +46,8 @@ __all__ = [
 
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
-_METHODS: dict[str, type[Method]] = {one.name: one for one in (Gid,)}
+_SHIPPED: tuple[type[Method], ...] = (Gid, Pkd, Frs, Cwd, Mgd, Fgd, Mimic, BoxOverlap, Pseudo)
+_METHODS: dict[str, type[Method]] = {one.name: one for one in _SHIPPED}
 
 
 def register_method(method: MethodClass) -> MethodClass:

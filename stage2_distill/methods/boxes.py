@@ -8,10 +8,15 @@ Shape letters: N images, R anchors of an image. Boxes are XYXY_ABS in pixels of 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from stage2_distill.methods.pyramids import Total, not_zero, of_this_rank, precise
+from configs.nodes import BoxesConfig
+
+from .base import Method, Step
+from .pyramids import Total, not_zero, of_this_rank, precise
 
 # Square pixels: a box without area has a quotient, and a gradient of zero through it.
 _AREA_FLOOR = 1e-6
@@ -78,3 +83,21 @@ def intersection_and_union(first: Tensor, second: Tensor) -> tuple[Tensor, Tenso
 def _area(sides: Tensor) -> Tensor:
     """Of (..., 2), their product; the gradient of `prod` would wait for a GPU."""
     return sides[..., 0] * sides[..., 1]
+
+
+class BoxOverlap(Method):
+    """Pulls the boxes of all anchors to the teacher's where it is sure of something."""
+
+    name = "boxes"
+    Config = BoxesConfig
+    weights: ClassVar[dict[str, str]] = {"": "weight"}
+
+    @classmethod
+    def needs(cls, config: BoxesConfig) -> tuple[str, ...]:
+        """See `Method`."""
+        return ("scores", "deltas")
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """See `boxes_loss`."""
+        best = step.teacher.probabilities.amax(dim=2)
+        return {"": boxes_loss(*step.boxes, best, step.teacher.valid, total=step.total)}

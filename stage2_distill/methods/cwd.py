@@ -8,12 +8,17 @@ Shape letters: N images, C channels, L levels, H_l and W_l the grid of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_distill.methods.pyramids import Total, check_alike, num_images, of_this_rank, precise
+from configs.nodes import CwdConfig
+
+from .base import Step
+from .features import AdaptedMethod
+from .pyramids import Total, check_alike, num_images, of_this_rank, precise
 
 
 def cwd_loss(
@@ -63,3 +68,17 @@ def _log_softmax(features: Tensor, inside: Tensor) -> Tensor:
     """
     filled = features.masked_fill(~inside, torch.finfo(features.dtype).min)
     return filled.flatten(2).log_softmax(dim=2)
+
+
+class Cwd(AdaptedMethod):
+    """Compares where each channel of the two pyramids is active."""
+
+    name = "cwd"
+    Config = CwdConfig
+    weights: ClassVar[dict[str, str]] = {"": "weight"}
+    config: CwdConfig
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """See `cwd_loss`."""
+        temperature = self.config.temperature
+        return {"": cwd_loss(*self.pyramids(step), temperature=temperature, total=step.total)}

@@ -10,12 +10,17 @@ ground-truth boxes of an image. Boxes are XYXY_ABS in pixels of the view.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from stage2_distill.methods.layers import per_level
-from stage2_distill.methods.pyramids import Total, check_alike, num_images, of_this_rank, precise
+from configs.nodes import FgdConfig
+
+from .base import Pair, Step
+from .features import AdaptedMethod
+from .layers import per_level
+from .pyramids import Total, check_alike, num_images, of_this_rank, precise
 
 # Cells of boxes painted at once, 64 MiB: most batches in one part, and no limit on their boxes.
 _CHUNK_ELEMENTS = 1 << 24
@@ -212,3 +217,33 @@ def _relation_sum(
     """The sum of squared differences of a level's maps after the blocks of both sides."""
     added = blocks[0](student, inside) - blocks[1](teacher, inside)
     return (student - teacher + added).masked_fill(~inside, 0.0).square().sum()
+
+
+class Fgd(AdaptedMethod):
+    """Compares objects, background, what is attended to, and the context of each level."""
+
+    name = "fgd"
+    Config = FgdConfig
+    weights: ClassVar[dict[str, str]] = {term: f"{term}_weight" for term in _TERMS}
+    config: FgdConfig
+
+    def __init__(self, config: FgdConfig, pair: Pair) -> None:
+        """See `Method`."""
+        super().__init__(config, pair)
+        self.blocks = ContextBlocks(len(self.levels), pair.teacher_channels)
+        strides = list(pair.levels.values())
+        self._strides = [strides[level] for level in self.levels]
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """See `fgd_losses`."""
+        student, teacher, inside = self.pyramids(step)
+        return fgd_losses(
+            student,
+            teacher,
+            *step.objects,
+            inside,
+            blocks=self.blocks,
+            strides=self._strides,
+            temperature=self.config.temperature,
+            total=step.total,
+        )

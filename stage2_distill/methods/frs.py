@@ -10,13 +10,18 @@ Anchors are ordered level, H, W, A.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage2_distill.methods.layers import convolution, per_level
-from stage2_distill.methods.pyramids import Total, check_alike, not_zero, of_this_rank, precise
+from configs.nodes import FrsConfig
+
+from .base import Pair, Step
+from .features import FeatureMethod
+from .layers import convolution, per_level
+from .pyramids import Total, check_alike, not_zero, of_this_rank, precise
 
 
 class FrsAdaptation(nn.Module):
@@ -129,3 +134,40 @@ def _weighted_bce(logits: Tensor, probabilities: Tensor, weights: Tensor) -> Ten
         weight=weights.flatten(1)[..., None],
         reduction="sum",
     )
+
+
+class Frs(FeatureMethod):
+    """Compares features and class scores where the teacher sees something."""
+
+    name = "frs"
+    Config = FrsConfig
+    weights: ClassVar[dict[str, str]] = {"feature": "feature_weight", "cls": "cls_weight"}
+    config: FrsConfig
+
+    def __init__(self, config: FrsConfig, pair: Pair) -> None:
+        """See `Method`."""
+        super().__init__(config, pair)
+        self.adaptation = FrsAdaptation(len(self.levels), **self.channels)
+
+    @classmethod
+    def needs(cls, config: FrsConfig) -> tuple[str, ...]:
+        """See `Method`."""
+        return ("features", "scores")
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """See `frs_losses`; after FRS.RAMP_ITERS at their full weight."""
+        student, teacher, inside = self.pyramids(step)
+        logits, probabilities = (
+            step.outputs.places_on(self.levels, scores)
+            for scores in (step.outputs.logits, step.teacher.probabilities)
+        )
+        terms = frs_losses(
+            self.adaptation(student, inside),
+            teacher,
+            logits,
+            probabilities,
+            inside,
+            total=step.total,
+        )
+        ramp = ramp_factor(step.iteration, self.config.ramp_iters)
+        return {name: ramp * value for name, value in terms.items()}

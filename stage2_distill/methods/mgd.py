@@ -13,11 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from stage2_distill.methods.pyramids import (
+from configs.nodes import MgdConfig
+
+from .base import Pair, Step
+from .features import AdaptedMethod
+from .layers import per_level
+from .pyramids import (
     Total,
     check_alike,
     num_images,
@@ -148,3 +154,33 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
 def _signed(constant: int) -> int:
     """The int64 of the same 64 bits."""
     return constant - (1 << 64) if constant >> 63 else constant
+
+
+class Mgd(AdaptedMethod):
+    """Lets generators restore the teacher's pyramid from what is left of the student's."""
+
+    name = "mgd"
+    Config = MgdConfig
+    weights: ClassVar[dict[str, str]] = {"": "weight"}
+    config: MgdConfig
+
+    def __init__(self, config: MgdConfig, pair: Pair) -> None:
+        """See `Method`."""
+        super().__init__(config, pair)
+        channels = pair.teacher_channels
+        self.generators = per_level(lambda: FeatureGenerator(channels), len(self.levels))
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """See `mgd_loss`; the masks are those of SEED, image, view and iteration."""
+        student, teacher, inside = self.pyramids(step)
+        images, views = zip(*step.images, strict=True)
+        kept = mgd_masks(
+            max(self.pair.setup.cfg.SEED, 0),
+            images,
+            views,
+            step.iteration,
+            [(int(level.shape[2]), int(level.shape[3])) for level in student],
+            self.config.masked,
+            student[0].device,
+        )
+        return {"": mgd_loss(student, teacher, inside, kept, self.generators, total=step.total)}

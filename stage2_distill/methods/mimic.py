@@ -9,11 +9,17 @@ Shape letters: N images, C channels, L levels, H_l and W_l the grid of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from stage2_distill.methods.pyramids import (
+from configs.nodes import MimicConfig
+
+from .base import Pair, Step
+from .features import FeatureMethod
+from .layers import apply_each, per_level, pointwise
+from .pyramids import (
     Total,
     check_alike,
     num_positions,
@@ -49,3 +55,22 @@ def mimic_loss(
         for mine, theirs, positions in zip(student, teacher, inside, strict=True)
     ]
     return (torch.stack(means) / num_positions(inside, total)).sum()
+
+
+class Mimic(FeatureMethod):
+    """Pulls the adapted pyramid to the teacher's, everywhere alike."""
+
+    name = "mimic"
+    Config = MimicConfig
+    weights: ClassVar[dict[str, str]] = {"": "weight"}
+
+    def __init__(self, config: MimicConfig, pair: Pair) -> None:
+        """See `Method`."""
+        super().__init__(config, pair)
+        self.adaptations = per_level(lambda: pointwise(**self.channels), len(self.levels))
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """See `mimic_loss`."""
+        student, teacher, inside = self.pyramids(step)
+        adapted = apply_each(self.adaptations, student)
+        return {"": mimic_loss(adapted, teacher, inside, total=step.total)}

@@ -10,12 +10,17 @@ Shape letters: N images, C channels, L levels, H_l and W_l the grid of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from stage2_distill.methods.mimic import mimic_loss
-from stage2_distill.methods.pyramids import Total, check_alike, of_this_rank, precise
+from configs.nodes import PkdConfig
+
+from .base import Step
+from .features import AdaptedMethod
+from .mimic import mimic_loss
+from .pyramids import Total, check_alike, of_this_rank, precise
 
 # Added to the deviation, not under its root.
 _EPSILON = 1e-6
@@ -84,3 +89,16 @@ def _from_first(features: Tensor, inside: Tensor) -> Tensor:
     """
     first = features[:1, :, :1, :1].detach().masked_fill(~inside[:1, :, :1, :1], 0.0)
     return features - first
+
+
+class Pkd(AdaptedMethod):
+    """Correlates the two pyramids, channel by channel; without names, up to a stride of 64 px."""
+
+    name = "pkd"
+    Config = PkdConfig
+    weights: ClassVar[dict[str, str]] = {"": "weight"}
+    max_stride = 64
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """See `pkd_loss`."""
+        return {"": pkd_loss(*self.pyramids(step), total=step.total)}

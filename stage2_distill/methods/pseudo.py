@@ -9,13 +9,17 @@ image. Boxes are XYXY_ABS in pixels of the view.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from stage2_distill.methods.boxes import intersection_and_union
-from stage2_distill.methods.ground_truth import batched_boxes
+from configs.nodes import PseudoConfig
+
+from .base import DETECTIONS, Method, Pair, Step
+from .boxes import intersection_and_union
+from .ground_truth import batched_boxes
 
 # detectron2's own limit for ground truth, pixels: an anchor has no deltas to a box without sides.
 _SIDE_ABOVE = 1e-5
@@ -71,3 +75,42 @@ def _joined(target: Instances, detections: Tensor) -> Instances:
         gt_boxes=Boxes(torch.cat([boxes, detections[:, :4].to(boxes.dtype)])),
         gt_classes=torch.cat([classes, detections[:, 5].to(classes.dtype)]),
     )
+
+
+class Pseudo(Method):
+    """Has no loss of its own: the detector, and every other method, learns from more objects."""
+
+    name = "pseudo"
+    Config = PseudoConfig
+    weights: ClassVar[dict[str, str]] = {}
+    config: PseudoConfig
+
+    def __init__(self, config: PseudoConfig, pair: Pair) -> None:
+        """See `Method`."""
+        super().__init__(config, pair)
+        self._added = 0.0
+
+    @classmethod
+    def needs(cls, config: PseudoConfig) -> tuple[str, ...]:
+        """See `Method`."""
+        return (DETECTIONS,)
+
+    def ground_truth(self, step: Step) -> list[Instances]:
+        """See `with_pseudo_objects`."""
+        found = with_pseudo_objects(
+            step.targets,
+            step.teacher.detections,
+            min_score=self.config.min_score,
+            max_iou=self.config.max_iou,
+        )
+        added = sum(map(len, found)) - sum(map(len, step.targets))
+        self._added = added / len(found)
+        return found
+
+    def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def metrics(self) -> dict[str, float]:
+        """How many objects came to an image of the last step."""
+        return {"num_added": self._added}

@@ -99,6 +99,7 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "feature_weight": WEIGHTS,
         "cls_weight": WEIGHTS,
         "ramp_iters": [-1, LARGE, 1.5],
+        "levels": NAMES,
     },
     FgdConfig: {
         "foreground_weight": WEIGHTS,

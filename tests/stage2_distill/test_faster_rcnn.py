@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(folder: Path, target: Path, cache: str, **nodes: Any) -> Path:
     """Write a student's config; like `write_student`, of a Faster R-CNN."""
     nodes = {"GID": WITH_BOX_HEAD, "MODEL": STUDENT, "TEACHER": {"BATCH": 1}, **nodes}
-    given = {**CACHES[cache], "LOCATION": str(folder / cache)}
+    given = {**CACHES.get(cache, {}), "LOCATION": str(folder / cache), **nodes.pop("CACHE", {})}
     return write_student(folder, target, cache, **{"CACHE": given, **nodes})
 
 

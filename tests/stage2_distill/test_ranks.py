@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,17 @@ from tests.stage2_distill.test_students import RESNETS, model
 STEPS = 5
 
 
-def nodes(norm: str, counts: str) -> dict[str, Any]:
+# Those that with global counts have the same loss for any number of ranks.
+METHODS = ("gid", "frs", "cwd", "mgd", "fgd", "mimic", "boxes", "pseudo")
+
+
+def nodes(norm: str, counts: str, methods: Sequence[str]) -> dict[str, Any]:
     """A student on views of one size; padding to a larger one would change its outputs."""
     return {
         "MODEL": model(RESNETS={**RESNETS, "NORM": norm}),
-        "DISTILL": {"COUNTS": counts},
+        "DISTILL": {"COUNTS": counts, "METHODS": list(methods)},
         "GID": {"RELATION_SCOPE": "image", "TOP_K": 4},
+        "FRS": {"RAMP_ITERS": 1},
         "VIEWS": {**STUDENT["VIEWS"], "SCALES": [64], "MAX_SIZE": 64},
         "SOLVER": {
             **STUDENT["SOLVER"], "BASE_LR": 0.001, "IMS_PER_BATCH": 4, "MAX_ITER": STEPS,
@@ -44,9 +50,9 @@ def write(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Write a config by name, all of them on one cache of small views."""
     cache = {"LOCATION": str(tmp_path_factory.mktemp("ranks_cache") / "cache")}
 
-    def make(name: str, norm: str, counts: str) -> Path:
+    def make(name: str, norm: str, counts: str, methods: Sequence[str] = ("gid",)) -> Path:
         target = tmp_path_factory.mktemp(name)
-        return write_student(folder, target, "exact", CACHE=cache, **nodes(norm, counts))
+        return write_student(folder, target, "exact", CACHE=cache, **nodes(norm, counts, methods))
 
     dump(load_config(str(make("dump", "LN", "rank"))))
     return make
@@ -58,6 +64,7 @@ def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     folder = tmp_path_factory.mktemp("pair")
     runs: Runs = {
         "global": (str(write("global", "LN", "global")), ["SOLVER.CHECKPOINT_PERIOD", 3]),
+        "methods": (str(write("methods", "LN", "global", METHODS)), ["SOLVER.BASE_LR", 1e-5]),
         "synchronised": (str(write("synchronised", "naiveSyncBN", "global")), []),
         "stock": (str(write("stock", "BN", "rank")), ["SOLVER.CHECKPOINT_PERIOD", 3]),
         "in_parts": (str(write("in_parts", "LN", "rank")), ["SOLVER.ACCUMULATE", 2]),
@@ -80,9 +87,17 @@ def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 def assert_same_losses(pair: list[Any], alone: Any, steps: int) -> None:
     """The ranks' mean losses in the first steps are those of one process."""
     losses = losses_of(alone)
-    assert losses.keys() == OWN_LOSSES | GID_LOSSES
+    assert losses.keys() >= OWN_LOSSES | GID_LOSSES
     for name, values in losses.items():
         assert pair[0]["mean"][name][:steps] == pytest.approx(values[:steps], rel=1e-5), name
+
+
+def test_with_global_counts_every_method_divides_by_the_counts_of_all_ranks(
+    pair: Any, write: Any
+) -> None:
+    alone = train(write("alone_methods", "LN", "rank", METHODS), "SOLVER.BASE_LR", 1e-5)
+    assert {name.split("_")[1] for name in losses_of(alone)} >= {*METHODS} - {"pseudo"}
+    assert_same_losses(pair["methods"], alone, STEPS)
 
 
 def test_with_global_counts_two_ranks_train_as_one(pair: Any, write: Any) -> None:

@@ -1,0 +1,336 @@
+"""All methods in real training steps, of every family: from a cache as under the live teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from configs.loader import load_config
+from configs.nodes import NODES
+from dataset.scenes import CLASS_NAMES
+from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors import Setup, export_model
+from detectors.command import register_data
+from stage1_dump.dump import run as dump
+from stage2_distill import methods
+from stage2_distill.__main__ import main
+from stage2_distill.methods import DETECTIONS, Method, chosen_methods, needs_of, register_method
+from stage2_distill.methods.gid import Gid
+from stage2_distill.teacher import open_teacher
+from tests.stage2_distill import test_faster_rcnn, test_fcos
+from tests.stage2_distill.conftest import write_student
+from tests.stage2_distill.runs import GID_LOSSES, build, losses_of, train
+from tests.stage2_distill.test_parity import next_batch, step
+from tests.tiny import DETECTOR, random_detector, write_config
+
+ALL = tuple(methods._METHODS)
+FEATURES = ("pkd", "cwd", "mgd", "fgd", "mimic")
+LOSSES = GID_LOSSES | {
+    "loss_pkd", "loss_frs_feature", "loss_frs_cls", "loss_cwd", "loss_mgd", "loss_mimic",
+    "loss_fgd_foreground", "loss_fgd_background", "loss_fgd_attention", "loss_fgd_relation",
+    "loss_boxes",
+}  # fmt: skip
+# Random weights: small steps, and softmaxes at a temperature that fits features of such a size, as
+# the methods' own does trained ones; at that they would be those of single positions.
+NODES_OF_ALL: dict[str, Any] = {
+    "DISTILL": {"METHODS": list(ALL)},
+    "FRS": {"RAMP_ITERS": 2},
+    "CWD": {"TEMPERATURE": 300.0},
+    "FGD": {"TEMPERATURE": 20.0},
+    "SOLVER": {"BASE_LR": 1e-5},
+}
+Write = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+RETINANET: dict[str, Any] = {
+    **DETECTOR,
+    "MODEL": {
+        **DETECTOR["MODEL"],
+        "RETINANET": {**DETECTOR["MODEL"]["RETINANET"], "NUM_CLASSES": len(CLASS_NAMES)},
+    },
+}
+TEACHERS = {
+    "RetinaNet": RETINANET,
+    "FCOS": test_fcos.TEACHER,
+    "FasterRCNN": {**DETECTOR, "MODEL": test_faster_rcnn.TEACHER},
+}
+
+
+def write_retinanet(home: Path, target: Path, preset: str, **nodes: Any) -> Path:
+    given = {"PRESET": preset, "LOCATION": str(home / preset), **nodes.pop("CACHE", {})}
+    teacher = {"BATCH": 1, **nodes.pop("TEACHER", {})}
+    return write_student(home, target, preset, CACHE=given, TEACHER=teacher, **nodes)
+
+
+WRITERS: dict[str, Write] = {
+    "RetinaNet": write_retinanet,
+    "FCOS": test_fcos.write,
+    "FasterRCNN": test_faster_rcnn.write,
+}
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of each family `data/`, `teacher.yaml`, `teacher.pth` and the cache `exact`."""
+    data = tmp_path_factory.mktemp("data")
+    write_synthetic(data, SyntheticConfig(train=6, val=2, size=90), workers=1)
+    found = {}
+    for name, teacher in TEACHERS.items():
+        home = found[name] = tmp_path_factory.mktemp(name)
+        (home / "data").symlink_to(data)
+        cfg = write_config(home / "teacher.yaml", teacher)
+        export_model(random_detector(cfg, seed=1), home / "teacher.pth")
+        dump(load_config(str(WRITERS[name](home, home, "exact"))))
+    return found
+
+
+@pytest.fixture(params=list(TEACHERS))
+def write(request: pytest.FixtureRequest, homes: dict[str, Path], tmp_path: Path) -> Write:
+    """Write a student's config of one family; keyword arguments change its nodes."""
+    home, make = homes[request.param], WRITERS[request.param]
+
+    def made(preset: str = "exact", **nodes: Any) -> Path:
+        return make(home, tmp_path, preset, **{**NODES_OF_ALL, **nodes})
+
+    return made
+
+
+def test_twenty_steps_from_an_exact_cache_are_those_of_the_live_teacher(write: Write) -> None:
+    cached, live = (
+        losses_of(train(write(TEACHER={"SOURCE": source, "BATCH": 1}), "SOLVER.MAX_ITER", 20))
+        for source in ("cache", "live")
+    )
+    assert cached.keys() >= LOSSES and all(len(values) == 20 for values in cached.values())
+    assert cached == live
+    for name in LOSSES:
+        assert any(cached[name]), name
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one size", "mixed sizes"])
+def test_every_trained_weight_has_a_gradient(write: Write, mixed: bool) -> None:
+    trainer = build(write())
+    _, gradients = step(trainer, next_batch(trainer, mixed=mixed))
+    trained = {name for name, p in trainer._trainer.model.named_parameters() if p.requires_grad}
+    assert gradients.keys() == trained
+    assert any(name.startswith("_methods") for name in trained)
+
+
+def test_an_image_without_objects_trains(write: Write) -> None:
+    chosen = [name for name in ALL if name != "pseudo"]  # which could add some
+    trainer = build(write(DISTILL={"METHODS": chosen}))
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    for item in batch:
+        item["instances"] = item["instances"][:0]
+    losses, _ = step(trainer, batch)
+    assert all(torch.tensor(value).isfinite() for value in losses.values())
+    assert losses["loss_fgd_foreground"] == 0
+
+
+@pytest.mark.parametrize("preset", ["exact", "balanced", "compact"])
+def test_a_cache_is_true_to_the_live_teacher(
+    write: Write, preset: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = write(preset, CACHE={"PRESET": preset, "LOCATION": str(tmp_path / "cache")})
+    dump(load_config(str(path)))
+    command = ["fidelity", "--json", "--views", "12", "--student", "initial"]
+    code = main([*command, "--config-file", str(path)])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (student,) = found["students"]
+    assert student["errors"].keys() >= LOSSES and student["instances"] > 0
+    assert code == 0 and found["reached"], student
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(write: Write, tmp_path: Path) -> None:
+    steps = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2)
+    whole = train(write(), *steps)
+    (tmp_path / "output" / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = train(write(), *steps, resume=True)
+    for name, values in losses_of(resumed).items():
+        assert values == losses_of(whole)[name][2:], name
+    states = [one.distiller.trained_layers.state_dict() for one in (whole, resumed)]
+    assert states[0].keys() == states[1].keys() == set(ALL)
+    for name, layers in states[0].items():
+        assert all(torch.equal(layers[key], states[1][name][key]) for key in layers)
+
+
+def test_what_several_methods_read_is_decoded_once_and_nothing_else(write: Write) -> None:
+    for chosen, signals in (
+        (["pkd", "cwd"], {"features"}),
+        (["boxes"], {"scores", "deltas"}),
+        (["pseudo"], set()),
+    ):
+        trainer = build(write(DISTILL={"METHODS": chosen}))
+        batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+        for item in batch:
+            assert {name.partition(".")[0] for name in item["codes"]} == signals
+            assert (DETECTIONS in item) == (chosen == ["pseudo"])
+        losses, _ = step(trainer, batch)
+        of_methods = {name for name in losses if name.startswith("loss_") and name in LOSSES}
+        assert of_methods == {f"loss_{name}" for name in chosen if name != "pseudo"}
+
+
+def test_pseudo_objects_are_what_the_detector_learns_from(write: Write) -> None:
+    nodes = {"DISTILL": {"METHODS": ["pseudo"]}, "PSEUDO": {"MIN_SCORE": 0.0}}
+    trainer = build(write(**nodes))
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    for item in batch:
+        item["instances"] = item["instances"][:0]
+    with EventStorage() as storage:
+        trainer.distiller(batch)
+        assert storage.latest()["pseudo/num_added"][0] > 0
+
+
+# Pairs of which the methods need less than all.
+
+
+def student_of(homes: dict[str, Path], teacher: str, tmp_path: Path, chosen: Any) -> Path:
+    """A RetinaNet that learns from the cache of another family."""
+    home = homes[teacher]
+    nodes = {**NODES_OF_ALL, "DISTILL": {"METHODS": list(chosen)}}
+    return write_retinanet(home, tmp_path, "exact", **nodes)
+
+
+@pytest.mark.parametrize("teacher", ["FCOS", "FasterRCNN"])
+def test_a_retinanet_learns_features_from_another_family(
+    homes: dict[str, Path], tmp_path: Path, teacher: str
+) -> None:
+    chosen = (*FEATURES, "pseudo")
+    path = student_of(homes, teacher, tmp_path, chosen)
+    cached, live = (
+        losses_of(train(path, "TEACHER.SOURCE", source, "OUTPUT_DIR", tmp_path / source))
+        for source in ("cache", "live")
+    )
+    assert cached == live and all(map(any, cached.values()))
+    trainer = build(path)
+    names = list(trainer.distiller.methods[0].pair.levels)
+    assert names == (["p3", "p4", "p5", "p6"] + (["p7"] if teacher == "FCOS" else []))
+
+
+def test_a_teacher_of_other_classes_teaches_features(
+    homes: dict[str, Path], tmp_path: Path
+) -> None:
+    home = tmp_path / "other"
+    home.mkdir()
+    (home / "data").symlink_to(homes["RetinaNet"] / "data")
+    model = {
+        **RETINANET["MODEL"],
+        "RETINANET": {**RETINANET["MODEL"]["RETINANET"], "NUM_CLASSES": 7},
+    }
+    cfg = write_config(home / "teacher.yaml", {**RETINANET, "MODEL": model})
+    export_model(random_detector(cfg, seed=1), home / "teacher.pth")
+    target = tmp_path / "student"
+    target.mkdir()
+    path = write_retinanet(home, target, "exact", DISTILL={"METHODS": ["pkd"]})
+    dump(load_config(str(path)))
+    assert any(losses_of(train(path))["loss_pkd"])
+    with pytest.raises(ValueError, match="number of classes: student 5, teacher 7; the method frs"):
+        build(path, "DISTILL.METHODS", "('frs',)")
+
+
+@pytest.mark.parametrize("chosen", ["gid", "frs", "boxes"])
+def test_what_a_method_cannot_pair_is_refused_by_its_name(
+    homes: dict[str, Path], tmp_path: Path, chosen: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        build(student_of(homes, "FCOS", tmp_path, ["pkd", chosen]))
+    text = str(error.value)
+    assert "student 3, teacher 1" in text and f"the method {chosen} needs" in text
+    assert "\n" not in text
+
+
+# Wrong input.
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_one(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"no method 'pdk', did you mean pkd\?"):
+        build(write(DISTILL={"METHODS": ["gid", "pdk"]}))
+
+
+def test_a_run_of_other_methods_is_not_resumed(write: Write) -> None:
+    train(write(DISTILL={"METHODS": ["pkd"]}), "SOLVER.MAX_ITER", 1)
+    trainer = build(write(DISTILL={"METHODS": ["pkd", "mgd"]}))
+    with pytest.raises(
+        ValueError, match=r"begun with DISTILL.METHODS \('pkd',\), not \('pkd', 'mg"
+    ):
+        trainer.resume_or_load(resume=True)
+
+
+def test_levels_that_are_not_shared_are_refused(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"PKD.LEVELS: 'p9'; expected some of p\d, "):
+        build(write(DISTILL={"METHODS": ["pkd"]}, PKD={"LEVELS": ["p9"]}))
+
+
+def test_a_signal_that_a_cache_lacks_is_named_with_the_method(
+    homes: dict[str, Path], tmp_path: Path
+) -> None:
+    given = {"LOCATION": str(tmp_path / "cache"), "SIGNALS": ["scores", "deltas"]}
+    path = write_retinanet(homes["RetinaNet"], tmp_path, "exact", CACHE=given)
+    dump(load_config(str(path)))
+    for chosen, name in ((("boxes", "pkd"), "pkd"), (("mgd",), "mgd")):
+        with pytest.raises(ValueError) as error:
+            build(path, "DISTILL.METHODS", str(chosen))
+        assert f"lacks the signal features, which the method {name} needs" in str(error.value)
+        assert f"leave {name} out of DISTILL.METHODS" in str(error.value)
+    build(path, "DISTILL.METHODS", "('boxes',)")
+
+
+def test_a_term_with_the_name_of_an_own_loss_is_refused(
+    homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cls(Method):
+        name = "cls"
+        Config = Gid.Config
+        weights: ClassVar[dict[str, str]] = {"": "feature_weight"}
+
+        @classmethod
+        def needs(cls, config: Any) -> tuple[str, ...]:
+            return ("features",)
+
+        def forward(self, step: Any, chosen: None) -> dict[str, torch.Tensor]:
+            return {"": step.outputs.features[0].sum()}
+
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    register_method(Cls)
+    trainer = build(student_of(homes, "RetinaNet", tmp_path, ["cls"]))
+    with pytest.raises(ValueError, match="the method cls gives loss_cls"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "My_Own"}, r"\.name: expected lower-case letters and digits, got 'My_Own'"),
+        ({"name": "gid"}, r"are the method 'gid'; rename one"),
+        ({"Config": object}, r"\.Config: expected a node that register_node made known"),
+        ({"weights": {"": "wieght"}}, r"\.weights: PKD has no key WIEGHT"),
+    ],
+)
+def test_a_method_that_cannot_be_registered_says_why(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    body = {"name": "mine", "Config": NODES["PKD"], "weights": {"": "weight"}, **changes}
+    with pytest.raises(ValueError, match=message):
+        register_method(type("Mine", (Method,), body))
+
+
+def test_every_shipped_method_has_a_node_and_its_weights_are_keys_of_it() -> None:
+    for name, method in methods._METHODS.items():
+        assert method.name == name and NODES[method.Config.node] is method.Config
+        assert all(hasattr(method.Config(), field) for field in method.weights.values())
+
+
+def test_needs_say_which_methods_have_them(write: Write) -> None:
+    cfg = load_config(str(write(DISTILL={"METHODS": ["pkd", "frs"]})))
+    register_data(cfg)
+    setup = Setup(cfg)
+    assert needs_of(setup) == {"features": ["pkd", "frs"], "scores": ["frs"]}
+    assert [method.name for method, _ in chosen_methods(setup)] == ["pkd", "frs"]
+    teacher = open_teacher(setup, [])
+    assert teacher is not None
+    assert {one.name for one in teacher.pair.stored.signals} == {"features", "scores"}
