@@ -15,6 +15,7 @@ from detectors import DenseOutputs, Setup
 from detectors.families import TrainingStep
 
 from .methods import Method, Pair, Step, TrainedLayers, chosen_methods
+from .shares import Shares
 from .teacher import Teacher, TeacherSource
 
 
@@ -33,6 +34,7 @@ class Distiller(nn.Module):
         source: TeacherSource | None = None,
         pair: Pair | None = None,
         methods: Sequence[Method] = (),
+        shares: Shares | None = None,
     ) -> None:
         """Args:
 
@@ -41,6 +43,7 @@ class Distiller(nn.Module):
         source: the teacher; None trains on ground truth alone.
         pair: teacher and student, where there is a teacher.
         methods: whose losses are added up.
+        shares: looks at the terms of the first steps.
         """
         super().__init__()
         self.detector = detector
@@ -48,6 +51,7 @@ class Distiller(nn.Module):
         self._setup = setup
         self._source = source
         self._pair = pair
+        self._shares = shares
 
     @property
     def methods(self) -> list[Method]:
@@ -139,10 +143,11 @@ class Distiller(nn.Module):
         chosen = [
             method.assigned(step, one, positive) for method, one in zip(methods, begun, strict=True)
         ]
-        losses = own.losses()
+        of_detector = own.losses()
         storage = get_event_storage()
         warmup = warmup_factor(step.iteration, self._setup.settings.distill.warmup_iters)
         failure: FloatingPointError | None = None
+        losses: dict[str, Tensor] = {}
         for method, one in zip(methods, chosen, strict=True):
             try:
                 found = method.weighted(method(step, one), warmup)
@@ -151,11 +156,23 @@ class Distiller(nn.Module):
                 failure, found = failure or error, {}
             for name, value in method.metrics().items():
                 storage.put_scalar(f"{method.name}/{name}", value)
-            _require_new(losses, found, method)
+            _require_new(of_detector, found, method)
             losses |= found
         if failure:
             raise failure
-        return losses
+        if self._shares is not None:
+            features = [one for one in outputs.features if one.requires_grad]
+            self._shares.look(step.iteration, of_detector, losses, features, self._keys)
+        return of_detector | losses
+
+    @property
+    def _keys(self) -> dict[str, str]:
+        """Name of every loss of the methods to the config key that weighs it."""
+        return {
+            method.term_name(term): method.weight_key(term)
+            for method in self.methods
+            for term in method.weights
+        }
 
 
 def _targets(batch: list[dict[str, Any]], outputs: DenseOutputs) -> list[Instances]:
@@ -167,13 +184,16 @@ def warmup_factor(iteration: int, warmup_iters: int) -> float:
     return min(1.0, (iteration + 1) / max(1, warmup_iters))
 
 
-def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) -> Distiller:
+def build_distiller(
+    setup: Setup, detector: nn.Module, teacher: Teacher | None, shares: Shares | None = None
+) -> Distiller:
     """Put a student into the step that its config asks for.
 
     Args:
         setup: the student's.
         detector: the student.
         teacher: whom it learns from, live or cached; None trains on ground truth alone.
+        shares: looks at the terms of the first steps.
 
     Raises:
         ValueError: a method cannot distil this pair, such as GID.ADAPTATION none with pyramids of
@@ -188,6 +208,7 @@ def build_distiller(setup: Setup, detector: nn.Module, teacher: Teacher | None) 
         source=teacher.source(student_format=setup.cfg.INPUT.FORMAT),
         pair=teacher.pair,
         methods=[method.to(setup.cfg.MODEL.DEVICE) for method in methods],
+        shares=shares,
     )
 
 

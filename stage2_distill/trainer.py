@@ -21,6 +21,7 @@ from .data import build_data
 from .distiller import build_distiller
 from .inherit import inherit
 from .prefetch import DeviceLoader
+from .shares import Shares
 from .teacher import open_teacher
 
 EXPORTED_NAME = "student_final.pth"
@@ -76,7 +77,8 @@ class DistillTrainer(Trainer):
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """Put the detector into the distilling step."""
-        self.distiller = build_distiller(self.setup, detector, self._teacher)
+        shares = Shares(max(0, self.setup.settings.distill.warmup_iters - 1))
+        self.distiller = build_distiller(self.setup, detector, self._teacher, shares)
         return self.distiller
 
     def extra_checkpointables(self) -> dict[str, Any]:
