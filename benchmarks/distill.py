@@ -177,7 +177,7 @@ def prepare(job: Settings) -> None:
     pipeline.run("dump", "stage1_dump", "run", "--config-file", job.folder / "distill.yaml")
 
 
-def build(job: Settings, source: str) -> DistillTrainer:
+def build(job: Settings, source: str, *overrides: str) -> DistillTrainer:
     """One student, ready to step."""
     from configs.loader import load_config
     from stage2_distill.trainer import DistillTrainer
@@ -191,6 +191,7 @@ def build(job: Settings, source: str) -> DistillTrainer:
             "SOLVER.IMS_PER_BATCH", job.batch,
             "SOLVER.AMP.ENABLED", job.amp,
             "DATALOADER.NUM_WORKERS", job.workers,
+            *overrides,
         ],
     )  # fmt: skip
     register_data(cfg)
@@ -205,19 +206,20 @@ def selection_share(trainer: DistillTrainer) -> float:
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
-    from stage2_distill import distiller
+    from stage2_distill.methods import gid
 
     height, width = LARGE
     instances = Instances(LARGE)
     instances.gt_boxes = Boxes(torch.tensor([[100.0, 100.0, 400.0, 500.0]]))
     instances.gt_classes = torch.tensor([0])
-    item = {"image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8)}
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    item = {"image": image, "image_id": 1, "view": 0}
     model, source = trainer._trainer.model, trainer._trainer.model._source
     shares = []
     for _ in range(2):
         with (
             EventStorage(),
-            _timed(distiller, "propose") as selecting,
+            _timed(gid, "propose") as selecting,
             _timed(source, "outputs") as teaching,
         ):
             start = time.perf_counter()

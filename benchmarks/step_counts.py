@@ -20,7 +20,7 @@ from configs.loader import load_config
 from detectors import Setup
 from detectors.stored import Stored
 from stage2_distill.distiller import Distiller
-from stage2_distill.methods import Pair, chosen_methods
+from stage2_distill.methods import DETECTIONS, Pair, chosen_methods, needs_of
 from stage2_distill.teacher import CachedTeacher
 from storage import RecordCodec, get_preset
 
@@ -61,12 +61,16 @@ class Counts:
 class Subject:
     """A student with random weights, and batches with random teachers."""
 
-    def __init__(self) -> None:
+    def __init__(self, method: str = "gid") -> None:
+        """Args: the method that distils."""
+        self.method = method
         options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "CACHE.LOCATION", "nowhere", *NARROW]
+        options += ["DISTILL.METHODS", str((method,))]
         path = CONFIGS / "distill/r50_2x_from_r101_1x.yaml"
         self.cfg: CfgNode = load_config(str(path), options)
         self._setup = Setup(self.cfg)
         self._stored = Stored.of(self.cfg, self._setup.family)
+        self._needs = needs_of(self._setup)
         torch.manual_seed(0)
         self._detector = build_model(self.cfg)
         for name, tensor in self._detector.state_dict().items():
@@ -119,10 +123,16 @@ class Subject:
             scores.name: logits,
             deltas.name: torch.randn(1, *deltas.shape(geometry)) * 0.1,
         }
-        codes = {name: field[0] for name, field in codec.encode(values, geometry).items()}
+        codes = {
+            name: field[0]
+            for name, field in codec.encode(values, geometry).items()
+            if name.partition(".")[0] in self._needs
+        }
+        # One that the teacher is sure of, beside the objects.
+        detections = torch.tensor([[1.0, 1.0, 30.0, 30.0, 0.9, 0.0]])
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         return {"image": image, "instances": truth, "height": height, "width": width,
-                "image_id": 1, "view": 0, "codes": codes}  # fmt: skip
+                "image_id": 1, "view": 0, "codes": codes, DETECTIONS: detections}  # fmt: skip
 
 
 def _moved(value: Any) -> Any:
@@ -142,7 +152,8 @@ def measure(
     rows = []
     for preset in presets:
         found = subject.step(images, sizes, preset)
-        name = f"{images} images of {'one size' if len(sizes) == 1 else 'mixed sizes'}, {preset}"
+        grid = "one size" if len(sizes) == 1 else "mixed sizes"
+        name = f"{subject.method}, {images} images of {grid}, {preset}"
         print(
             f"{name}: waits {waits} + {found.waits.total() - waits}, launches {launches} + "
             f"{found.launches.total() - launches} forward, {stock.backward} + "

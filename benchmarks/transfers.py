@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--presets", nargs="+", default=["exact", "balanced", "compact"], help="default: all"
     )
+    parser.add_argument("--methods", nargs="+", default=["gid"], help="default: gid")
     parser.add_argument("--mixed-only", action="store_true", help="batches of mixed sizes alone")
     parser.add_argument("--lines", action="store_true", help="show where they come from")
     add_example(parser, "--images 2 --presets balanced --lines")
@@ -31,11 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     # PyTorch is imported where it is used, so that `--help` need not wait for it.
     from .step_counts import MIXED, SAME, Subject, measure
 
-    subject = Subject()
     rows: list[Row] = []
-    for images in args.images:
-        for sizes in (MIXED,) if args.mixed_only else (SAME, MIXED):
-            rows += measure(subject, images, sizes, args.presets, lines=args.lines)
+    for subject in map(Subject, args.methods):
+        for images in args.images:
+            for sizes in (MIXED,) if args.mixed_only else (SAME, MIXED):
+                rows += measure(subject, images, sizes, args.presets, lines=args.lines)
     return conclude(rows, args.json)
 
 

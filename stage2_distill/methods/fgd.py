@@ -173,8 +173,8 @@ def cell_weights(
 
 def _painted(boxes: Tensor, valid: Tensor, inside: Tensor, stride: int) -> Tensor:
     """The largest weight of a box at each cell, (N, 1, H, W); a bounded number at a time."""
-    first = (precise(boxes[..., :2]) / stride).floor()
-    last = (precise(boxes[..., 2:]) / stride).ceil()
+    scaled = precise(boxes) / stride
+    first, last = scaled[..., :2].floor(), scaled[..., 2:].ceil()
     weight = torch.where(valid, 1.0 / (last - first + 1.0).prod(dim=2), 0.0)
     height, width = inside.shape[2:]
     columns = _covered(first[..., 0], last[..., 0], width)
@@ -202,9 +202,9 @@ def _focal_sums(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums of foreground, background and attention on one level."""
-    spatial, channel = attention(student, inside, temperature)
-    with torch.no_grad():
-        wanted_spatial, wanted_channel = attention(teacher, inside, temperature)
+    # Of both sides in one go: on a GPU, launches are what small levels cost.
+    both = attention(torch.cat([student, teacher]), inside.repeat(2, 1, 1, 1), temperature)
+    (spatial, wanted_spatial), (channel, wanted_channel) = (one.chunk(2) for one in both)
     error = ((student - teacher).square() * wanted_channel).sum(dim=1, keepdim=True)
     foreground, background = ((weight * wanted_spatial * error).sum() for weight in weights)
     apart = (spatial - wanted_spatial).abs().sum() + (channel - wanted_channel).abs().sum()

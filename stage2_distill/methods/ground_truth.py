@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 def batched_boxes(targets: Sequence[Instances]) -> tuple[Tensor, Tensor]:
@@ -23,9 +22,10 @@ def batched_boxes(targets: Sequence[Instances]) -> tuple[Tensor, Tensor]:
         Boxes (N, M, 4) XYXY_ABS, pixels of the view, zero where there is none, with M the most of
         an image; and valid (N, M) bool, whether there is one. M is 0 if no image has any.
     """
-    of_images = [target.gt_boxes.tensor for target in targets]
-    boxes = pad_sequence(of_images, batch_first=True)
-    # Counts are known on the host, so that nothing waits for a GPU.
-    counts = torch.tensor([len(one) for one in of_images])
-    valid = torch.arange(boxes.shape[1]) < counts[:, None]
-    return boxes, valid.to(boxes.device, non_blocking=True)
+    joined = torch.cat([target.gt_boxes.tensor for target in targets])
+    # Counts are known on the host, so that nothing waits for a GPU, or is launched for each image.
+    counts = torch.tensor([len(target) for target in targets])
+    valid = torch.arange(int(counts.max())) < counts[:, None]
+    places = valid.flatten().nonzero().squeeze(1).to(joined.device, non_blocking=True)
+    boxes = joined.new_zeros(valid.numel(), 4).index_copy_(0, places, joined)
+    return boxes.view(*valid.shape, 4), valid.to(joined.device, non_blocking=True)
