@@ -11,7 +11,7 @@ the teacher everywhere, a trained one in places that a coarse code could blur.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .cache_check import held_images
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
 from .inherit import inherit
+from .methods import Method
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
 from .trainer import EXPORTED_NAME
@@ -80,20 +81,34 @@ class StudentFidelity:
         matched: share of it that is found again under the cache, such as by a GI of an IoU of 0.9
             or more; 1 where nothing is chosen.
         errors: loss name to |sum of differences| / |sum of the live ones|, over all batches.
-        cosine: of the two gradients, those of all batches laid side by side.
+        mean_errors: loss name to the mean over the batches of |difference| / |live|, in which
+            signs cannot cancel; no limit is set for it.
+        cosines: method to that of the two gradients of its losses, those of all batches laid side
+            by side.
     """
 
     student: str
     instances: int
     matched: float
     errors: dict[str, float]
-    cosine: float
+    mean_errors: dict[str, float]
+    cosines: dict[str, float]
+
+    @property
+    def error(self) -> float:
+        """The largest of the errors."""
+        return max(self.errors.values(), default=0.0)
+
+    @property
+    def cosine(self) -> float:
+        """The least of the cosines."""
+        return min(self.cosines.values(), default=1.0)
 
     def reaches(self, limits: Limits) -> bool:
         """Whether every figure is within the limits."""
         return (
             self.matched >= limits.matched
-            and max(self.errors.values()) <= limits.error
+            and self.error <= limits.error
             and self.cosine >= limits.cosine
         )
 
@@ -122,22 +137,31 @@ class Fidelity:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON."""
-        return {**asdict(self), "reached": self.reached}
+        students = [
+            {**asdict(one), "error": one.error, "cosine": one.cosine} for one in self.students
+        ]
+        return {**asdict(self), "students": students, "reached": self.reached}
 
     def lines(self) -> list[str]:
-        """Return the table as text, the verdict last."""
-        names = list(self.students[0].errors)
-        heads = ["matched", *(name.removeprefix("loss_") for name in names), "cosine"]
-        lines = [f"{'student':<28}" + "".join(f"{head:>14}" for head in heads)]
-        for one in self.students:
-            cells = [f"{one.matched:14.4f}", *(f"{one.errors[name]:14.2e}" for name in names)]
-            lines.append(f"{one.student[-28:]:<28}{''.join(cells)}{one.cosine:14.7f}")
+        """Return the table as text, a column for each student, the verdict last."""
+        students = self.students
+        rows = [["", *(one.student[-20:] for one in students), "limit"]]
+
+        def add(name: str, form: str, values: Iterable[float], limit: str = "") -> None:
+            bound = format(getattr(self.limits, limit), form) if limit and self.limits else ""
+            rows.append([name, *(format(value, form) for value in values), bound])
+
+        add("chosen, found again", ".4f", [one.matched for one in students], "matched")
+        for name in students[0].errors:
+            term = name.removeprefix("loss_")
+            add(f"{term}, error", ".2e", [one.errors[name] for one in students], "error")
+            add(f"{term}, mean error", ".2e", [one.mean_errors[name] for one in students])
+        for name in students[0].cosines:
+            add(f"{name}, cosine", ".7f", [one.cosines[name] for one in students], "cosine")
         verdict = "no limits are set for it"
         if self.limits is not None:
-            asked = (self.limits.matched, self.limits.error, self.limits.cosine)
-            lines.append(f"{'limits':<28}{asked[0]:14.4f}{asked[1]:14.2e}"
-                         f"{' ' * 14 * (len(names) - 1)}{asked[2]:14.7f}")  # fmt: skip
             verdict = "within the limits" if self.reached else "NOT within the limits"
+        lines = [f"{row[0]:<36}" + "".join(f"{cell:>22}" for cell in row[1:]) for row in rows]
         return [*lines, f"{self.cache}: {self.preset}, {self.views} views: {verdict}"]
 
 
@@ -278,10 +302,11 @@ class _Comparison:
         self._family = family
         self._weights = [one for one in distiller.parameters() if one.requires_grad]
         self._instances = self._matched = 0
-        self._live: dict[str, float] = {}
-        self._difference: dict[str, float] = {}
-        # Dot products of the gradients: live with cached, live with itself, cached with itself.
-        self._dots = torch.zeros(3, dtype=torch.float64)
+        # By loss, of every batch.
+        self._live: dict[str, list[float]] = {}
+        self._difference: dict[str, list[float]] = {}
+        # By method, dot products of the gradients: live with cached, and each with itself.
+        self._dots: dict[str, Tensor] = {}
 
     def add(self, batch: list[dict[str, Any]], live: TeacherSource, cached: TeacherSource) -> None:
         """Compare on one batch of the loader's items."""
@@ -289,7 +314,6 @@ class _Comparison:
         outputs = self._family.run(distiller.detector, batch)
         steps = [distiller.step(batch, source, outputs) for source in (live, cached)]
         positive = distiller.positive(steps[0], outputs)
-        losses: list[dict[str, Tensor]] = [{}, {}]
         for method in distiller.methods:
             begun, other = (method.begin(step) for step in steps)
             agreed = method.agreement(begun, other)
@@ -297,29 +321,36 @@ class _Comparison:
                 self._instances += agreed[0]
                 self._matched += agreed[1]
             chosen = method.assigned(steps[0], begun, positive)
-            for found, step in zip(losses, steps, strict=True):
-                found.update(method.weighted(method(step, chosen)))
-        for name, of_live in losses[0].items():
-            of_cache = losses[1][name]
-            self._live[name] = self._live.get(name, 0.0) + float(of_live.detach())
-            difference = float((of_cache - of_live).detach())
-            self._difference[name] = self._difference.get(name, 0.0) + difference
-        ours, theirs = (self._gradient(one) for one in losses)
-        self._dots += torch.stack([ours @ theirs, ours @ ours, theirs @ theirs]).cpu()
+            self._compare(method, *(method.weighted(method(step, chosen)) for step in steps))
+
+    def _compare(self, method: Method, live: dict[str, Tensor], cached: dict[str, Tensor]) -> None:
+        """Add up the losses of one method under the two teachers, and their gradients."""
+        for name, of_live in live.items():
+            self._live.setdefault(name, []).append(float(of_live.detach()))
+            difference = float((cached[name] - of_live).detach())
+            self._difference.setdefault(name, []).append(difference)
+        if live:
+            ours, theirs = (self._gradient(one) for one in (live, cached))
+            dots = torch.stack([ours @ theirs, ours @ ours, theirs @ theirs]).cpu()
+            self._dots[method.name] = self._dots.get(method.name, 0.0) + dots
 
     def result(self, student: str) -> StudentFidelity:
         """What the batches add up to."""
-        product, live, cached = self._dots.tolist()
+        sums = {name: np.array(values) for name, values in self._live.items()}
+        apart = {name: np.array(values) for name, values in self._difference.items()}
         return StudentFidelity(
             student=student,
             instances=self._instances,
             matched=self._matched / self._instances if self._instances else 1.0,
             errors={
-                name: abs(difference) / max(abs(self._live[name]), LOSS_FLOOR)
-                for name, difference in self._difference.items()
+                name: float(abs(one.sum()) / max(abs(sums[name].sum()), LOSS_FLOOR))
+                for name, one in apart.items()
             },
-            # Two gradients of zero agree; one of zero agrees with no other.
-            cosine=1.0 if live == cached == 0 else product / max((live * cached) ** 0.5, 1e-300),
+            mean_errors={
+                name: float((abs(one) / np.maximum(abs(sums[name]), LOSS_FLOOR)).mean())
+                for name, one in apart.items()
+            },
+            cosines={name: _cosine(*dots.tolist()) for name, dots in self._dots.items()},
         )
 
     def _gradient(self, losses: dict[str, Tensor]) -> Tensor:
@@ -332,3 +363,9 @@ class _Comparison:
 def _filled(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Iterator[Tensor]:
     for gradient, weight in zip(gradients, weights, strict=True):
         yield torch.zeros_like(weight) if gradient is None else gradient
+
+
+def _cosine(product: float, live: float, cached: float) -> float:
+    """Of two gradients, from their dot products with each other and with themselves."""
+    # Two gradients of zero agree; one of zero agrees with no other.
+    return 1.0 if live == cached == 0 else product / max((live * cached) ** 0.5, 1e-300)

@@ -102,9 +102,13 @@ def test_the_table_names_the_limits_and_the_verdict(configure: Configure, capsys
     arguments = ["--views", "3", "--student", INITIAL, "--config-file", str(configure("balanced"))]
     code = main(["fidelity", *arguments])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[-4:-1]] == ["student", "initial", "limits"]
     limits = LIMITS["balanced", "float32"]
-    assert f"{limits.matched:.4f}" in lines[-2] and f"{limits.cosine:.7f}" in lines[-2]
+    found = {line.split("  ")[0]: line.split()[-1] for line in lines[-12:-1]}
+    assert lines[-12].split() == ["initial", "limit"]
+    assert found["chosen, found again"] == f"{limits.matched:.4f}"
+    assert found["gid_feature, error"] == f"{limits.error:.2e}"
+    assert found["gid, cosine"] == f"{limits.cosine:.7f}"
+    assert "gid_relation, mean error" in found
     assert lines[-1].endswith(("within the limits", "NOT within the limits"))
     assert (code == 0) == (not lines[-1].endswith("NOT within the limits"))
 
@@ -180,12 +184,18 @@ def test_the_stages_are_the_beginning_the_half_and_the_end(
 
 
 @pytest.mark.parametrize(
-    "worse", [{"matched": 0.89}, {"errors": {"a": 0.0, "b": 0.031}}, {"cosine": 0.9899}]
+    "worse",
+    [{"matched": 0.89}, {"errors": {"a": 0.0, "b": 0.031}}, {"cosines": {"x": 1.0, "y": 0.9899}}],
 )
 def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, Any]) -> None:
     limits = LIMITS["compact", "float32"]
     good = StudentFidelity(
-        student=INITIAL, instances=10, matched=0.9, errors={"a": 0.03, "b": 0.0}, cosine=0.99
+        student=INITIAL,
+        instances=10,
+        matched=0.9,
+        errors={"a": 0.03, "b": 0.0},
+        mean_errors={"a": 0.05, "b": 0.0},
+        cosines={"x": 1.0, "y": 0.99},
     )
     assert good.reaches(limits)
     assert not replace(good, **worse).reaches(limits)
