@@ -201,6 +201,8 @@ def objects_as_instances(boxes: Tensor, valid: Tensor) -> GeneralInstances:
         boxes: (N, M, 4), zero where there is none.
         valid: (N, M) bool, whether there is one.
     """
+    if not valid.shape[1]:  # at least one place, as a selection has
+        boxes, valid = boxes.new_zeros(len(boxes), 1, 4), valid.new_zeros(len(valid), 1)
     return GeneralInstances(
         boxes=boxes.float(),
         scores=valid.float(),

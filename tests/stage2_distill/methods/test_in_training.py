@@ -90,14 +90,19 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(params=list(TEACHERS))
-def write(request: pytest.FixtureRequest, homes: dict[str, Path], tmp_path: Path) -> Write:
+def family(request: pytest.FixtureRequest) -> str:
+    """Of teacher and student."""
+    return str(request.param)
+
+
+@pytest.fixture
+def write(family: str, homes: dict[str, Path], tmp_path: Path) -> Write:
     """Write a student's config of one family; keyword arguments change its nodes."""
-    home, make = homes[request.param], WRITERS[request.param]
+    home, make = homes[family], WRITERS[family]
 
     def made(preset: str = "exact", **nodes: Any) -> Path:
         return make(home, tmp_path, preset, **{**NODES_OF_ALL, **nodes})
 
-    made.family = request.param
     return made
 
 
@@ -134,7 +139,7 @@ def test_an_image_without_objects_trains(write: Write) -> None:
 
 @pytest.mark.parametrize("preset", ["exact", "balanced", "compact"])
 def test_a_cache_is_true_to_the_live_teacher(
-    write: Write, preset: str, tmp_path: Path, capsys: Capture
+    family: str, write: Write, preset: str, tmp_path: Path, capsys: Capture
 ) -> None:
     path = write(preset, CACHE={"PRESET": preset, "LOCATION": str(tmp_path / "cache")})
     dump(load_config(str(path)))
@@ -147,7 +152,7 @@ def test_a_cache_is_true_to_the_live_teacher(
     if preset != "compact":
         assert code == 0 and found["reached"], student
     limits, cosines = found["limits"], student["cosines"]
-    if write.family == "FCOS":
+    if family == "FCOS":
         del cosines["boxes"]  # random ones have no area, and a gradient that is their rounding
     assert student["error"] <= limits["error"] and student["matched"] >= limits["matched"]
     # Of random features; `benchmarks.fidelity` holds trained ones against the limit.
@@ -192,6 +197,21 @@ def test_pseudo_objects_are_what_the_detector_learns_from(write: Write) -> None:
     with EventStorage() as storage:
         trainer.distiller(batch)
         assert storage.latest()["pseudo/num_added"][0] > 0
+
+
+def test_annotated_objects_can_take_the_place_of_gis(write: Write) -> None:
+    trainer = build(write(DISTILL={"METHODS": ["gid"]}, GID={"BOXES": "ground_truth"}))
+    (method,) = trainer.distiller.methods
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    for without in (False, True):
+        if without:
+            for item in batch:
+                item["instances"] = item["instances"][:0]
+        losses, _ = step(trainer, batch)
+        count = sum(len(item["instances"]) for item in batch) / len(batch)
+        kinds = {"num_pos": count, "num_semi_pos": 0, "num_neg": 0, "num_other": 0}
+        assert method.metrics() == kinds
+        assert (losses["loss_gid_feature"] > 0) == (losses["loss_gid_response_reg"] > 0) != without
 
 
 # Pairs of which the methods need less than all.
