@@ -25,13 +25,13 @@ from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .building import naming_the_config
 from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import coco_evaluator, evaluate
+from .focal_loss import focal_loss
 from .hooks import KeepBest, MetricsWindow, StepPrinter, UpdateAverage, WaitingShare
 from .images import ImageMapper, training_images
 from .loop import AMP_DTYPES, Loop
@@ -265,10 +265,10 @@ def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:
 
 
 def _use_eager_focal_loss() -> None:
-    """Let detectron2's dense detectors compute the focal loss without TorchScript.
+    """Let detectron2's dense detectors compute the focal loss without TorchScript, and in parts.
 
     The JIT rounds otherwise once it has optimised what it saw in the first steps, so that a resumed
     run would depart from an uninterrupted one.
     """
     for module in (retinanet, fcos):
-        module.sigmoid_focal_loss_jit = sigmoid_focal_loss
+        module.sigmoid_focal_loss_jit = focal_loss
