@@ -1,6 +1,6 @@
 """What a step from the cache costs with each method, beside one on ground truth alone.
 
-The detectors are those of `benchmarks.distill`. All students take turns, step by step, in one
+The detectors are those of `benchmarks.distill`. The two students take turns, step by step, in one
 process. Medians are compared: on a CPU of the time that the process computed, which does not count
 what else the machine does, on a GPU by the clock.
 """
@@ -29,34 +29,28 @@ LIMITS = {
 METHODS = ("gid", "pkd", "frs", "cwd", "mgd", "fgd", "mimic", "boxes", "pseudo")
 
 
-def measure(job: Settings, methods: list[str]) -> list[Row]:
-    """Set up, take the steps in turn, and compare."""
-    prepare(job)
-    alone = Student(trainer=build(job, "none"))
-    students = {
-        name: Student(trainer=build(job, "cache", "DISTILL.METHODS", str((name,))))
-        for name in methods
-    }
-    everyone = {"": alone, **students}
-    seconds: dict[str, list[float]] = {name: [] for name in everyone}
+def measure(job: Settings, method: str) -> Row:
+    """Take steps with the method and on ground truth alone, in turn, and compare."""
+    students = (
+        Student(trainer=build(job, "none")),
+        Student(trainer=build(job, "cache", "DISTILL.METHODS", str((method,)))),
+    )
+    seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(job.warmup + job.rounds):
-        # Nobody always follows the same one.
-        for place in range(len(everyone)):
-            name = list(everyone)[(number + place) % len(everyone)]
+        # Neither always follows the other.
+        for place in (0, 1) if number % 2 else (1, 0):
             start = process_time()
-            everyone[name].step()
+            students[place].step()
             computed = process_time() - start
-            seconds[name].append(computed if job.device == "cpu" else everyone[name].steps[-1])
-    typical = {name: median(steps[job.warmup :]) for name, steps in seconds.items()}
-    print(f"ground truth alone: {typical['']:.3f} s a step")
-    return [
-        Row(
-            name=f"step, {name} / ground truth only",
-            value=typical[name] / typical[""],
-            limit=LIMITS.get(name, math.inf),
-        )
-        for name in students
-    ]
+            taken = computed if job.device == "cpu" else students[place].steps[-1]
+            seconds[place].append(taken)
+    alone, distilled = (median(one[job.warmup :]) for one in seconds)
+    print(f"{method}: {distilled:.3f} s a step, on ground truth alone {alone:.3f} s")
+    return Row(
+        name=f"step, {method} / ground truth only",
+        value=distilled / alone,
+        limit=LIMITS.get(method, math.inf),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
             rounds=args.rounds,
             warmup=4,
         )
-        rows = measure(job, args.methods)
+        prepare(job)
+        rows = [measure(job, method) for method in args.methods]
     return conclude(rows, args.json)
 
 
