@@ -84,6 +84,7 @@ def parts(folder: Path) -> list[Part]:
         Part(name="step, batch 16, AMP", command=(*both, "--batch", "16", "--amp")),
         Part(name="step, batch 2, float32", command=(*both, "--batch", "2")),
         Part(name="step, batch 2, AMP", command=(*both, "--batch", "2", "--amp")),
+        Part(name="methods", command=("benchmarks.methods", "--device", "cuda", "--rounds", "5")),
         Part(name="dump, float32", command=_DUMP),
         Part(name="dump, bfloat16", command=(*_DUMP, "--precision", "bfloat16")),
         # Not of the GPU, but of a machine with cores to spare, as the ratio of threads needs.

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from configs.nodes import GidConfig
 
+from .layers import convolution
+
 _KERNELS = {"conv3x3": 3, "conv1x1": 1}
 
 
 class Adaptation(nn.Module):
-    """One convolution shared by the levels, or nothing.
+    """One convolution shared by the levels, which starts as `layers.convolution` does; or nothing.
 
-    With equal channel counts it starts as the identity: training starts from the losses of `none`
-    and departs from them only as far as that lowers the loss. With different counts no channel of
-    one side stands for one of the other, so it starts like detectron2's FPN convolutions (Xavier
-    uniform with the variance kept over the fan-in), which keeps the features' scale.
+    With equal channel counts training starts from the losses of `none` and departs from them only
+    as far as that lowers the loss.
     """
 
     def __init__(self, kind: str, *, student_channels: int, teacher_channels: int) -> None:
@@ -57,14 +57,7 @@ class Adaptation(nn.Module):
                     f"{student_channels} and the teacher {teacher_channels}; use conv1x1 or conv3x3"
                 )
             return
-        size = _KERNELS[kind]
-        self.conv = nn.Conv2d(student_channels, teacher_channels, size, padding=size // 2)
-        if student_channels == teacher_channels:
-            nn.init.dirac_(self.conv.weight)
-        else:
-            nn.init.kaiming_uniform_(self.conv.weight, a=1)
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
+        self.conv = convolution(student_channels, teacher_channels, _KERNELS[kind])
 
     def forward(
         self, features: Sequence[Tensor], cells: Sequence[Tensor] | None = None

@@ -20,8 +20,9 @@ def apply_each(layers: Iterable[nn.Module], features: Sequence[Tensor]) -> list[
 def convolution(student_channels: int, teacher_channels: int, side: int) -> nn.Conv2d:
     """A convolution from the student's channels to the teacher's, of an odd side in positions.
 
-    It starts as GID's adaptation does: with equal counts as the identity, otherwise so that it
-    keeps the scale of the features.
+    With equal counts it starts as the identity. With different ones no channel of one side stands
+    for one of the other, so it starts like detectron2's FPN convolutions (Xavier uniform with the
+    variance kept over the fan-in), which keeps the scale of the features.
     """
     conv = nn.Conv2d(student_channels, teacher_channels, side, padding=side // 2)
     if student_channels == teacher_channels:

@@ -16,7 +16,7 @@ from stage1_dump.dump import run as dump
 from stage2_distill.teacher import padded_size
 from stage2_distill.trainer import DistillTrainer
 from tests.stage2_distill.conftest import Configure, write_student
-from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, build, losses_of, train
+from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, build
 
 Step = tuple[dict[str, float], dict[str, torch.Tensor]]
 
@@ -103,16 +103,3 @@ def test_the_outputs_of_every_view_are_the_same_bit_by_bit(
         assert torch.equal(ours.probabilities, theirs.probabilities)
         assert torch.equal(ours.deltas, theirs.deltas)
     assert shared  # views of one size, which the cache decodes together
-
-
-def test_fifty_steps_have_the_same_losses_bit_by_bit(
-    configure: Configure, one_by_one: Path
-) -> None:
-    nodes: dict[str, Any] = {"CACHE": {"LOCATION": str(one_by_one)}, "SOLVER": {"MAX_ITER": 50}}
-    cached, live = (
-        losses_of(train(configure("exact", TEACHER={"SOURCE": source, "BATCH": 1}, **nodes)))
-        for source in ("cache", "live")
-    )
-    assert cached.keys() == OWN_LOSSES | GID_LOSSES
-    assert all(len(values) == 50 for values in cached.values())
-    assert cached == live
