@@ -61,6 +61,8 @@ def default_config() -> CfgNode:
     # SIGUSR1 or SIGUSR2, if the scheduler sends one before it preempts: it ends a training as
     # SIGTERM does, after a whole step that is saved. Empty: none.
     cfg.SOLVER.PREEMPTION_SIGNAL = ""
+    # Evaluations in a row without a better AP after which a training ends; 0: it never does.
+    cfg.TEST.PATIENCE = 0
     # The family of a detector whose class does not tell it; see `detectors.families`.
     cfg.MODEL.FAMILY = ""
     for name, keys in BACKBONES.items():

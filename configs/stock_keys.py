@@ -92,6 +92,10 @@ def _single(_cfg: CfgNode, value: Any) -> bool:
     return len(value) == 1
 
 
+def _where_evaluated(cfg: CfgNode, value: Any) -> bool:
+    return value == 0 or len(cfg.DATASETS.TEST) > 0
+
+
 def _flips_agree(cfg: CfgNode, value: Any) -> bool:
     return value != "none" or cfg.VIEWS.FLIP == 0
 
@@ -407,6 +411,13 @@ REFUSALS = (
         readers=COMMANDS,
         allowed=_empty,
         reason="boxes alone are evaluated; leave it empty",
+    ),
+    Refusal(
+        key="TEST.PATIENCE",
+        readers=(TRAIN, DISTILL),
+        allowed=_where_evaluated,
+        reason="DATASETS.TEST is empty, so that nothing is evaluated; name a registered dataset "
+        "there, or set this to 0",
     ),
     Refusal(
         key="TEST.PRECISE_BN.ENABLED",

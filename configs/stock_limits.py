@@ -217,6 +217,7 @@ LIMITS: dict[str, Rule] = {
     "TEST.DETECTIONS_PER_IMAGE": Whole(1, 2**16),
     "TEST.EVAL_PERIOD": Whole(0),
     "TEST.KEYPOINT_OKS_SIGMAS": Several(item=_POSITIVE, at_least=0),
+    "TEST.PATIENCE": Whole(0),
     "TEST.PRECISE_BN.NUM_ITER": Whole(1),
 }
 
@@ -311,6 +312,11 @@ def _nesterov_has_momentum(config: Mapping[str, Any]) -> bool:
     return not config["SOLVER"]["NESTEROV"] or config["SOLVER"]["MOMENTUM"] > 0
 
 
+def _patience_is_asked(config: Mapping[str, Any]) -> bool:
+    test = config["TEST"]
+    return not test["PATIENCE"] or test["EVAL_PERIOD"] > 0
+
+
 # What is right only together with another key: key, what is expected, whether it is so.
 _TOGETHER: tuple[tuple[str, str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("SOLVER.STEPS", "steps in ascending order, each once", _steps_ascend),
@@ -327,5 +333,10 @@ _TOGETHER: tuple[tuple[str, str, Callable[[Mapping[str, Any]], bool]], ...] = (
         _range_has_two_ends,
     ),
     ("INPUT.CROP.SIZE", "shares of at most 1 with a relative INPUT.CROP.TYPE", _crop_fits),
+    (
+        "TEST.PATIENCE",
+        "0 where TEST.EVAL_PERIOD is 0, since nothing is evaluated in between (set that, too)",
+        _patience_is_asked,
+    ),
     ("MODEL.PIXEL_STD", "as many values as MODEL.PIXEL_MEAN", _pixels_match),
 )

@@ -7,9 +7,10 @@ depend on how many this process ran before.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,14 @@ from .focal_loss import focal_loss
 from .hooks import KeepBest, MetricsWindow, StepPrinter, UpdateAverage, WaitingShare
 from .images import ImageMapper, training_images
 from .loop import AMP_DTYPES, Loop
+from .patience import Patience, TrainingEnded
 from .rank_state import RankState
 from .scaling import fitted_to_ranks
 from .setup import Setup
 from .stopping import Interrupted, StopSignals
 from .workers import watch_stock_loader
+
+logger = logging.getLogger(__name__)
 
 AVERAGED_NAME = "model_ema.pth"
 
@@ -78,6 +82,8 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.patience = self._patience()
+        self._evaluated: tuple[int, dict[str, dict[str, float]]] = (0, {})
         self.register_hooks([self.rank_state, MetricsWindow(), *self.build_hooks()])
 
     @cached_property
@@ -135,14 +141,14 @@ class Trainer(DefaultTrainer):
             self.iter = min(self.iter, self.max_iter - 2)
             raise
 
-    def train(self) -> Any:
+    def train(self) -> None:
         """As `DefaultTrainer`; a signal ends it after a whole step, which is saved.
 
         Raises:
             Interrupted: there was one.
         """
-        with self._signals:
-            return super().train()
+        with self._signals, suppress(TrainingEnded):
+            super().train()
 
     def _save_step_before(self) -> str:
         """Write the checkpoint of the step before this one, so that nothing trained is lost."""
@@ -164,17 +170,61 @@ class Trainer(DefaultTrainer):
         return f"saved after iteration {saved}, go on with --resume"
 
     def after_step(self) -> None:
-        """As `DefaultTrainer`; a signal in an evaluation ends it, and the run with it."""
+        """As `DefaultTrainer`; a signal in an evaluation ends it, and the run with it.
+
+        Raises:
+            TrainingEnded: there was enough of `TEST.PATIENCE`; the run is as at its last step.
+        """
         try:
             super().after_step()
         except Interrupted as error:
             raise Interrupted(error.number, self._save_step()) from None
+        self._end_if_stale()
 
-    def _evaluate(self) -> Any:
-        # Minutes; but of several ranks, none may leave the others alone in it.
-        alone = comm.get_world_size() == 1
-        with self._signals.immediate() if alone else nullcontext():
-            return evaluate(self.cfg, self.trained)
+    def _end_if_stale(self) -> None:
+        """Make this step the last one, on all ranks, if there is no patience left."""
+        if not (self.patience and self.patience.is_over):
+            return
+        logger.info(
+            "ended early after iteration %d: %s; --resume goes on with a larger one, or 0",
+            self.iter, self.patience.reason,
+        )  # fmt: skip
+        self.rank_state.gather()
+        if comm.is_main_process():
+            self.checkpointer.save("model_final", iteration=self.iter)
+        self._trainer.wait_for_ranks()
+        self.iter += 1
+        self.max_iter = self.iter
+        raise TrainingEnded
+
+    def _resume_patience(self) -> None:
+        """Count the evaluation that the run may have been stopped in, and see if it had ended."""
+        if not (self.patience and 0 < self.start_iter < self.max_iter):
+            return
+        self.iter = self.start_iter - 1
+        if self.patience.lacks(self.start_iter):
+            self.patience.count(self.start_iter, self._ap(self._evaluate()))
+        self._end_if_stale()
+        self.iter = self.start_iter
+
+    def _ap(self, results: dict[str, dict[str, float]]) -> float | None:
+        first = self.cfg.DATASETS.TEST[0]
+        return results[first]["AP"] if comm.is_main_process() else None
+
+    @property
+    def results(self) -> dict[str, dict[str, float]]:
+        """What the last evaluation found, see `evaluate`; empty where there was none."""
+        return self._evaluated[1]
+
+    def _evaluate(self) -> dict[str, dict[str, float]]:
+        # A run that ends early was evaluated after the very step that is its last.
+        steps = min(self.iter + 1, self.max_iter)
+        if self._evaluated[0] != steps:
+            # Minutes; but of several ranks, none may leave the others alone in it.
+            alone = comm.get_world_size() == 1
+            with self._signals.immediate() if alone else nullcontext():
+                self._evaluated = (steps, evaluate(self.cfg, self.trained))
+        return self._evaluated[1]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -219,6 +269,7 @@ class Trainer(DefaultTrainer):
         self._trainer.start_loader()
         super().before_train()
         self._signals.defer()
+        self._resume_patience()
 
     def build_hooks(self) -> list[Any]:
         """detectron2's hooks, except that evaluation looks at the plain detector, and ours."""
@@ -228,6 +279,7 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.EvalHook):
                 found.append(hooks.EvalHook(period, self._evaluate))
                 found.extend(self._best_hook())
+                found.extend([self.patience] if self.patience else [])
             elif hook is not None:
                 found.append(hook)
             if isinstance(hook, hooks.IterationTimer):
@@ -240,6 +292,12 @@ class Trainer(DefaultTrainer):
         if not (period and names and comm.is_main_process()):
             return []
         return [KeepBest(period, self.trained, Path(self.cfg.OUTPUT_DIR), f"{names[0]}/AP")]
+
+    def _patience(self) -> Patience | None:
+        test, names = self.cfg.TEST, self.cfg.DATASETS.TEST
+        if not test.PATIENCE:
+            return None
+        return Patience(test.EVAL_PERIOD, test.PATIENCE, f"{names[0]}/AP")
 
     def build_writers(self) -> list[EventWriter]:
         """detectron2's, and a console line of ours."""

@@ -211,6 +211,16 @@ def test_what_adamw_does_not_read_is_refused_with_it_alone(
         refuse_ignored(cfg, DISTILL)
 
 
+def test_patience_is_refused_where_nothing_is_evaluated(config: Path) -> None:
+    stated = ["TEST.PATIENCE", "2", "TEST.EVAL_PERIOD", "10"]
+    refuse_ignored(load_config(str(config), stated), DISTILL)
+    cfg = load_config(str(config), [*stated, "DATASETS.TEST", "()"])
+    for command in (TRAIN, DISTILL):
+        with pytest.raises(ValueError, match=r"PATIENCE is 2, but DATASETS\.TEST is empty"):
+            refuse_ignored(cfg, command)
+    refuse_ignored(cfg, DUMP)
+
+
 def test_a_range_of_sizes_is_refused_for_views(config: Path) -> None:
     stated = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(640, 800)"]
     refuse_ignored(load_config(str(config), stated), TRAIN)
@@ -265,6 +275,7 @@ def test_every_entry_of_the_table_is_tried() -> None:
         "SOLVER.MOMENTUM",
         "SOLVER.NESTEROV",
         "TEACHER.SOURCE",
+        "TEST.PATIENCE",
     }
     tried = {refusal.key for refusal in REFUSALS if not refusal.key.startswith(of_heads)}
     assert tried == {case[0] for case in CASES} | others

@@ -181,6 +181,7 @@ REFUSED: dict[str, list[Any]] = {
     "TEST.DETECTIONS_PER_IMAGE": [0, -1, LARGE, 1.5],
     "TEST.EVAL_PERIOD": [-1, LARGE, 1.5],
     "TEST.KEYPOINT_OKS_SIGMAS": [[0.0], [LARGE], ["x"]],
+    "TEST.PATIENCE": [-1, LARGE, 1.5],
     "TEST.PRECISE_BN.NUM_ITER": [0, LARGE, 1.5],
 }
 REFUSED |= {
@@ -255,6 +256,7 @@ def test_values_that_detectron2_allows_pass(tmp_path: Path, key: str, value: str
             ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"],
             "INPUT.MIN_SIZE_TRAIN: expected two sizes",
         ),
+        (["TEST.PATIENCE", "2"], "TEST.PATIENCE: expected 0 where TEST.EVAL_PERIOD is 0"),
         (["SOLVER.AMP.ENABLED", "None"], "SOLVER.AMP.ENABLED: expected bool"),
     ],
 )

@@ -163,6 +163,16 @@ def test_periodic_evaluation_keeps_the_best_student(configure: Configure) -> Non
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_a_student_without_progress_is_exported_before_its_last_step(configure: Configure) -> None:
+    nothing = ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.99)  # is detected: the AP is 0 at all times
+    trainer = train(configure(), *nothing, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1)
+    output = Path(trainer.cfg.OUTPUT_DIR)
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 1
+    exported = torch.load(output / "student_final.pth", weights_only=True)["model"]
+    state = trainer.detector.state_dict()
+    assert all(torch.equal(exported[name], state[name]) for name in exported)
+
+
 def test_the_share_of_waiting_is_logged(configure: Configure) -> None:
     trainer = train(configure(), "SOLVER.MAX_ITER", 6)
     lines = (Path(trainer.cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()

@@ -1,0 +1,134 @@
+"""Early stopping, in short runs of the plain trainer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from configs.loader import load_config
+from dataset.scenes import CLASS_NAMES
+from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors import trainer as trainer_module
+from detectors.command import register_data
+from detectors.trainer import Trainer
+from tests.tiny import DETECTOR
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("patience")
+    write_synthetic(folder / "data", SyntheticConfig(train=4, val=2, size=64), workers=1)
+    # Nothing is ever detected: the AP is 0 at all times.
+    head = {**DETECTOR["MODEL"]["RETINANET"], "SCORE_THRESH_TEST": 0.99}
+    content: dict[str, Any] = {
+        **DETECTOR,
+        "MODEL": {**DETECTOR["MODEL"], "RETINANET": {**head, "NUM_CLASSES": len(CLASS_NAMES)}},
+        "DATASET": {"FOLDER": str(folder / "data")},
+        "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
+        "DATALOADER": {"NUM_WORKERS": 0},
+        "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64, "MAX_SIZE_TEST": 96},
+        "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 9, "WARMUP_ITERS": 0, "CHECKPOINT_PERIOD": 2},
+        "TEST": {**DETECTOR["TEST"], "EVAL_PERIOD": 1, "PATIENCE": 2},
+        "SEED": 1,
+    }
+    path = folder / "plain.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+class Evaluations:
+    """In place of `evaluate`: gives one AP after the other, and counts."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = list(values)
+
+    def __call__(self, *_: object) -> dict[str, dict[str, float]]:
+        if not self.values:
+            raise RuntimeError("killed")
+        return {"folder_val": {"AP": self.values.pop(0)}}
+
+
+def train(
+    config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *values: float, **keys: Any
+) -> Trainer:
+    """Train or resume, with these evaluations; the run is killed in the one that is missing."""
+    monkeypatch.setattr(trainer_module, "evaluate", Evaluations(*values))
+    overrides = [part for key, value in keys.items() for part in (key.replace("__", "."), value)]
+    cfg = load_config(str(config), ["OUTPUT_DIR", str(folder), *overrides])
+    register_data(cfg)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    return trainer
+
+
+def final(folder: Path) -> dict[str, Any]:
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    content: dict[str, Any] = torch.load(folder / "model_final.pth", weights_only=True)
+    return content
+
+
+def test_a_training_ends_after_so_many_evaluations_that_were_no_better(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Equal is not better; what is better starts the count anew. The last one is not done twice.
+    trainer = train(config, tmp_path, monkeypatch, 2.0, 1.0, 3.0, 3.0, 1.0)
+    assert trainer.iter == trainer.max_iter == 5
+    assert trainer.results == {"folder_val": {"AP": 1.0}}
+    assert final(tmp_path)["iteration"] == 4
+    logged = [value for value, _ in trainer.storage.history("folder_val/AP").values()]
+    assert logged == [2.0, 1.0, 3.0, 3.0, 1.0, 1.0]
+    assert json.loads((tmp_path / "model_best.json").read_text())["folder_val/AP"] == 3.0
+
+
+def test_a_run_that_ended_early_is_not_gone_on_with_unless_with_more_patience(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config, tmp_path, monkeypatch, 2.0, 1.0, 1.0)
+    before = final(tmp_path)["model"]
+    resumed = train(config, tmp_path, monkeypatch, 1.0)
+    assert resumed.results == {"folder_val": {"AP": 1.0}}
+    again = final(tmp_path)
+    assert again["iteration"] == 2
+    assert all(torch.equal(again["model"][name], value) for name, value in before.items())
+    train(config, tmp_path, monkeypatch, 1.5, TEST__PATIENCE=3)
+    assert final(tmp_path)["iteration"] == 3
+
+
+def test_an_evaluation_in_which_a_run_was_killed_is_made_up_for(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, tmp_path, monkeypatch, 2.0)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    # The second evaluation again, then the third.
+    trainer = train(config, tmp_path, monkeypatch, 1.0, 1.0)
+    assert trainer.max_iter == 3 == final(tmp_path)["iteration"] + 1
+
+
+def test_without_patience_a_run_goes_on_to_its_end(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config, tmp_path, monkeypatch, *[0.0] * 5, TEST__PATIENCE=0, SOLVER__MAX_ITER=5)
+    assert final(tmp_path)["iteration"] == 4
+
+
+def test_two_ranks_end_together(config: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "detectors", "train", "--config-file", str(config),
+            "--num-gpus", "2", "OUTPUT_DIR", str(tmp_path),
+        ],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert final(tmp_path)["iteration"] == 2
+    said = (tmp_path / "log.txt").read_text()
+    assert "ended early after iteration 2: folder_val/AP was not better than 0.00 in 2" in said
