@@ -18,6 +18,7 @@ from .command import require_new_run, set_up
 from .evaluate import evaluate as evaluate_model
 from .evaluate import summary
 from .failures import in_one_line
+from .run_record import train_recorded
 from .trainer import Trainer
 
 
@@ -26,9 +27,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train the detector of a config."""
     require_new_run(cfg, resume=args.resume)
     set_up(cfg, args)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    train_recorded(Trainer(cfg), cfg, resume=args.resume)
 
 
 @in_one_line

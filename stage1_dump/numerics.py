@@ -9,25 +9,17 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from configs.nodes import TeacherConfig
 from detectors.arithmetic import check_precision
+from detectors.versions import library_versions
 
 # One thread a rank. More would change the order of additions, so that stores of machines with
 # different core counts would differ; several ranks use several cores just as well.
 INTRA_OP_THREADS = 1
-
-# Library: names of the packages that may bring it; the first that is installed is recorded.
-_LIBRARIES = {
-    "torchvision": ("torchvision",),
-    "detectron2": ("detectron2", "sal-detectron2"),
-    "pillow": ("pillow",),
-    "numpy": ("numpy",),
-}
 
 
 @contextmanager
@@ -71,11 +63,7 @@ def _describe(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:
             "version": torch.backends.cudnn.version() if device.type == "cuda" else None,
         },
         "device": device_kind(device),
-        "libraries": {
-            # With its build, such as +cu130: other builds bring other kernels.
-            "torch": str(torch.__version__),
-            **{name: _version(packages) for name, packages in _LIBRARIES.items()},
-        },
+        "libraries": library_versions(),
     }
 
 
@@ -84,13 +72,3 @@ def device_kind(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _version(packages: tuple[str, ...]) -> str:
-    for package in packages:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    # A source build on PYTHONPATH has no package metadata.
-    return "unknown"

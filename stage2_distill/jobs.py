@@ -18,6 +18,7 @@ from detectors.command import register_data, require_new_run, set_up
 from detectors.datasets import require_fit
 from detectors.failures import in_one_line
 from detectors.launching import check_device
+from detectors.run_record import train_recorded
 from storage.progress import Progress
 
 from .fidelity import checkpoints_of, measure
@@ -32,9 +33,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train a student."""
     require_new_run(cfg, resume=args.resume)
     set_up(cfg, args)
-    trainer = DistillTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    train_recorded(DistillTrainer(cfg), cfg, resume=args.resume)
 
 
 @in_one_line

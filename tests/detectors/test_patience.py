@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from configs.loader import load_config
-from dataset.scenes import CLASS_NAMES
-from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import trainer as trainer_module
 from detectors.command import register_data
 from detectors.trainer import Trainer
-from tests.tiny import DETECTOR
+from tests.detectors.plain import write_plain
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("patience")
-    write_synthetic(folder / "data", SyntheticConfig(train=4, val=2, size=64), workers=1)
-    # Nothing is ever detected: the AP is 0 at all times.
-    head = {**DETECTOR["MODEL"]["RETINANET"], "SCORE_THRESH_TEST": 0.99}
-    content: dict[str, Any] = {
-        **DETECTOR,
-        "MODEL": {**DETECTOR["MODEL"], "RETINANET": {**head, "NUM_CLASSES": len(CLASS_NAMES)}},
-        "DATASET": {"FOLDER": str(folder / "data")},
-        "DATASETS": {"TRAIN": ["folder_train"], "TEST": ["folder_val"]},
-        "DATALOADER": {"NUM_WORKERS": 0},
-        "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64, "MAX_SIZE_TEST": 96},
-        "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 9, "WARMUP_ITERS": 0, "CHECKPOINT_PERIOD": 2},
-        "TEST": {**DETECTOR["TEST"], "EVAL_PERIOD": 1, "PATIENCE": 2},
-        "SEED": 1,
-    }
-    path = folder / "plain.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    test = {"EVAL_PERIOD": 1, "PATIENCE": 2}
+    return write_plain(tmp_path_factory.mktemp("patience"), TEST=test, SOLVER={"MAX_ITER": 9})
 
 
 class Evaluations:
@@ -118,17 +97,3 @@ def test_without_patience_a_run_goes_on_to_its_end(
 ) -> None:
     train(config, tmp_path, monkeypatch, *[0.0] * 5, TEST__PATIENCE=0, SOLVER__MAX_ITER=5)
     assert final(tmp_path)["iteration"] == 4
-
-
-def test_two_ranks_end_together(config: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "detectors", "train", "--config-file", str(config),
-            "--num-gpus", "2", "OUTPUT_DIR", str(tmp_path),
-        ],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert final(tmp_path)["iteration"] == 2
-    said = (tmp_path / "log.txt").read_text()
-    assert "ended early after iteration 2: folder_val/AP was not better than 0.00 in 2" in said

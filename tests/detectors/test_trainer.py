@@ -168,13 +168,19 @@ def test_a_resumed_run_has_the_generators_of_its_checkpoint_once_its_loader_runs
     assert len(seen) == 1 and torch.equal(seen[0], saved)
 
 
-def test_two_ranks_train_one_model(config: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_one_model_and_end_early_together(config: Path, tmp_path: Path) -> None:
     # In a process of its own, as a user starts it: the ranks are spawned from there.
     command = [sys.executable, "-m", "detectors", "train", "--config-file", str(config)]
-    subprocess.run([*command, "--num-gpus", "2"], check=True, capture_output=True)
+    command += ["--num-gpus", "2", "SOLVER.MAX_ITER", "9", "TEST.EVAL_PERIOD", "1"]
+    # Nothing is detected: the AP is 0 at all times.
+    command += ["TEST.PATIENCE", "1", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.99"]
+    subprocess.run(command, check=True, capture_output=True)
+    said = (tmp_path / "output" / "log.txt").read_text()
+    assert "ended early after iteration 1: folder_val/AP was not better than 0.00 in 1" in said
     state = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
     # What each rank keeps for itself is saved for both.
     assert len(state["rank_state"]["ranks"]) == 2
+    assert state["iteration"] == 1
     assert not any(name.startswith("module.") for name in state["model"])
 
 

@@ -1,0 +1,107 @@
+"""`run.json`: whose metrics lie beside it, and what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from configs.loader import load_config
+from dataset.scenes import CLASS_NAMES
+from detectors.__main__ import main
+from detectors.run_record import known_config, read_record, run_digest
+from detectors.trainer import Trainer
+from tests.detectors.plain import write_plain
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Something is detected, so that there are figures of each class.
+    head = {"SCORE_THRESH_TEST": 0.0, "NUM_CLASSES": len(CLASS_NAMES), "NUM_CONVS": 1}
+    path = write_plain(tmp_path_factory.mktemp("record"))
+    content = yaml.safe_load(path.read_text())
+    content["MODEL"]["RETINANET"] |= head
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def train(config: Path, folder: Path, *overrides: str, resume: bool = False) -> int:
+    options = ["--resume"] if resume else []
+    keys = ["OUTPUT_DIR", str(folder), *overrides]
+    return main(["train", *options, "--config-file", str(config), *keys])
+
+
+def test_a_finished_run_tells_its_config_and_its_results(config: Path, tmp_path: Path) -> None:
+    assert train(config, tmp_path) == 0
+    record = read_record(tmp_path)
+    assert record is not None and record.finished and record.results is not None
+    assert record.config == run_digest(load_config(str(config)))
+    assert (record.seed, record.ranks, record.iterations) == (1, 1, 2)
+    assert record.libraries["torch"] == torch.__version__
+    # By class too, and as the metrics have it.
+    *_, last = (tmp_path / "metrics.json").read_text().splitlines()
+    logged = json.loads(last)
+    # Not those that the images have none of.
+    classes = {name for name in record.results["folder_val"] if name.startswith("AP-")}
+    assert classes and classes <= {f"AP-{name}" for name in CLASS_NAMES}
+    assert record.results == {
+        "folder_val": {
+            name.partition("/")[2]: value
+            for name, value in logged.items()
+            if name.startswith("folder_val/")
+        }
+    }
+
+
+def test_a_run_that_fails_is_not_finished(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "run_step", None)
+    with pytest.raises(TypeError):
+        train(config, tmp_path)
+    record = read_record(tmp_path)
+    assert record is not None and not record.finished and record.results is None
+
+
+def test_lines_of_a_run_resumed_with_another_config_are_told_apart(
+    config: Path, tmp_path: Path
+) -> None:
+    assert train(config, tmp_path) == 0
+    assert train(config, tmp_path, "SOLVER.MAX_ITER", "3", resume=True) == 0
+    record = read_record(tmp_path)
+    assert record is not None
+    assert [part["first_iteration"] for part in record.parts] == [0, 2]
+    digests = [run_digest(load_config(str(config), keys)) for keys in ([], ["SOLVER.MAX_ITER", 3])]
+    assert [part["config"] for part in record.parts] == digests
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("OUTPUT_DIR", "elsewhere", True),
+        ("DATALOADER.NUM_WORKERS", 2, True),
+        ("SOLVER.CHECKPOINT_PERIOD", 7, True),
+        ("SEED", 2, False),
+        ("SOLVER.BASE_LR", 0.5, False),
+        ("GID.TOP_K", 5, False),
+    ],
+)
+def test_runs_of_one_digest_compute_the_same(
+    config: Path, key: str, value: object, same: bool
+) -> None:
+    digests = {run_digest(load_config(str(config), keys)) for keys in ([], [key, value])}
+    assert (len(digests) == 1) is same
+
+
+def test_a_saved_config_is_known_again(config: Path) -> None:
+    cfg = load_config(str(config))
+    assert known_config(yaml.safe_load(cfg.dump())) == known_config(cfg)
+
+
+def test_a_damaged_record_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: expected what a training writes"):
+        read_record(tmp_path)
