@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from stage2_distill.pages import (
+    Curve,
+    curves,
+    logged_curves,
+    number,
+    picture,
+    table,
+    write_page,
+)
 from storage import CacheReader
 
-from .pipeline import Pipeline, losses_of
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; color: #222; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: right; }
-th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
-img { max-width: 100%; } .note { color: #555; }
-"""
+from .pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,30 +54,26 @@ def write_report(report: Report, path: Path) -> None:
         "<h2>Average precision on the validation images (COCO, percent)</h2>",
         _metrics_table(report.metrics),
         "<h2>Losses</h2>",
-        _picture(_loss_curves(report)),
+        picture(_loss_curves(report)),
         "<h2>What the distilled student sees</h2>",
         '<p class="note">Training views, one a row. GIs are the boxes on which teacher and '
         "student disagree most.</p>",
-        *(_picture(picture.read_bytes()) for picture in report.pictures),
+        *(picture(path.read_bytes()) for path in report.pictures),
         "<h2>Teacher cache</h2>",
         _cache_table(report.pipeline.cache),
         "<h2>Time</h2>",
-        _table(["step", "seconds"], [[k, f"{v:.1f}"] for k, v in report.pipeline.seconds.items()]),
+        table(["step", "seconds"], [[k, f"{v:.1f}"] for k, v in report.pipeline.seconds.items()]),
     ]
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Distillation report</title>'
-        f"<style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
-    )
-    path.write_text(page, encoding="utf-8")
+    write_page(path, "Distillation report", sections)
 
 
 def _metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     rows = [
-        [name, *(_number(values.get(column)) for column in columns)]
+        [name, *(number(values.get(column)) for column in columns)]
         for name, values in metrics.items()
     ]
-    return _table(["model", *columns], rows)
+    return table(["model", *columns], rows)
 
 
 def _cache_table(location: Path) -> str:
@@ -99,44 +92,20 @@ def _cache_table(location: Path) -> str:
         f"<p>{records} records of {reader.index.num_views} views, preset "
         f"{escape(reader.manifest.preset)}.</p>"
     )
-    return intro + _table(["field", "MB", "bytes a record"], rows)
+    return intro + table(["field", "MB", "bytes a record"], rows)
 
 
 def _loss_curves(report: Report) -> bytes:
     """PNG of the detector's own losses of both students, and of the distillation losses."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    own: dict[str, Curve] = {}
+    distilled: dict[str, Curve] = {}
     for name, folder in report.students.items():
-        for key, curve in losses_of(folder).items():
-            axes, label = (right, key) if "_gid_" in key else (left, f"{name}: {key}")
-            axes.plot(*zip(*curve, strict=True), label=label)
-    for axes, title in ((left, "losses on ground truth"), (right, "distillation losses, weighted")):
-        axes.set_title(title)
-        axes.set_xlabel("iteration")
-        axes.legend(fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
-
-
-def _picture(png: bytes) -> str:
-    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+        for key, curve in logged_curves(folder).items():
+            if "_gid_" in key and key.startswith("loss_"):
+                distilled[key] = curve
+            elif key.startswith("loss_"):
+                own[f"{name}: {key}"] = curve
+    return curves({"losses on ground truth": own, "distillation losses, weighted": distilled})
 
 
 def write_json(report: Report, path: Path) -> None:
