@@ -1,5 +1,6 @@
-"""`python -m stage2_distill`: train a student from the teacher cache, look at what it sees, and
-measure how far the cache is from the teacher itself."""
+"""`python -m stage2_distill`: train a student from the teacher cache, or several and compare them,
+look at what they see, and measure how far the cache is from the teacher itself.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import argparse
 import sys
 
 from detectors.command import (
+    MAX_PROCESSES,
     add_config_arguments,
     add_job_arguments,
     read_config,
@@ -37,6 +39,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--views", type=whole(1), default=64, help="number of views (default: 64)"
     )
     comparing.add_argument("--json", action="store_true", help="print JSON")
+    sweeping = commands.add_parser(
+        "sweep",
+        help="train several configs with several seeds, and compare them in a table",
+    )
+    add_sweep_arguments(sweeping)
     showing.set_defaults(num_gpus=1, num_machines=1, machine_rank=0, dist_url=None)
     config = "--config-file configs/distill/r50_2x_from_r101_1x.yaml"
     student = "MODEL.WEIGHTS output/distill/r50_2x_from_r101_1x/student_final.pth"
@@ -44,7 +51,28 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_example(training, f"--num-gpus 8 {config} OUTPUT_DIR output/distill/second")
     add_example(showing, f"--count 8 --output pictures {config} {student}")
     add_example(comparing, f"--views 64 {config}")
+    add_example(sweeping, f"--runs configs/sweeps/methods.yaml --seeds 3 {config}")
     return parser.parse_args(argv)
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `sweep` takes beside the config."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--runs", required=True, metavar="FILE",
+        help="YAML of named rows of overrides; the first one is what the others are compared with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=whole(1, 1000), default=3,
+        help="number of seeds of each row, from 1 (default: 3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=whole(1, MAX_PROCESSES),
+        help="runs at a time; default: one for each GPU, or 1 on a CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: OUTPUT_DIR/sweep_<name of the runs file>"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +84,10 @@ def main(argv: list[str] | None = None) -> int:
 
         from . import jobs
 
+        if args.command == "sweep":
+            from .sweep import sweep
+
+            return sweep(args)
         cfg = read_config(args, f"stage2_distill {args.command}")
         cfg.freeze()
         if args.command == "fidelity":
