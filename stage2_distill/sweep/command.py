@@ -15,7 +15,7 @@ from .runs_file import read_rows
 from .schedule import Schedule
 from .slots import find_slots
 from .summary import Summary, summarise, write_json, write_text
-from .worker import only_sweep
+from .worker import only_sweep, refuse_strays
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -36,6 +36,7 @@ def sweep(args: argparse.Namespace) -> int:
     slots = find_slots(base, args.jobs)
     with only_sweep(output):
         runs = plan_runs(args, rows, output)
+        refuse_strays(output, runs)
 
         def write(schedule: Schedule) -> None:
             _write(

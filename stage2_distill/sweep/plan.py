@@ -22,6 +22,7 @@ from detectors.scaling import fitted_to_ranks
 from storage import CacheError
 
 from ..cache_check import held_images
+from ..methods import chosen_methods
 from ..teacher import open_teacher
 from .runs_file import RESERVED, Row
 
@@ -160,6 +161,9 @@ def _check_run(cfg: CfgNode) -> None:
     if source == "live" or inherits != "none":
         weights_path(setup.trained_teacher_cfg.MODEL.WEIGHTS)
     held_images(images, teacher.reader if teacher else None)
+    for method, config in chosen_methods(setup):
+        if teacher:
+            method(config, teacher.pair)
 
 
 def _check_digests(rows: Sequence[Row], plan: dict[str, list[Run]]) -> None:

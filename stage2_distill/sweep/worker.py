@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from .slots import Slot
 LOG_NAME = "console.log"
 _LOCK_NAME = "running.lock"
 _TAIL_BYTES = 65536
+# What a command that ends with an exit code of its own says last.
+_LAST_WORDS = ("error: ", "interrupted")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Child:
@@ -59,11 +63,16 @@ class Child:
 
     @property
     def failure(self) -> str:
-        """Why it failed: the last line of its log; "" if it did not."""
-        if self._process.returncode == 0:
+        """Why it failed, as its log ends; "" if it did not."""
+        code = self._process.returncode
+        if code == 0:
             return ""
-        lines = [line for line in _tail(self.run.folder / LOG_NAME).splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit code {self._process.returncode}"
+        text = _COLOURS.sub("", _tail(self.run.folder / LOG_NAME))
+        *_, last = ["its log is empty", *filter(str.strip, text.splitlines())]
+        if last.startswith(_LAST_WORDS):
+            return last
+        how = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+        return f"{how}, its log ends with: {last.strip()}"
 
     def stop(self) -> None:
         """Ask it to end after its step, which it saves."""
@@ -127,12 +136,23 @@ def start(run: Run, slot: Slot) -> Child:
 
 def find_survivor(run: Run, slots: list[Slot]) -> Survivor | None:
     """The process of an earlier sweep that works at a run; None where there is none."""
-    if not _is_locked(run.folder):
-        return None
-    note: dict[str, Any] = {}
-    with suppress(ValueError):  # killed before it was written
-        note = json.loads((run.folder / _LOCK_NAME).read_text())
-    return Survivor(run, note, slots)
+    return Survivor(run, _note(run.folder), slots) if _is_locked(run.folder) else None
+
+
+def refuse_strays(output: Path, runs: Iterable[Run]) -> None:
+    """See that nothing is at work in the folder of a sweep that it has no use for any more.
+
+    Raises:
+        ValueError: a training of an earlier sweep, with other rows or seeds, is.
+    """
+    ours = {run.folder for run in runs}
+    for lock in sorted(output.glob(f"*/*/{_LOCK_NAME}")):
+        if lock.parent not in ours and _is_locked(lock.parent):
+            raise ValueError(
+                f"{lock.parent}: a training of an earlier sweep is still at work there (process "
+                f"{_note(lock.parent).get('pid', 'unknown')}), which is none of this one; wait for "
+                "it, or end it"
+            )
 
 
 @contextmanager
@@ -171,6 +191,14 @@ def _is_locked(folder: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """What a worker left in its lock: `pid` and `slot`; nothing if it was killed before."""
+    with suppress(ValueError):
+        content: dict[str, Any] = json.loads((folder / _LOCK_NAME).read_text())
+        return content
+    return {}
 
 
 def _tail(path: Path) -> str:

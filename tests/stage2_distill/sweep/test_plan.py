@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from pathlib import Path
@@ -48,6 +49,8 @@ def refused(path: Path, rows: str, capsys: Capture, *options: str) -> str:
         ("a+b: {}, a-b: {GID.TOP_K: 5}, A b: {GID.TOP_K: 6}", "row 'A b': it would have the same"),
         ("a: {}, b: {CACHE.LOCATION: nowhere}", "row 'b': .*nowhere"),
         ("a: {}, b: {VIEWS.NUM: 5}", "row 'b': .* VIEWS.NUM: cached 2, config 5"),
+        ("a: {}, b: {GID.ADAPTATION: none}", "row 'b': GID.ADAPTATION none needs equal channel"),
+        ("a: {}, b: {DISTILL.METHODS: [pdk]}", "row 'b': .*no method 'pdk', did you mean pkd"),
         ("a: {}, b: {MODEL.WEIGHTS: no.pth}", "row 'b': weights not found: no.pth"),
         ("a: {}, b: {DATASET.FOLDER: nowhere}", "row 'b': .*nowhere"),
         ("a: {}, b: {SOLVER.ACCUMULATE: 2}", "row 'b': SOLVER.IMS_PER_BATCH is 3; expected a mul"),
@@ -110,6 +113,20 @@ def test_a_second_sweep_in_one_folder_is_refused(configure: Configure, capsys: C
     with only_sweep(path.parent / "here"):
         last = refused(path, "a: {}", capsys, "--output", str(path.parent / "here"))
     assert "another sweep is at work in this folder" in last
+
+
+def test_a_training_that_no_row_is_for_is_not_left_beside(
+    configure: Configure, capsys: Capture
+) -> None:
+    path = configure()
+    folder = path.parent / "output" / "sweep_runs" / "gone" / "seed_1"
+    folder.mkdir(parents=True)
+    with open(folder / "running.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write('{"pid": 7}')
+        lock.flush()
+        last = refused(path, "a: {}", capsys)
+    assert f"{folder}: a training of an earlier sweep is still at work there (process 7)" in last
 
 
 def test_each_gpu_is_a_slot_of_its_own(
