@@ -76,7 +76,9 @@ def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
     for axes, (title, named) in zip(places, panels.items(), strict=False):
         for label, curve in named.items():
             colour = palette(labels.index(label) % palette.N)
-            axes.plot(*zip(*curve, strict=True), color=colour, label=_plain(label))
+            # A single point would not be seen.
+            marker = "o" if len(curve) == 1 else ""
+            axes.plot(*zip(*curve, strict=True), color=colour, marker=marker, label=_plain(label))
         axes.set_title(_plain(title))
         axes.set_xlabel("iteration")
         if named:

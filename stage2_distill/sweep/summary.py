@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _table(by_row: dict[str, dict[int, Mapping[str, float]]]) -> dict[str, RowSummary]:
     first, *_ = by_row
+    everything = [one for by_seed in by_row.values() for one in by_seed.values()]
+    names = list(dict.fromkeys(name for one in everything for name in one))
     ap = {
         name: {seed: results["AP"] for seed, results in sorted(by_seed.items())}
         for name, by_seed in by_row.items()
@@ -195,23 +197,23 @@ def _table(by_row: dict[str, dict[int, Mapping[str, float]]]) -> dict[str, RowSu
             ap=values,
             spread=spread(values),
             difference=None if name == first else paired_difference(values, ap[first]),
-            means=_means(list(by_row[name].values())),
+            means=_means(list(by_row[name].values()), names),
         )
         for name, values in ap.items()
     }
 
 
-def _means(results: list[Mapping[str, float]]) -> dict[str, float]:
-    """Means of what is not the AP itself.
+def _means(results: list[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    """Means of what is not the AP itself, of the metrics that any run has.
 
     A run that detected nothing at all tells of no class: its AP was 0 in each of them.
     """
-    names = {name: None for one in results for name in one if name != "AP"}
     found = {}
     for name in names:
         values = [one.get(name, 0.0 if _is_empty(one) else None) for one in results]
         known = [value for value in values if value is not None]
-        found[name] = statistics.mean(known)
+        if known and name != "AP":
+            found[name] = statistics.mean(known)
     return found
 
 
