@@ -27,7 +27,7 @@ rows:
   <gid> | $1: {}
   diverging: {SOLVER.BASE_LR: 900000.0}
 """
-STEPS = 40
+STEPS = 60
 DEADLINE_SEC = 120
 
 
@@ -134,10 +134,12 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
 
     # Killed in the middle; its training is left behind, at work.
     first = subprocess.Popen([sys.executable, "-m", "stage2_distill", *command])
-    wait_for(tag.exists)
-    child = json.loads(lock.read_text())["pid"]
-    os.kill(child, signal.SIGSTOP)
-    first.kill()
+    try:
+        wait_for(tag.exists)
+        child = json.loads(lock.read_text())["pid"]
+        os.kill(child, signal.SIGSTOP)
+    finally:
+        first.kill()
     assert first.wait() == -signal.SIGKILL
     reached = tag.read_text()
 
@@ -154,14 +156,21 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(Survivor, "is_alive", kill)
 
+    over = threading.Event()
+
     def interrupt() -> None:
-        wait_for(lambda: tag.read_text() > reached)
-        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: over.is_set() or tag.read_text() > reached)
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert main(command) == 128 + signal.SIGTERM
-    thread.join()
+    try:
+        code = main(command)
+    finally:
+        over.set()
+        thread.join()
+    assert code == 128 + signal.SIGTERM
     assert waited[0]
     said = capsys.readouterr().err
     assert "a training of an earlier sweep is still at work" in said
