@@ -66,6 +66,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def end(process: int, run: Path) -> None:
+    """End the training of a run, if it is still there."""
+    command = Path(f"/proc/{process}/cmdline")
+    if command.exists() and str(run) in command.read_text():
+        os.kill(process, signal.SIGKILL)
+
+
 def test_a_run_that_fails_stops_no_other_and_is_told(swept: Path) -> None:
     rows = json.loads((swept / "sweep.json").read_text())["rows"]
     states = {name: row["runs"][0]["state"] for name, row in rows.items()}
@@ -126,6 +133,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     command = write(folder, tmp_path)
     (tmp_path / "runs.yaml").write_text("rows: {gid_1: {}}")
@@ -138,6 +146,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
         wait_for(tag.exists)
         child = json.loads(lock.read_text())["pid"]
         os.kill(child, signal.SIGSTOP)
+        request.addfinalizer(lambda: end(child, run))
     finally:
         first.kill()
     assert first.wait() == -signal.SIGKILL
