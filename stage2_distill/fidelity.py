@@ -35,7 +35,7 @@ from .cache_check import held_images
 from .data import ViewDataset
 from .distiller import Distiller, build_distiller
 from .inherit import inherit
-from .methods import Method
+from .methods import Method, TrainedLayers
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
 from .trainer import EXPORTED_NAME
@@ -254,10 +254,7 @@ def _load_student(setup: Setup, student: str, teacher: Teacher) -> Distiller:
     distiller = build_distiller(setup, detector, teacher)
     if student != INITIAL:
         saved = _load_weights(detector, student, strict=True)
-        layers = distiller.trained_layers
-        if any(layers.state_dict().values()):
-            state = saved.get("methods") or _layers_of(student)
-            layers.load_state_dict(state or layers.state_dict())
+        _load_layers(distiller, saved.get("methods"), student)
         return distiller.train()
     if cfg.MODEL.WEIGHTS:
         _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
@@ -272,26 +269,28 @@ def _load_weights(detector: nn.Module, name: str, *, strict: bool) -> dict[str, 
     return found
 
 
-def _layers_of(student: str) -> dict[str, Any] | None:
-    """The methods' layers that an exported student was trained with, which it does not hold.
+def _load_layers(distiller: Distiller, saved: dict[str, Any] | None, student: str) -> None:
+    """Load the layers that the methods were trained with.
 
-    Those of the last checkpoint beside it; None, and a warning, where there is none: the student is
-    then compared under the layers that training begins with.
+    An exported student holds none: then those of the last checkpoint beside it. A method that it
+    was not trained with is compared under the layers that training begins with, and a warning says
+    so.
     """
     beside = Path(student).with_name(FINAL_NAME)
-    if "://" not in student and beside.is_file():
-        saved = SafeCheckpointer(nn.Identity())._torch_load(str(beside))
-        if saved.get("methods"):
-            logger.info("%s: the methods' layers are those of %s", student, beside)
-            found: dict[str, Any] = saved["methods"]
-            return found
-    logger.warning(
-        "%s holds no layers of the methods, and no %s beside it does: it is compared under "
-        "untrained ones, as training begins",
-        student,
-        FINAL_NAME,
-    )
-    return None
+    if saved is None and "://" not in student and beside.is_file():
+        saved = SafeCheckpointer(nn.Identity())._torch_load(str(beside)).get("methods")
+        logger.info("%s: the methods' layers are those of %s", student, beside)
+    layers = TrainedLayers({one.name: one for one in distiller.methods if one.state_dict()})
+    trained = layers.held_by(saved or {})
+    if trained.names != layers.names:
+        logger.warning(
+            "%s, and %s beside it, hold no layers of the methods %s: they are compared under "
+            "untrained ones, as training begins",
+            student,
+            FINAL_NAME,
+            ", ".join(name for name in layers.names if name not in trained.names),
+        )
+    trained.load_state_dict({name: (saved or {})[name] for name in trained.names})
 
 
 class _Comparison:

@@ -149,6 +149,15 @@ class TrainedLayers:
         """Args: name to method."""
         self._methods = methods
 
+    @property
+    def names(self) -> list[str]:
+        """Those of the methods."""
+        return list(self._methods)
+
+    def held_by(self, state: Mapping[str, Any]) -> TrainedLayers:
+        """Those of the methods that a checkpoint has layers of."""
+        return TrainedLayers({name: one for name, one in self._methods.items() if name in state})
+
     def state_dict(self) -> dict[str, Any]:
         """Name of each method to the state of its layers."""
         return {name: method.state_dict() for name, method in self._methods.items()}

@@ -129,7 +129,17 @@ def test_an_exported_student_is_one_with_the_methods_layers_beside_it(
     code, found = measure(path, capsys)
     assert [one["student"] for one in found["students"]] == [INITIAL, str(exported)]
     assert code == 0 and found["students"][1]["instances"] == theirs["instances"]
-    assert "is compared under untrained ones" in caplog.text
+    assert "of the methods gid: they are compared under untrained ones" in caplog.text
+
+
+def test_a_method_that_a_student_was_not_trained_with_is_measured_untrained(
+    configure: Configure, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    final = Path(train(configure(), "SOLVER.MAX_ITER", 1).cfg.OUTPUT_DIR) / "model_final.pth"
+    path = configure(DISTILL={"METHODS": ["gid", "mgd"]})
+    code, found = measure(path, capsys, "--student", str(final))
+    assert code == 0 and found["students"][0]["cosines"].keys() == {"gid", "mgd"}
+    assert "of the methods mgd: they are compared under untrained ones" in caplog.text
 
 
 def test_after_a_short_training_its_end_is_measured(configure: Configure, capsys: Capture) -> None:
