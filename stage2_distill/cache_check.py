@@ -43,8 +43,15 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
     if not location:
         raise ValueError("CACHE.LOCATION is empty; expected the cache that stage1_dump wrote")
     needs = [name for name in needs_of(setup) if name != DETECTIONS]
-    signals = read_root(Location(location)).manifest.signals
+    manifest = read_root(Location(location)).manifest
+    signals = manifest.signals
     for method, config in chosen_methods(setup):
+        if manifest.preset in method.too_coarse:
+            raise ValueError(
+                f"{location} has the preset {manifest.preset}, which is too coarse for the method "
+                f"{method.name}: {method.too_coarse[manifest.preset]}. Dump a cache in balanced, "
+                f"or leave {method.name} out of DISTILL.METHODS"
+            )
         lacking = [one for one in method.needs(config) if one in needs and one not in signals]
         if lacking:
             raise ValueError(

@@ -47,6 +47,8 @@ INITIAL = "initial"
 FINAL_NAME = "model_final.pth"
 # Losses that sum up to less are compared with this instead: their ratio would be noise.
 LOSS_FLOOR = 1e-3
+# An iteration in which no method's weights are still rising.
+_LATE = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +313,9 @@ class _Comparison:
         """Compare on one batch of the loader's items."""
         distiller = self._distiller
         outputs = self._family.run(distiller.detector, batch)
-        steps = [distiller.step(batch, source, outputs) for source in (live, cached)]
+        steps = [
+            distiller.step(batch, source, outputs, iteration=_LATE) for source in (live, cached)
+        ]
         positive = distiller.positive(steps[0], outputs)
         for method in distiller.methods:
             begun, other = (method.begin(step) for step in steps)

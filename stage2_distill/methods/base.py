@@ -174,6 +174,8 @@ class Method(nn.Module):
     # Name of every term of the loss to the field of the node that weighs it. A method of one term
     # may call it "".
     weights: ClassVar[Mapping[str, str]]
+    # Presets whose codes miss the limits of fidelity for this method, with what was measured.
+    too_coarse: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: Any, pair: Pair) -> None:
         """Args: its node; teacher and student.

@@ -76,6 +76,9 @@ class Cwd(AdaptedMethod):
     name = "cwd"
     Config = CwdConfig
     weights: ClassVar[dict[str, str]] = {"": "weight"}
+    too_coarse: ClassVar[dict[str, str]] = {
+        "compact": "its gradient had a cosine of 0.989 with that under the teacher itself"
+    }
     config: CwdConfig
 
     def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:

@@ -225,6 +225,9 @@ class Fgd(AdaptedMethod):
     name = "fgd"
     Config = FgdConfig
     weights: ClassVar[dict[str, str]] = {term: f"{term}_weight" for term in _TERMS}
+    too_coarse: ClassVar[dict[str, str]] = {
+        "compact": "its attention singles out positions, whose errors moved its terms by up to 5%"
+    }
     config: FgdConfig
 
     def __init__(self, config: FgdConfig, pair: Pair) -> None:

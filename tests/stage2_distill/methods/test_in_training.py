@@ -141,17 +141,24 @@ def test_an_image_without_objects_trains(write: Write) -> None:
 def test_a_cache_is_true_to_the_live_teacher(
     family: str, write: Write, preset: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    path = write(preset, CACHE={"PRESET": preset, "LOCATION": str(tmp_path / "cache")})
+    chosen = [name for name, one in methods._METHODS.items() if preset not in one.too_coarse]
+    path = write(
+        preset,
+        CACHE={"PRESET": preset, "LOCATION": str(tmp_path / "cache")},
+        DISTILL={"METHODS": chosen},
+    )
     dump(load_config(str(path)))
     command = ["fidelity", "--json", "--views", "12", "--student", "initial"]
     code = main([*command, "--config-file", str(path)])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     (student,) = found["students"]
-    assert student["errors"].keys() >= LOSSES and student["instances"] > 0
-    assert student["cosines"].keys() == {*ALL} - {"pseudo"}
+    assert {name.split("_")[1] for name in student["errors"]} == {*chosen} - {"pseudo"}
+    assert student["instances"] > 0 and student["cosines"].keys() == {*chosen} - {"pseudo"}
     if preset != "compact":
         assert code == 0 and found["reached"], student
     limits, cosines = found["limits"], student["cosines"]
+    # Nothing is measured of a loss that is zero.
+    assert all((cosine == 1.0) == (preset == "exact") for cosine in cosines.values())
     if family == "FCOS":
         del cosines["boxes"]  # random ones have no area, and a gradient that is their rounding
     assert student["error"] <= limits["error"] and student["matched"] >= limits["matched"]
@@ -287,6 +294,19 @@ def test_a_run_of_other_methods_is_not_resumed(write: Write) -> None:
         ValueError, match=r"begun with DISTILL.METHODS \('pkd',\), not \('pkd', 'mg"
     ):
         trainer.resume_or_load(resume=True)
+
+
+@pytest.mark.parametrize("chosen", ["cwd", "fgd"])
+def test_a_preset_that_is_too_coarse_for_a_method_is_refused(
+    homes: dict[str, Path], tmp_path: Path, chosen: str
+) -> None:
+    given = {"LOCATION": str(tmp_path / "cache"), "PRESET": "compact"}
+    path = write_retinanet(homes["RetinaNet"], tmp_path, "compact", CACHE=given)
+    dump(load_config(str(path)))
+    message = f"preset compact, which is too coarse for the method {chosen}: .* Dump a cache in bal"
+    with pytest.raises(ValueError, match=message):
+        build(path, "DISTILL.METHODS", str(("pkd", chosen)))
+    build(path, "DISTILL.METHODS", "('pkd',)")
 
 
 def test_levels_that_are_not_shared_are_refused(write: Write) -> None:
