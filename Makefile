@@ -48,7 +48,11 @@ benchmarks: setup
 	$(VENV) -m benchmarks.dump
 	$(VENV) -m benchmarks.write_speed
 	$(VENV) -m benchmarks.distill
-	$(VENV) -m benchmarks.accuracy $(if $(PHOTOGRAPHS),--photographs $(firstword $(PHOTOGRAPHS)))
+	set -e; for family in fcos faster_rcnn; do \
+		$(VENV) -m benchmarks.fidelity --family $$family; done
+	set -e; for family in retinanet fcos faster_rcnn; do \
+		$(VENV) -m benchmarks.accuracy --family $$family \
+		$(if $(PHOTOGRAPHS),--photographs $(firstword $(PHOTOGRAPHS))); done
 
 lint: setup
 	$(VENV) -m ruff check .

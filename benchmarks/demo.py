@@ -16,12 +16,11 @@ from typing import Any
 
 from storage.example import add_example
 
+from .families import FAMILIES, add_family
 from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_side
 from .report import Report, write_json, write_report
 
 NUM_PICTURES = 6
-# Family of teacher and student to its folder of `configs/`, and where the demo writes by default.
-FAMILIES = {"retinanet": "demo", "fcos": "demo_fcos", "faster_rcnn": "demo_faster_rcnn"}
 
 
 def run(
@@ -38,7 +37,7 @@ def run(
         data: a COCO-format folder; None makes the synthetic set.
         seed: of both students.
         overrides: config keys to change in every step.
-        family: one of `FAMILIES`.
+        family: one of `families.FAMILIES`.
 
     Raises:
         FileNotFoundError: the data lack annotations; nothing was replaced.
@@ -52,7 +51,7 @@ def run(
     job = Pipeline(
         folder=folder,
         data=data or folder / "data",
-        base=FAMILIES[family],
+        base=FAMILIES[family].synthetic,
         overrides=overrides or {},
     )
     if data is None:
@@ -105,7 +104,7 @@ def _draw(job: Pipeline, student: Path) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; the exit code is 0 only if every step succeeded."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--family", choices=FAMILIES, default="retinanet", help="of both detectors")
+    add_family(parser)
     parser.add_argument(
         "--output", type=Path, help="folder for everything; default: demo, or demo_FAMILY"
     )
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="seed of both students")
     add_example(parser, "--family fcos --output demo --seed 2")
     args = parser.parse_args(argv)
-    folder = args.output or Path(FAMILIES[args.family])
+    folder = args.output or Path(FAMILIES[args.family].synthetic)
     try:
         report = run(folder, args.data, args.seed, family=args.family)
     except (StepError, OSError, ValueError) as error:

@@ -30,6 +30,8 @@ T = TypeVar("T")
 EXPORTED_NAME = "student_final.pth"
 # Training would evaluate at its end; here `evaluate` does it, on the checkpoint.
 _NO_EVALUATION = ("DATASETS.TEST", "()")
+# What `write_configs` writes.
+_CONFIG_NAMES = ("teacher", "distill")
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -114,6 +116,12 @@ class Pipeline:
         """The path of a config that `write_configs` wrote."""
         return self.folder / "configs" / f"{name}.yaml"
 
+    def resolved_configs(self) -> str:
+        """All keys of teacher and students, as YAML."""
+        from configs.loader import load_config
+
+        return "\n".join(load_config(str(self.config(one))).dump() for one in _CONFIG_NAMES)
+
     def train_teacher(self) -> Path:
         """Train the teacher anew on ground truth and give its weights."""
         shutil.rmtree(self.teacher_weights.parent, ignore_errors=True)
@@ -123,10 +131,24 @@ class Pipeline:
         )  # fmt: skip
         return self.teacher_weights
 
-    def dump(self, preset: str = "balanced", *overrides: Any, name: str = "cache") -> Path:
-        """Write a teacher cache anew, and give its folder."""
+    def dump(
+        self,
+        preset: str = "balanced",
+        *overrides: Any,
+        name: str = "cache",
+        go_on: bool = False,
+    ) -> Path:
+        """Write a teacher cache, and give its folder.
+
+        Args:
+            preset: of the cache.
+            overrides: KEY, VALUE, ... of the config.
+            name: of the folder.
+            go_on: with the cache of an earlier run, in place of writing it anew.
+        """
         cache = self.folder / name
-        shutil.rmtree(cache, ignore_errors=True)
+        if not go_on:
+            shutil.rmtree(cache, ignore_errors=True)
         self.run(
             f"dump {cache.name}", "stage1_dump", "run", "--num-gpus", min(2, os.cpu_count() or 1),
             "--config-file", self.config("distill"),
@@ -138,17 +160,14 @@ class Pipeline:
         """Check every byte of the cache."""
         self.run("verify", "storage", "verify", self.cache, "--level", "full")
 
-    def train_student(self, name: str, *, source: str, seed: int, **overrides: Any) -> Path:
+    def train_student(
+        self, name: str, *, source: str, seed: int, keys: dict[str, Any] | None = None
+    ) -> Path:
         """Train a student anew and give its folder; `source` is TEACHER.SOURCE."""
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        keys = {
-            "TEACHER.SOURCE": source,
-            "SEED": seed,
-            "OUTPUT_DIR": folder,
-            **{key.replace("__", "."): value for key, value in overrides.items()},
-        }
-        pairs = [str(part) for pair in keys.items() for part in pair]
+        stated = {"TEACHER.SOURCE": source, "SEED": seed, "OUTPUT_DIR": folder, **(keys or {})}
+        pairs = [part for pair in stated.items() for part in pair]
         self.run(
             name, "stage2_distill", "train", "--config-file", self.config("distill"),
             *pairs, *_NO_EVALUATION,

@@ -210,7 +210,10 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
 
 
 def _read_with_bases(path: str, above: tuple[str, ...]) -> list[tuple[str, ConfigMapping]]:
-    """Read a file and its bases, the outermost base first; `above`: the files that lead here."""
+    """Read a file and its bases, the outermost base first; `above`: the files that lead here.
+
+    Of several bases the later one wins, with all that leads to it.
+    """
     path = os.path.expanduser(path)
     real_path = os.path.realpath(path)
     if real_path in above:
@@ -221,15 +224,18 @@ def _read_with_bases(path: str, above: tuple[str, ...]) -> list[tuple[str, Confi
     if BASE_KEY not in content:
         return [(path, content)]
     line = content.lines[BASE_KEY]
-    base = content.pop(BASE_KEY)
-    base_path = _base_path(base, f"{path}:{line}", os.path.dirname(path))
-    return [*_read_with_bases(base_path, (*above, real_path)), (path, content)]
+    stated = content.pop(BASE_KEY)
+    files = []
+    for base in stated if isinstance(stated, list) else [stated]:
+        base_path = _base_path(base, f"{path}:{line}", os.path.dirname(path))
+        files += _read_with_bases(base_path, (*above, real_path))
+    return [*files, (path, content)]
 
 
 def _base_path(base: Any, place: str, folder: str) -> str:
     """Find the file that `_BASE_` names, relative to the file that names it."""
     if not isinstance(base, str) or not base:
-        raise ValueError(f"{place}: {BASE_KEY}: expected the path of one YAML file, got {base!r}")
+        raise ValueError(f"{place}: {BASE_KEY}: expected the path of a YAML file, got {base!r}")
     if base.startswith(MODEL_ZOO):
         return _model_zoo_path(base.removeprefix(MODEL_ZOO), f"{place}: {BASE_KEY}")
     if "://" in base:

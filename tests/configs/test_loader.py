@@ -103,8 +103,19 @@ def test_a_cycle_of_bases_is_refused(tmp_path: Path) -> None:
         load_config(first)
 
 
-@pytest.mark.parametrize("base", ["[a.yaml, b.yaml]", "''", "https://example.org/base.yaml"])
-def test_a_base_is_one_local_file(tmp_path: Path, base: str) -> None:
+def test_of_several_bases_the_later_one_wins(tmp_path: Path) -> None:
+    write(tmp_path / "outer.yaml", "VIEWS: {NUM: 2, SEED: 2}")
+    write(tmp_path / "a.yaml", "VIEWS: {NUM: 3, FLIP: 0.25}")
+    write(tmp_path / "b.yaml", "_BASE_: outer.yaml\nVIEWS: {NUM: 4}")
+    leaf = write(tmp_path / "leaf.yaml", "_BASE_: [a.yaml, b.yaml]")
+
+    views = settings(load_config(leaf)).views
+
+    assert (views.num, views.seed, views.flip) == (4, 2, 0.25)
+
+
+@pytest.mark.parametrize("base", ["[[a.yaml]]", "[3]", "''", "https://example.org/base.yaml"])
+def test_a_base_is_a_local_file(tmp_path: Path, base: str) -> None:
     with pytest.raises(ValueError, match=r"leaf\.yaml:1: _BASE_: expected"):
         load_config(write(tmp_path / "leaf.yaml", f"_BASE_: {base}"))
 

@@ -31,11 +31,11 @@ Capture = pytest.CaptureFixture[str]
 Main = Callable[[list[str]], int]
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
-# Without what is no detector: the part that the demos of all families have in common, and sweeps.
+# Without what is no detector: the parts that configs of all families have in common, and sweeps.
 SHIPPED = sorted(
     path.relative_to(ROOT).as_posix()
     for path in ROOT.rglob("*.yaml")
-    if path.stem != "common" and path.parent.name != "sweeps"
+    if not path.stem.startswith("common") and path.parent.name != "sweeps"
 )
 
 # Every command that takes a config, and what it is called in the table.
