@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from storage.example import add_example
 from .families import FAMILIES, add_family
 from .kept import Kept
 from .paired import Paired
-from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_side
+from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data
 from .rows import Row, print_table
 
 PRESETS = ("balanced", "compact")
@@ -193,9 +194,9 @@ def measure(job: Pipeline, seeds: list[int], students: list[Student]) -> Accurac
         for one in students:
             runs[one.run(seed)] = partial(train_and_evaluate, one, seed)
     missing = [run for run in runs if not kept.has(run)]
-    for start in range(0, len(missing), 2):
-        pair = missing[start : start + 2]
-        side_by_side(*(partial(kept.value, run, runs[run]) for run in pair))
+    # Two at a time; a failure leaves out what has not begun.
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda run: kept.value(run, runs[run]), missing))
     found = {run: kept.value(run, work) for run, work in runs.items()}
     return Accuracy(
         teacher=found["teacher"],
