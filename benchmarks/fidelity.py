@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,38 +92,51 @@ def prepare(output: Path, photographs: Path | None, family: str = "retinanet") -
     return Subject(family=family, name=name, job=job, num_classes=len(annotations.categories))
 
 
-def fidelity_rows(subject: Subject, preset: str, precision: str = "float32") -> list[Row]:
+def fidelity_rows(
+    subject: Subject,
+    preset: str,
+    precision: str = "float32",
+    methods: Sequence[str] = ("gid",),
+) -> list[Row]:
     """Dump the cache of a preset and compare it with the live teacher, the worst student first.
 
     Args:
         subject: teacher and student.
         preset: of the cache.
         precision: arithmetic of the dump, as in TEACHER.PRECISION; the live teacher has float32.
+        methods: that are measured, those left out for which the preset is refused.
     """
     # PyTorch is imported where it is used, so that `--help` need not wait for it.
     from stage2_distill.fidelity import LIMITS
+    from stage2_distill.methods import get_method
 
-    found = _measure(subject.job, preset, precision)
+    chosen = [name for name in methods if preset not in get_method(name).too_coarse]
+    found = _measure(subject.job, preset, precision, chosen)
     limits = LIMITS[preset, "float32"]
     students = found["students"]
     data = f"{subject.name}, {subject.num_classes} classes, {found['views']} views"
     what = f"{subject.family}, {data}, {preset}"
     if precision != "float32":
         what += f" in {precision}"
-    return [
-        Row(
-            name=f"{what}: GIs matched", value=min(one["matched"] for one in students),
-            limit=limits.matched, at_least=True,
-        ),
-        Row(
-            name=f"{what}: largest error of a loss",
-            value=max(max(one["errors"].values()) for one in students), limit=limits.error,
-        ),
-        Row(
-            name=f"{what}: cosine of the gradients", value=min(one["cosine"] for one in students),
-            limit=limits.cosine, at_least=True,
-        ),
-    ]  # fmt: skip
+    matched = Row(
+        name=f"{what}: GIs matched", value=min(one["matched"] for one in students),
+        limit=limits.matched, at_least=True,
+    )  # fmt: skip
+    rows = [matched] if "gid" in chosen else []
+    for method in chosen:
+        errors = [
+            error
+            for one in students
+            for name, error in one["errors"].items()
+            if name.split("_")[1] == method
+        ]
+        cosine = min(one["cosines"][method] for one in students)
+        rows += [
+            Row(name=f"{what}, {method}: error of a loss", value=max(errors), limit=limits.error),
+            Row(name=f"{what}, {method}: cosine of the gradients", value=cosine,
+                limit=limits.cosine, at_least=True),
+        ]  # fmt: skip
+    return rows
 
 
 def size_rows(subject: Subject) -> list[Row]:
@@ -159,14 +173,15 @@ def _split_of(data: Path) -> str:
     return splits[0]
 
 
-def _measure(job: Pipeline, preset: str, precision: str) -> dict[str, Any]:
+def _measure(job: Pipeline, preset: str, precision: str, methods: Sequence[str]) -> dict[str, Any]:
     arithmetic = ("TEACHER.PRECISION", precision)
     cache = job.dump(preset, *arithmetic, name=f"caches/{preset}_{precision}")
     # Exit code 1 says that a limit was missed: a result, not a failure.
     output = job.run(
         f"fidelity {preset}", "stage2_distill", "fidelity", "--json", "--views", NUM_VIEWS,
         "--config-file", job.config("distill"), "CACHE.LOCATION", cache, "CACHE.PRESET", preset,
-        *arithmetic, "OUTPUT_DIR", job.folder / "student", codes=(0, 1),
+        *arithmetic, "OUTPUT_DIR", job.folder / "student",
+        "DISTILL.METHODS", tuple(methods), codes=(0, 1),
     )  # fmt: skip
     return dict(json.loads(output.splitlines()[-1]))
 
@@ -196,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         "--photographs", type=Path, action="append", default=[], metavar="FOLDER",
         help="a COCO-format folder beside the synthetic set; may be given again",
     )  # fmt: skip
+    parser.add_argument("--methods", nargs="+", default=["gid"], help="default: gid")
     parser.add_argument("--precision", choices=TeacherConfig.PRECISIONS, default="float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     add_example(parser, "--photographs datasets/photographs --precision bfloat16")
@@ -205,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         for photographs in (None, *args.photographs)
         for subject in (prepare(args.output, photographs, args.family),)
         for preset in PRESETS
-        for row in fidelity_rows(subject, preset, args.precision)
+        for row in fidelity_rows(subject, preset, args.precision, args.methods)
     ]
     return conclude(rows, args.json)
 

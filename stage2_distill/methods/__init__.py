@@ -40,6 +40,7 @@ __all__ = [
     "TrainedLayers",
     "check_methods",
     "chosen_methods",
+    "get_method",
     "needs_of",
     "register_method",
 ]
@@ -73,6 +74,11 @@ def register_method(method: MethodClass) -> MethodClass:
             raise ValueError(f"{title}.weights: {config.node} has no key {field.upper()}")
     _METHODS[name] = method
     return method
+
+
+def get_method(name: str) -> type[Method]:
+    """The method of a name; KeyError if there is none."""
+    return _METHODS[name]
 
 
 def chosen_methods(setup: Setup) -> list[tuple[type[Method], Any]]:
