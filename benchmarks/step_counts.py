@@ -101,6 +101,7 @@ class Subject:
         with PretendedGpu() as gpu, EventStorage():
             moved = distiller.to(GPU)
             on_gpu = [{key: _moved(value) for key, value in item.items()} for item in batch]
+            moved(on_gpu)  # what is kept from step to step, such as anchors
             gpu.waits.clear()
             gpu.launches.clear()
             moved(on_gpu)

@@ -30,6 +30,7 @@ from storage import Signal
 
 from ..building import of_the_model
 from ..ranks import mean_over_ranks
+from .anchors import anchors_of
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout
 from .matching import assigned_anchors
@@ -141,7 +142,7 @@ class FasterRcnnFamily(DenseFamily):
             features=features,
             logits=torch.cat(logits, dim=1),
             deltas=torch.cat(deltas, dim=1),
-            anchors=Boxes.cat(rpn.anchor_generator(features)).tensor,
+            anchors=anchors_of(rpn.anchor_generator, features),
             anchors_per_level=[int(x.shape[1]) for x in logits],
             image_sizes=[(int(h), int(w)) for h, w in images.image_sizes],
             pyramid=pyramid,

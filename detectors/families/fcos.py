@@ -25,6 +25,7 @@ from storage import Signal
 
 from ..building import of_the_model
 from ..fcos_lazy import lazy_config
+from .anchors import anchors_of
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
 from .matching import places_inside
@@ -122,14 +123,13 @@ class FcosFamily(DenseFamily):
             torch.cat([permute_to_N_HWA_K(level, width) for level in levels], dim=1)
             for levels, width in zip(model.head(features), (model.num_classes, 4, 1), strict=True)
         )
-        anchors = model.anchor_generator(features)
         return FcosOutputs(
             features=features,
             logits=logits,
             deltas=deltas,
             centerness=centerness,
-            anchors=Boxes.cat(anchors).tensor,
-            anchors_per_level=[len(level) for level in anchors],
+            anchors=anchors_of(model.anchor_generator, features),
+            anchors_per_level=[level.shape[-2] * level.shape[-1] for level in features],
             image_sizes=[(int(h), int(w)) for h, w in images.image_sizes],
         )
 

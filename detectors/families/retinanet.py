@@ -21,6 +21,7 @@ from torch import Tensor
 from storage import Signal
 
 from ..building import of_the_model
+from .anchors import anchors_of
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
 from .matching import assigned_anchors
@@ -100,7 +101,7 @@ class RetinaNetFamily(DenseFamily):
             features=features,
             logits=torch.cat(logits, dim=1),
             deltas=torch.cat(deltas, dim=1),
-            anchors=Boxes.cat(model.anchor_generator(features)).tensor,
+            anchors=anchors_of(model.anchor_generator, features),
             anchors_per_level=[int(x.shape[1]) for x in logits],
             image_sizes=[(int(h), int(w)) for h, w in images.image_sizes],
         )
