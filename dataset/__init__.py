@@ -8,5 +8,6 @@ takes seconds):
     dataset.registry     folders and names known to detectron2
     dataset.checking     is the data what its annotations say?
     dataset.synthetic    a small set to try things on
+    dataset.split        a training and a validation set from one annotation file
     dataset.download     COCO 2017
 """

@@ -1,4 +1,4 @@
-"""Commands of the dataset package: `python -m dataset synthetic | coco | check | subset`."""
+"""Commands of the dataset package: fetch, draw, check, choose from and part data sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code: 0 for success, 1 for failure."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    commands = {"synthetic": _synthetic, "coco": _coco, "check": _check, "subset": _subset}
+    commands = {
+        "synthetic": _synthetic,
+        "coco": _coco,
+        "check": _check,
+        "subset": _subset,
+        "split": _split,
+    }
     try:
         return commands[options.command](options, parser)
     except (ValueError, OSError) as error:
@@ -60,12 +66,20 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-empty", action="store_true", help="also images without objects of the categories"
     )
 
+    split = commands.add_parser("split", help="part a set into train and val, linking images")
+    split.add_argument("--annotations", required=True, help="COCO annotation file")
+    split.add_argument("--images", help="folder of the images; default: found near that file")
+    split.add_argument("--output", required=True, help="folder to write")
+    split.add_argument("--val", type=float, default=0.2, help="share of validation images")
+    split.add_argument("--seed", type=int, default=0)
+
     add_example(parser, "coco --output datasets")
     add_example(synthetic, "--output demo/data --train 400 --val 100")
     add_example(coco, "--output datasets --split val2017 annotations")
     val2017 = "datasets/coco/annotations/instances_val2017.json"
     add_example(check, f"--images datasets/coco/val2017 --annotations {val2017}")
     add_example(subset, "--folder datasets/coco --categories person --output datasets/coco_person")
+    add_example(split, "--annotations export/result.json --output datasets/mine --val 0.2 --seed 1")
     return parser
 
 
@@ -132,6 +146,25 @@ def _subset(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             f"{', '.join(options.categories)}; images/{kept.split.name} links to {kept.root}"
         )
     print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(written[0].categories)}")
+    return 0
+
+
+def _split(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from dataset.split import write_split
+
+    if not 0 < options.val < 1:
+        parser.error(f"--val must lie between 0 and 1, such as 0.2, got {options.val:g}")
+    parted = write_split(
+        options.annotations,
+        options.output,
+        val=options.val,
+        seed=options.seed,
+        images=options.images,
+    )
+    for part in parted.parts:
+        print(f"{part.name}: {len(part.file_names)} images, {part.num_objects} objects")
+    print("\n".join([*parted.notes, f"images stay in {parted.root}"]))
+    print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {parted.num_classes}")
     return 0
 
 

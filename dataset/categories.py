@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.coco_json import iterate_sections
+from dataset.coco_json import write_reduced
 from dataset.contents import Annotations
 from dataset.image_files import require_images
-from dataset.layouts import Split, find_splits
+from dataset.layouts import Split, find_splits, new_places
 from dataset.reading import load_annotations
 from dataset.registry import find_image_root
 
@@ -83,10 +81,7 @@ def write_subset(
     """
     target = Path(output)
     chosen = _chosen(folder, splits)
-    places = {one.name: _places(target, one.name) for one in chosen}
-    for path in (path for both in places.values() for path in both):
-        if os.path.lexists(path):
-            raise ValueError(f"{path}: is there already; choose another --output, or remove it")
+    places = {one.name: new_places(target, one.name) for one in chosen}
     # Before anything is written.
     found = [_select(one, categories, keep_empty) for one in chosen]
     for kept in found:
@@ -94,13 +89,8 @@ def write_subset(
         for path in (annotations, images):
             path.parent.mkdir(parents=True, exist_ok=True)
         images.symlink_to(kept.root.absolute())
-        _write(annotations, kept)
+        write_reduced(kept.split.annotations, annotations, kept.reduced)
     return found
-
-
-def _places(target: Path, split: str) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split."""
-    return target / "annotations" / f"instances_{split}.json", target / "images" / split
 
 
 def _chosen(folder: str | os.PathLike[str], names: Sequence[str]) -> list[Split]:
@@ -147,22 +137,3 @@ def _ids(annotations: Annotations, names: Collection[str]) -> frozenset[int]:
                 f"{', '.join(known.values())}"
             )
     return frozenset(number for number, name in known.items() if name in names)
-
-
-def _write(path: Path, kept: Kept) -> None:
-    """Write element by element, as the file is read: polygons of COCO take gigabytes."""
-    partial = path.with_name(path.name + ".partial")
-    sections = groupby(iterate_sections(kept.split.annotations), key=lambda one: (one[0], one[2]))
-    with open(partial, "w", encoding="utf-8") as file:
-        for number, ((section, is_array), parts) in enumerate(sections):
-            file.write(f"{',' if number else '{'}\n{json.dumps(section)}: ")
-            if not is_array:
-                file.writelines(json.dumps(value) for _, value, _ in parts)
-                continue
-            elements = (kept.reduced(section, one) for _, many, _ in parts for one in many)
-            texts = (json.dumps(one) for one in elements if one is not None)
-            file.write("[")
-            file.writelines(f"{',' if place else ''}\n{text}" for place, text in enumerate(texts))
-            file.write("]")
-        file.write("}\n")
-    partial.replace(path)

@@ -1,5 +1,7 @@
 """Reading COCO annotation files: element by element, so that what is not kept costs no memory.
 
+Writing one anew does the same.
+
 `json.load` of COCO's train2017 builds several gigabytes of polygons that nobody here looks at.
 This walks the top-level object and decodes one array element at a time, at the same speed.
 """
@@ -9,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from storage.progress import Progress
@@ -50,6 +54,34 @@ def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, b
     # Ours, and Python's for an integer of thousands of digits.
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def write_reduced(source: Path, target: Path, reduced: Callable[[str, Any], Any]) -> None:
+    """Write some of a COCO file as another; what is no array is taken as it is.
+
+    Args:
+        source: the file.
+        target: the file to write, in a folder that exists.
+        reduced: gives, of a section and an element of it, the element to write, or None.
+
+    Raises:
+        OSError, ValueError: as `iterate_sections`; or the target cannot be written.
+    """
+    partial = target.with_name(target.name + ".partial")
+    sections = groupby(iterate_sections(source), key=lambda one: (one[0], one[2]))
+    with open(partial, "w", encoding="utf-8") as file:
+        for number, ((section, is_array), parts) in enumerate(sections):
+            file.write(f"{',' if number else '{'}\n{json.dumps(section)}: ")
+            if not is_array:
+                file.writelines(json.dumps(value) for _, value, _ in parts)
+                continue
+            elements = (reduced(section, one) for _, many, _ in parts for one in many)
+            texts = (json.dumps(one) for one in elements if one is not None)
+            file.write("[")
+            file.writelines(f"{',' if place else ''}\n{text}" for place, text in enumerate(texts))
+            file.write("]")
+        file.write("}\n")
+    partial.replace(target)
 
 
 def _read_text(name: str) -> str:

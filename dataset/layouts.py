@@ -8,6 +8,7 @@ with what to do.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,8 @@ def find_splits(folder: Path) -> list[Split]:
     for path in sorted((folder / "annotations").glob("instances_*.json")):
         match = _COCO.fullmatch(path.name)
         if match:
-            split = match["split"]
-            images = folder / "images"
-            own = folder / split
-            places = (images / split, own, images, own / "images", folder)
-            splits.append(Split(name=split, annotations=path, image_folders=places))
+            places = _image_folders(folder, match["split"])
+            splits.append(Split(name=match["split"], annotations=path, image_folders=places))
     for path in sorted(folder.glob(f"*/{_ROBOFLOW}")) if not splits else ():
         place = path.parent
         splits.append(Split(name=place.name, annotations=path, image_folders=(place,)))
@@ -60,6 +58,33 @@ def find_splits(folder: Path) -> list[Split]:
             f"annotations/instances_train.json{_seen(folder)}"
         )
     return splits
+
+
+def folders_near(annotations: Path) -> tuple[Path, ...]:
+    """The folders to look for the images of an annotation file in, wherever it lies."""
+    beside, above = annotations.parent, annotations.parent.parent
+    match = _COCO.fullmatch(annotations.name)
+    if match and beside.name == "annotations":
+        return _image_folders(above, match["split"])
+    return (beside / "images", beside, above / "images", above)
+
+
+def new_places(folder: Path, split: str) -> tuple[Path, Path]:
+    """Annotation file and image folder of a split that is to be written.
+
+    Raises:
+        ValueError: one of them is there.
+    """
+    places = folder / "annotations" / f"instances_{split}.json", folder / "images" / split
+    for path in places:
+        if os.path.lexists(path):
+            raise ValueError(f"{path}: is there already; choose another --output, or remove it")
+    return places
+
+
+def _image_folders(folder: Path, split: str) -> tuple[Path, ...]:
+    images, own = folder / "images", folder / split
+    return (images / split, own, images, own / "images", folder)
 
 
 def _seen(folder: Path) -> str:
