@@ -9,5 +9,6 @@ takes seconds):
     dataset.checking     is the data what its annotations say?
     dataset.synthetic    a small set to try things on
     dataset.split        a training and a validation set from one annotation file
+    dataset.voc          Pascal VOC's layout in COCO's
     dataset.download     COCO 2017
 """

@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         "check": _check,
         "subset": _subset,
         "split": _split,
+        "voc": _voc,
     }
     try:
         return commands[options.command](options, parser)
@@ -73,6 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--val", type=float, default=0.2, help="share of validation images")
     split.add_argument("--seed", type=int, default=0)
 
+    voc = commands.add_parser("voc", help="write Pascal VOC in COCO's layout, linking images")
+    voc.add_argument(
+        "--input", required=True, nargs="+", metavar="FOLDER", help="VOCdevkit/VOC2007, and others"
+    )
+    voc.add_argument("--output", required=True, help="folder to write; may hold other splits")
+    voc.add_argument(
+        "--splits",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="lists in ImageSets/Main; default: train, val, trainval and test where they are",
+    )
+    voc.add_argument(
+        "--classes", nargs="*", metavar="NAME",
+        help="default: VOC's 20; without names: those found, sorted",
+    )  # fmt: skip
+
     add_example(parser, "coco --output datasets")
     add_example(synthetic, "--output demo/data --train 400 --val 100")
     add_example(coco, "--output datasets --split val2017 annotations")
@@ -80,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     add_example(check, f"--images datasets/coco/val2017 --annotations {val2017}")
     add_example(subset, "--folder datasets/coco --categories person --output datasets/coco_person")
     add_example(split, "--annotations export/result.json --output datasets/mine --val 0.2 --seed 1")
+    years = "VOCdevkit/VOC2007 VOCdevkit/VOC2012"
+    add_example(voc, f"--input {years} --output datasets/voc --splits trainval test")
     return parser
 
 
@@ -165,6 +185,21 @@ def _split(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         print(f"{part.name}: {len(part.file_names)} images, {part.num_objects} objects")
     print("\n".join([*parted.notes, f"images stay in {parted.root}"]))
     print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {parted.num_classes}")
+    return 0
+
+
+def _voc(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from dataset.voc import CLASS_NAMES, write_voc
+
+    classes = CLASS_NAMES if options.classes is None else options.classes or None
+    converted = write_voc(options.input, options.output, splits=options.splits, classes=classes)
+    for one in converted.splits:
+        print(
+            f"{one.name}: {one.num_images} images of {', '.join(one.years)}, {one.num_objects} "
+            f"objects, {one.num_difficult} of them difficult: not trained on, ignored in AP"
+        )
+    print("".join(f"{note}\n" for note in converted.notes), end="")
+    print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(converted.classes)}")
     return 0
 
 

@@ -84,6 +84,13 @@ def write_reduced(source: Path, target: Path, reduced: Callable[[str, Any], Any]
     partial.replace(target)
 
 
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a file that is either the old or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=indent) + "\n")
+    partial.replace(path)
+
+
 def _read_text(name: str) -> str:
     try:
         # Bytes, since text mode would look for line ends, in a second for COCO's annotations.

@@ -95,8 +95,21 @@ def examine_image(path: str | os.PathLike[str], expected_size: tuple[int, int]) 
         # A JPEG decoded at an eighth of its size is read to its end, but much faster.
         image.draft("RGB", (1, 1))
         image.load()
-    shown = stored[::-1] if orientation in _EXIF_TURNED else stored
-    _require_size(name, expected_size, shown, stored, orientation)
+    _require_size(name, expected_size, _as_shown(stored, orientation), stored, orientation)
+
+
+def shown_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of an image after EXIF rotation, from the head of its file.
+
+    Raises:
+        FileNotFoundError, OSError, ImageError: as `read_pixels`, as far as the head tells.
+    """
+    with _opened(os.fspath(path)) as image:
+        return _as_shown((image.height, image.width), _orientation(image))
+
+
+def _as_shown(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return stored[::-1] if orientation in _EXIF_TURNED else stored
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dataset.coco_json import write_json
 from dataset.scenes import CLASS_NAMES, Scene, SceneObject, draw_scene
 from storage.progress import Progress
 
@@ -102,7 +103,7 @@ def write_synthetic(
             annotated[done[0].split] += done
             progress.update(len(done))
     for split in _SPLITS:
-        _write_json(_annotation_file(folder, split), _coco(split, annotated[split], config))
+        write_json(_annotation_file(folder, split), _coco(split, annotated[split], config))
     _write_marker(folder, config, complete=True)
     return True
 
@@ -234,14 +235,7 @@ def _marker(config: SyntheticConfig, complete: bool) -> dict[str, Any]:
 
 
 def _write_marker(folder: Path, config: SyntheticConfig, complete: bool) -> None:
-    _write_json(folder / _MARKER, _marker(config, complete), indent=2)
-
-
-def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a file that is either the old or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=indent) + "\n")
-    partial.replace(path)
+    write_json(folder / _MARKER, _marker(config, complete), indent=2)
 
 
 def _is_complete(folder: Path, config: SyntheticConfig) -> bool:
