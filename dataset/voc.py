@@ -7,7 +7,7 @@ what is found in one neither for right nor for wrong, nor what is not found for 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -176,8 +176,8 @@ def write_voc(
     """
     numbers = count(1)
     years = [_Year(Path(one).absolute(), numbers) for one in inputs]
-    links = _links(Path(output), years)
     chosen = _chosen(years, splits)
+    links = _links(Path(output), years, chosen)
     places = {split: new_places(Path(output), split)[0] for split in chosen}
     # Before anything is written.
     read = {split: list(_images(split, having)) for split, having in chosen.items()}
@@ -193,11 +193,17 @@ def write_voc(
     return Converted(splits=tuple(written), classes=names, notes=tuple(_notes(images)))
 
 
-def _links(output: Path, years: Sequence[_Year]) -> dict[Path, Path]:
+def _links(output: Path, years: Sequence[_Year], splits: Collection[str]) -> dict[Path, Path]:
     """Links to make, to the folders that they lead to; those that are there are left out."""
     links: dict[Path, Path] = {}
     for year in years:
         link = output / "images" / year.name
+        # The images of a split are looked for in images/<split> first.
+        if year.name in splits:
+            raise ValueError(
+                f"{year.images.parent}: expected an input folder of another name than a split, got "
+                f"{year.name}; rename it"
+            )
         if link in links:
             raise ValueError(
                 f"{year.images.parent}: expected input folders of different names, got two named "

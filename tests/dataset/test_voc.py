@@ -298,12 +298,15 @@ def test_missing_files_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_years_of_one_name_are_refused(
+def test_names_of_folders_that_are_taken_are_refused(
     voc2007: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make(tmp_path / "other", "VOC2007", {"val": {"000009": DOG}})
     error = command(capsys, "--input", voc2007, other, "--output", tmp_path / "out")
     assert "expected input folders of different names, got two named VOC2007" in error
+    named = make(tmp_path, "test", {"test": {"000009": DOG}})
+    error = command(capsys, "--input", named, "--output", tmp_path / "out")
+    assert "expected an input folder of another name than a split, got test; rename it" in error
     write_voc([voc2007], tmp_path / "out", splits=["test"])
     error = command(capsys, "--input", other, "--output", tmp_path / "out")
     assert "images/VOC2007: is there already" in error
