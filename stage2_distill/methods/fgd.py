@@ -51,12 +51,12 @@ class ContextBlock(nn.Module):
         for parameter in self.transform[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor, inside: Tensor) -> Tensor:
+    def forward(self, features: Tensor, outside: Tensor) -> Tensor:
         """Compute it, in the precision of the features also under autocast.
 
         Args:
             features: (N, C, H, W), zero outside.
-            inside: (N, 1, H, W) bool, the positions that the context is of.
+            outside: (N, 1, H, W) bool, the positions that are no part of the context.
 
         Returns:
             (N, C, 1, 1).
@@ -64,7 +64,7 @@ class ContextBlock(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             positions = features.flatten(2)
             focus = self.focus.weight @ positions  # [N, 1, H * W]
-            focus = focus.masked_fill(~inside.flatten(2), -torch.inf).softmax(dim=2)
+            focus = focus.masked_fill(outside.flatten(2), -torch.inf).softmax(dim=2)
             context = positions @ focus.transpose(1, 2)  # [N, C, 1]
             return self.transform(context.squeeze(2))[..., None, None]
 
@@ -119,45 +119,46 @@ def fgd_losses(
     sums = []
     sides = zip(student, teacher, blocks.student, blocks.teacher, strict=True)
     for (s, t, *of_level), there, stride in zip(sides, inside, strides, strict=True):
-        mine = precise(s).masked_fill(~there, 0.0)
-        theirs = precise(t.detach()).masked_fill(~there, 0.0)
-        weights = cell_weights(boxes, valid, there, stride)
-        focal = _focal_sums(mine, theirs, there, weights, temperature)
-        sums.append(torch.stack([*focal, _relation_sum(mine, theirs, there, of_level)]))
+        outside = ~there  # once: on a GPU, launches are what small levels cost
+        mine = precise(s).masked_fill(outside, 0.0)
+        theirs = precise(t.detach()).masked_fill(outside, 0.0)
+        weights = cell_weights(boxes, valid, outside, stride)
+        focal = _focal_sums(mine, theirs, outside, weights, temperature)
+        sums.append(torch.stack([*focal, _relation_sum(mine, theirs, outside, of_level)]))
     means = torch.stack(sums).sum(dim=0) / num_images(boxes, total)
     return dict(zip(_TERMS, means.unbind(), strict=True))
 
 
-def attention(features: Tensor, inside: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def attention(
+    features: Tensor, outside: Tensor, count: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Where, and in which channels, the magnitudes of a map are large; each has the mean 1.
 
     Args:
         features: (N, C, H, W), zero outside.
-        inside: (N, 1, H, W) bool, the positions that count.
+        outside: (N, 1, H, W) bool, the positions that do not count.
+        count: (N, 1, 1, 1), the number of those that do.
         temperature: that the magnitudes are divided by before the softmax.
 
     Returns:
         Spatial attention (N, 1, H, W), zero outside; channel attention (N, C, 1, 1).
     """
-    magnitude = features.abs()
-    count = inside.sum(dim=(2, 3), keepdim=True)
-    of_positions = (magnitude.mean(dim=1, keepdim=True) / temperature).masked_fill(
-        ~inside, -torch.inf
-    )
-    of_channels = magnitude.sum(dim=(2, 3), keepdim=True) / count / temperature
+    magnitude = features.abs() / temperature
+    of_positions = magnitude.mean(dim=1, keepdim=True).masked_fill(outside, -torch.inf)
+    of_channels = magnitude.sum(dim=(2, 3), keepdim=True) / count
     spatial = count * of_positions.flatten(1).softmax(dim=1).view_as(of_positions)
     return spatial, features.shape[1] * of_channels.softmax(dim=1)
 
 
 @torch.no_grad()
 def cell_weights(
-    boxes: Tensor, valid: Tensor, inside: Tensor, stride: int
+    boxes: Tensor, valid: Tensor, outside: Tensor, stride: int
 ) -> tuple[Tensor, Tensor]:
     """Weights of the cells of one level, so that small objects count as much as large ones.
 
     Args:
         boxes: (N, M, 4). valid: (N, M) bool.
-        inside: (N, 1, H, W) bool, the positions of each record's own grid.
+        outside: (N, 1, H, W) bool, the positions beyond each record's own grid.
         stride: pixels between positions.
 
     Returns:
@@ -166,17 +167,17 @@ def cell_weights(
         cuts them); where boxes overlap, the larger weight. Background: the cells without a box, at
         1 / (their number in the image).
     """
-    foreground = _painted(boxes, valid, inside, stride).masked_fill(~inside, 0.0)
-    background = ((foreground == 0) & inside).to(foreground.dtype)
+    height, width = outside.shape[2:]
+    foreground = _painted(boxes, valid, height, width, stride).masked_fill(outside, 0.0)
+    background = (foreground + outside == 0).to(foreground.dtype)
     return foreground, background / background.sum(dim=(2, 3), keepdim=True).clamp(min=1.0)
 
 
-def _painted(boxes: Tensor, valid: Tensor, inside: Tensor, stride: int) -> Tensor:
+def _painted(boxes: Tensor, valid: Tensor, height: int, width: int, stride: int) -> Tensor:
     """The largest weight of a box at each cell, (N, 1, H, W); a bounded number at a time."""
     scaled = precise(boxes) / stride
     first, last = scaled[..., :2].floor(), scaled[..., 2:].ceil()
     weight = torch.where(valid, 1.0 / (last - first + 1.0).prod(dim=2), 0.0)
-    height, width = inside.shape[2:]
     columns = _covered(first[..., 0], last[..., 0], width)
     rows = _covered(first[..., 1], last[..., 1], height) * weight[..., None]
     largest = rows.new_zeros(len(boxes), height, width)
@@ -197,14 +198,15 @@ def _covered(first: Tensor, last: Tensor, size: int) -> Tensor:
 def _focal_sums(
     student: Tensor,
     teacher: Tensor,
-    inside: Tensor,
+    outside: Tensor,
     weights: tuple[Tensor, Tensor],
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums of foreground, background and attention on one level."""
-    # Of both sides in one go: on a GPU, launches are what small levels cost.
-    both = attention(torch.cat([student, teacher]), inside.repeat(2, 1, 1, 1), temperature)
-    (spatial, wanted_spatial), (channel, wanted_channel) = (one.chunk(2) for one in both)
+    count = outside[0].numel() - outside.sum(dim=(2, 3), keepdim=True)
+    spatial, channel = attention(student, outside, count, temperature)
+    with torch.no_grad():
+        wanted_spatial, wanted_channel = attention(teacher, outside, count, temperature)
     error = ((student - teacher).square() * wanted_channel).sum(dim=1, keepdim=True)
     foreground, background = ((weight * wanted_spatial * error).sum() for weight in weights)
     apart = (spatial - wanted_spatial).abs().sum() + (channel - wanted_channel).abs().sum()
@@ -212,11 +214,11 @@ def _focal_sums(
 
 
 def _relation_sum(
-    student: Tensor, teacher: Tensor, inside: Tensor, blocks: Sequence[nn.Module]
+    student: Tensor, teacher: Tensor, outside: Tensor, blocks: Sequence[nn.Module]
 ) -> Tensor:
     """The sum of squared differences of a level's maps after the blocks of both sides."""
-    added = blocks[0](student, inside) - blocks[1](teacher, inside)
-    return (student - teacher + added).masked_fill(~inside, 0.0).square().sum()
+    added = blocks[0](student, outside) - blocks[1](teacher, outside)
+    return (student - teacher + added).masked_fill(outside, 0.0).square().sum()
 
 
 class Fgd(AdaptedMethod):

@@ -199,7 +199,7 @@ def weights_at(
     there = torch.zeros(1, 1, *size, dtype=torch.bool)
     there[..., : (own or size)[0], : (own or size)[1]] = True
     found = torch.tensor(boxes).reshape(1, -1, 4)
-    foreground, background = cell_weights(found, torch.ones(1, len(boxes)).bool(), there, 8)
+    foreground, background = cell_weights(found, torch.ones(1, len(boxes)).bool(), ~there, 8)
     return foreground[0, 0].tolist(), background[0, 0].tolist()
 
 
@@ -238,7 +238,7 @@ def test_an_image_full_of_objects_has_no_background() -> None:
 def test_without_objects_everything_is_background(places: int) -> None:
     there = torch.ones(2, 1, 2, 2, dtype=torch.bool)
     none = torch.zeros(2, places, dtype=torch.bool)
-    foreground, background = cell_weights(torch.ones(2, places, 4), none, there, 8)
+    foreground, background = cell_weights(torch.ones(2, places, 4), none, ~there, 8)
     assert not foreground.any() and (background == 0.25).all()
 
 
@@ -246,7 +246,7 @@ def test_boxes_are_painted_in_parts_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = batch()
-    arguments = (given["boxes"], given["valid"], given["inside"][0], 8)
+    arguments = (given["boxes"], given["valid"], ~given["inside"][0], 8)
     whole = cell_weights(*arguments)
     monkeypatch.setattr(fgd, "_CHUNK_ELEMENTS", 2 * given["inside"][0].numel())
     assert all(torch.equal(*pair) for pair in zip(whole, cell_weights(*arguments), strict=True))
@@ -255,7 +255,8 @@ def test_boxes_are_painted_in_parts_with_the_same_weights(
 def test_attention_has_the_mean_one() -> None:
     given = batch()
     for level, there in zip(given["student"], given["inside"], strict=True):
-        spatial, channel = attention(level.masked_fill(~there, 0.0), there, TEMPERATURE)
+        count = there.sum((2, 3), keepdim=True)
+        spatial, channel = attention(level.masked_fill(~there, 0.0), ~there, count, TEMPERATURE)
         assert not spatial[~there].any()
         count = there.sum(dim=(1, 2, 3)).double()
         torch.testing.assert_close(spatial.sum(dim=(1, 2, 3)), count)
@@ -264,7 +265,7 @@ def test_attention_has_the_mean_one() -> None:
 
 def test_a_block_adds_nothing_at_first_and_can_learn() -> None:
     block, features = ContextBlock(CHANNELS), torch.randn(2, CHANNELS, 3, 5)
-    added = block(features, torch.ones(2, 1, 3, 5, dtype=torch.bool))
+    added = block(features, torch.zeros(2, 1, 3, 5, dtype=torch.bool))
     assert added.shape == (2, CHANNELS, 1, 1) and not added.any()
     (added - 1.0).square().sum().backward()
     assert block.transform[-1].weight.grad.any()
