@@ -1,5 +1,6 @@
-"""`python -m stage2_distill`: train a student from the teacher cache, or several and compare them,
-look at what they see, and measure how far the cache is from the teacher itself.
+"""`python -m stage2_distill`: write first configs for a data set, train a student from the teacher
+cache, or several and compare them, look at what they see, and measure how far the cache is from
+the teacher itself.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from detectors.command import (
 )
 from storage.example import add_example
 
+from .init.arguments import add_init_arguments
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m stage2_distill", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    beginning = commands.add_parser("init", help="write first configs for a data folder")
+    add_init_arguments(beginning)
     training = commands.add_parser("train", help="train a student")
     add_job_arguments(training)
     showing = commands.add_parser("show", help="draw boxes and GIs on views, as PNG")
@@ -48,6 +53,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     config = "--config-file configs/distill/r50_2x_from_r101_1x.yaml"
     student = "MODEL.WEIGHTS output/distill/r50_2x_from_r101_1x/student_final.pth"
     add_example(parser, f"train {config}")
+    add_example(beginning, "--data datasets/mine --output configs/mine")
     add_example(training, f"--num-gpus 8 {config} OUTPUT_DIR output/distill/second")
     add_example(showing, f"--count 8 --output pictures {config} {student}")
     add_example(comparing, f"--views 64 {config}")
@@ -84,6 +90,10 @@ def main(argv: list[str] | None = None) -> int:
 
         from . import jobs
 
+        if args.command == "init":
+            from .init.command import write_configs
+
+            return write_configs(args)
         if args.command == "sweep":
             from .sweep import sweep
 

@@ -1,0 +1,1 @@
+"""`python -m stage2_distill init`: first configs for a data set, and why each value is there."""
