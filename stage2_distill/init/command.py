@@ -172,8 +172,9 @@ def _weights_of(name: str) -> str:
 
 def _summary(chosen: Choices, places: Places, check: str, device: str) -> list[str]:
     side = " to ".join(dict.fromkeys(str(chosen.scales[i]) for i in (0, -1)))
+    num = len(chosen.classes)
     lines = [
-        f"{places.configs}: {', '.join(NAMES)}, for {len(chosen.classes)} categories, "
+        f"{places.configs}: {', '.join(NAMES)}, for {num} categor{'y' if num == 1 else 'ies'}, "
         f"{chosen.num_used:,} training images with objects and {chosen.num_val:,} to evaluate on; "
         f"views of {side} px, {chosen.steps:,} steps of {chosen.batch} images.",
         "They are a beginning: read them, change what you know better, and run",

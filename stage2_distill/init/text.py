@@ -116,6 +116,8 @@ def _anchors(kind: Kind, chosen: Choices) -> str:
         f"detectron2's smallest anchors, of {STOCK_SIZES[0]:.0f} px, do not reach the small ones "
         "(an IoU of 0.5 needs at least half the area), so these begin lower. A row for each level."
     )
+    if low < chosen.anchors[0][0] / 2**0.5:
+        why += " The smallest boxes lie below even these: larger views would show them better."
     return f"  ANCHOR_GENERATOR:\n{comment(f'{boxes} {why}', 4)}    SIZES:\n{rows}"
 
 
@@ -173,7 +175,10 @@ def distill_text(kind: Kind, chosen: Choices, places: Places) -> str:
         "flipped or not. More vary the training, and the cache grows with them; "
         "`python -m stage1_dump plan` tells its size."
     )
-    flip = "Write 0.0, and RANDOM_FLIP none below INPUT, where left is not right, as in writing."
+    flip = (
+        "Where left is not right, as in writing, write 0.0, and INPUT: RANDOM_FLIP: none in "
+        "teacher.yaml and student.yaml."
+    )
     return f"""\
 # Distillation: what student.yaml says, and a teacher. Written as a beginning to change.
 _BASE_: student.yaml
@@ -201,10 +206,11 @@ VERSION: 2
 def _gid(kind: Kind, chosen: Choices) -> str:
     weights = kind.small_weights if chosen.is_small else PAPER_WEIGHTS
     source = (
-        f"{kind.small_source} The paper's (5e-4, 40, 0.1, 1) are for COCO, and can harm on small "
-        "data. None is known to fit yours: the first steps log the share that each term has of "
-        "the loss and of its gradient. Lower what has nearly all, and search on images held out "
-        "of the training set."
+        f"{kind.small_source} The pyramid there had 96 channels, here it has 256, and the feature "
+        "loss is a sum over them. The paper's (5e-4, 40, 0.1, 1) are for COCO, and can harm on "
+        "small data. None is known to fit yours: the first steps log the share that each term has "
+        "of the loss and of its gradient. Lower what has nearly all, and search on images held "
+        "out of the training set."
         if chosen.is_small
         else "The paper's, for COCO and 24 epochs. The first steps log the share that each term "
         "has of the loss and of its gradient: lower what has nearly all."

@@ -147,6 +147,16 @@ def test_teacher_and_student_fit_each_other_and_the_data(
     assert len({alone.OUTPUT_DIR, student.OUTPUT_DIR, cfg.OUTPUT_DIR, cfg.CACHE.LOCATION}) == 4
 
 
+def test_a_view_that_is_not_to_be_flipped_is_stated_as_the_comment_says(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distill = str(written(data) / "distill.yaml")
+    assert "RANDOM_FLIP: none" in Path(distill).read_text()
+    overrides = ["VIEWS.FLIP", "0.0", "INPUT.RANDOM_FLIP", "none"]
+    assert stage1_dump.__main__.main(["plan", "--config-file", distill, *overrides]) == 0
+    assert "5 images x 4 views" in capsys.readouterr().out
+
+
 def test_configs_inside_of_the_project_name_their_base_relative_to_themselves(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +166,16 @@ def test_configs_inside_of_the_project_name_their_base_relative_to_themselves(
     monkeypatch.setattr("stage2_distill.init.command._SHIPPED", shipped)
     main(["init", "--data", str(data), "--output", "configs/mine", "--family", "fcos"])
     assert "_BASE_: ../base_fcos.yaml\n" in Path("configs/mine/teacher.yaml").read_text()
+
+
+def test_roboflow_s_layout_is_read_and_its_splits_are_named(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    for split, exported in (("train", "train"), ("val", "valid")):
+        shutil.copytree(data / "images", folder / exported)
+        annotations = data / "annotations" / f"instances_{split}.json"
+        shutil.copy(annotations, folder / exported / "_annotations.coco.json")
+    cfg = load_config(str(written(folder) / "distill.yaml"))
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("folder_train",), ("folder_valid",))
 
 
 @pytest.mark.parametrize("name", ["2024", "my data", "größe", "a: b #c"])
