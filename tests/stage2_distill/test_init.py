@@ -22,6 +22,7 @@ from stage2_distill.__main__ import main
 from stage2_distill.init.choices import Choices, choose
 from stage2_distill.init.command import NAMES
 from stage2_distill.init.families import KINDS
+from stage2_distill.init.text import Places, distill_text
 from tests.tiny import DETECTOR
 
 ZOO = "model_zoo://COCO-Detection"
@@ -145,6 +146,20 @@ def test_teacher_and_student_fit_each_other_and_the_data(
     assert cfg.VIEWS.SCALES == student.INPUT.MIN_SIZE_TRAIN
     assert Path(cfg.TEACHER.WEIGHTS) == Path(alone.OUTPUT_DIR, "model_final.pth")
     assert len({alone.OUTPUT_DIR, student.OUTPUT_DIR, cfg.OUTPUT_DIR, cfg.CACHE.LOCATION}) == 4
+
+
+@pytest.mark.parametrize(("is_there", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_is_the_one_that_is_there(
+    is_there: bool,
+    device: str,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: is_there)
+    cfg = load_config(str(written(data) / "student.yaml"))
+    assert str(cfg.MODEL.DEVICE) == device
+    assert ("No GPU was found" in capsys.readouterr().out) is not is_there
 
 
 def test_a_view_that_is_not_to_be_flipped_is_stated_as_the_comment_says(
@@ -352,3 +367,12 @@ def test_small_objects_take_part_in_the_selection() -> None:
     assert (chosen().roi_size, chosen().min_side) == (10, 10.0)
     found = chosen(box=(8, 9))
     assert (found.roi_size, found.min_side) == (5, 4.0)
+
+
+@pytest.mark.parametrize("images", [100, 10_000])
+def test_the_paper_s_loss_weights_are_for_large_sets_alone(images: int) -> None:
+    places = Places(data="d", train="train", val="val", results="output/mine", configs="mine")
+    text = distill_text(KINDS["retinanet"], chosen(images=images), places)
+    is_small = images < 10_000
+    assert yaml.safe_load(text)["GID"]["FEATURE_WEIGHT"] == (0.1 if is_small else 5e-4)
+    assert ("can harm on small data" in " ".join(text.replace("#", "").split())) is is_small
