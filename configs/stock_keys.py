@@ -97,7 +97,14 @@ def _where_evaluated(cfg: CfgNode, value: Any) -> bool:
 
 
 def _flips_agree(cfg: CfgNode, value: Any) -> bool:
-    return value != "none" or cfg.VIEWS.FLIP == 0
+    """Whether views are flipped as plain training is; its default asks for nothing."""
+    flipped = {"horizontal": cfg.VIEWS.FLIP > 0, "vertical": cfg.VIEWS.FLIP_VERTICAL > 0}
+    return value == "horizontal" or all(is_so == (value == way) for way, is_so in flipped.items())
+
+
+def _crops_agree(cfg: CfgNode, value: bool) -> bool:
+    crop = cfg.INPUT.CROP
+    return not value or (crop.TYPE, *crop.SIZE) == tuple(cfg.VIEWS.CROP)
 
 
 def _from_a_file(key: str) -> Allowed:
@@ -265,21 +272,17 @@ REFUSALS = (
     Refusal(
         key="INPUT.CROP.ENABLED",
         readers=STAGES,
-        allowed=_one_of(False),
-        reason="views are not cropped; set it to False",
-    ),
-    Refusal(
-        key="INPUT.RANDOM_FLIP",
-        readers=STAGES,
-        allowed=_one_of("horizontal", "none"),
-        reason="views are flipped horizontally or not at all; set it to horizontal or none "
-        "(VIEWS.FLIP gives the probability)",
+        allowed=_crops_agree,
+        reason="views are cropped by VIEWS.CROP, which is {cfg.VIEWS.CROP!r}; set it to False, or "
+        "INPUT.CROP.TYPE and SIZE to the same",
     ),
     Refusal(
         key="INPUT.RANDOM_FLIP",
         readers=STAGES,
         allowed=_flips_agree,
-        reason="VIEWS.FLIP is {cfg.VIEWS.FLIP}; set VIEWS.FLIP to 0.0, or this to horizontal",
+        reason="views are flipped by VIEWS.FLIP, which is {cfg.VIEWS.FLIP}, and "
+        "VIEWS.FLIP_VERTICAL, which is {cfg.VIEWS.FLIP_VERTICAL}; make the probabilities of what "
+        "is not wanted 0.0, or set this to horizontal, its default",
     ),
     Refusal(
         key="INPUT.MIN_SIZE_TRAIN",

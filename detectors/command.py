@@ -190,7 +190,7 @@ def run_command(command: Callable[[], int]) -> int:
             raise
         print(
             "error: the GPU is out of memory; lower SOLVER.IMS_PER_BATCH (and SOLVER.BASE_LR with "
-            f"it), or INPUT.MAX_SIZE_TRAIN and VIEWS.MAX_SIZE ({one_line(error)})",
+            f"it), or INPUT.MAX_SIZE_TRAIN and VIEWS.MAX_SIZE or FIXED_SIZE ({one_line(error)})",
             file=sys.stderr,
         )
         return 1

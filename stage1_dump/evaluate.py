@@ -1,7 +1,7 @@
 """The teacher's COCO AP, computed from the final boxes that a cache holds; no teacher is loaded.
 
 A view is as good as the teacher at that view's scale, so the AP of a cache tells whether the right
-teacher was dumped, and how well.
+teacher was dumped, and how well. A view that is cropped is compared with what it shows.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.reading import Annotations, load_annotations
-from dataset.views import Augmentation, View, plan_views
+from dataset.views import Augmentation, View, ViewArrays, plan_views
 from detectors.evaluate import box_evaluator, known_numbers
 from detectors.identity import differing_facts, other_dataset
 from storage import CacheReader
 from storage.progress import Progress
+
+from .visible import visible
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Evaluation:
         annotated_images: images of the annotation file.
         views: view to metrics in percent, AP, AP50 and so on, and AP of every class.
         incomplete: views that are not evaluated, since shards of them are missing.
+        cropped: views that are compared with the objects, and parts of them, that they show.
     """
 
     cache: str
@@ -54,6 +57,7 @@ class Evaluation:
     annotated_images: int
     views: dict[int, dict[str, float]]
     incomplete: tuple[int, ...]
+    cropped: tuple[int, ...]
 
     def to_json(self) -> str:
         """The evaluation as one JSON object."""
@@ -69,9 +73,9 @@ class Evaluation:
         )
         for view, metrics in self.views.items():
             shown = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-            yield f"view {view}: " + "  ".join(
-                f"{name} {metrics[name]:.2f}" for name in shown if name in metrics
-            )
+            numbers = [f"{name} {metrics[name]:.2f}" for name in shown if name in metrics]
+            of_what = "  (of what the view shows)" if view in self.cropped else ""
+            yield f"view {view}: {'  '.join(numbers)}{of_what}"
         yield from (f"view {view}: incomplete, not evaluated" for view in self.incomplete)
 
 
@@ -102,8 +106,13 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     if not len(images):
         raise ValueError(f"{cache} leaves out all of its images (DATASET.EXCLUDE): none is left")
     found: dict[int, dict[str, float]] = {}
-    evaluator = _coco_evaluator(reader, truth)
+    cropped = tuple(one for one in chosen if augmentation.cuts(one))
+    of_whole_images = _coco_evaluator(reader, truth)
     for number in chosen:
+        evaluator = of_whole_images
+        if number in cropped:
+            shown = visible(truth, _views(images, images.ids, number, augmentation))
+            evaluator = _coco_evaluator(reader, shown)
         kept = np.isin(reader.index.image_id, images.ids)
         records = np.flatnonzero(kept & (reader.index.view == number)).tolist()
         evaluator.reset()
@@ -122,6 +131,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
         annotated_images=len(table),
         views=found,
         incomplete=() if view is not None else incomplete,
+        cropped=cropped,
     )
 
 
@@ -152,18 +162,25 @@ def _process(
     augmentation: Augmentation,
 ) -> None:
     """Hand some records of one view to the evaluator."""
-    ids = reader.index.image_id[records]
-    rows = np.searchsorted(images.ids, ids)
-    views = plan_views(
-        augmentation,
-        image_ids=ids,
-        view=int(reader.index.view[records[0]]),
-        heights=images.heights[rows],
-        widths=images.widths[rows],
-    )
+    number = int(reader.index.view[records[0]])
+    views = _views(images, reader.index.image_id[records], number, augmentation)
     for view, fields in zip(views, reader.read_many(records), strict=True):
         found = image_detections(fields["detections"], view)
         evaluator.process([{"image_id": view.image_id}], [{"instances": found}])
+
+
+def _views(
+    images: ImageTable, ids: NDArray[np.int64], number: int, augmentation: Augmentation
+) -> ViewArrays:
+    """One view of some of the images."""
+    rows = np.searchsorted(images.ids, ids)
+    return plan_views(
+        augmentation,
+        image_ids=ids,
+        view=number,
+        heights=images.heights[rows],
+        widths=images.widths[rows],
+    )
 
 
 def _incomplete_views(reader: CacheReader) -> tuple[int, ...]:

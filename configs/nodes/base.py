@@ -49,6 +49,14 @@ class FieldChecks:
         self.check(name, Several(item=Text(needed=True), at_least=at_least))
         object.__setattr__(self._config, name, tuple(getattr(self._config, name)))
 
+    def several(self, name: str, rule: Several, *, empty: bool) -> None:
+        """Check several values and store them as a tuple; `empty`: there may be none."""
+        if not (empty and getattr(self._config, name) in ((), [])):
+            expected = f"() or {rule.expected}" if empty else rule.expected
+            if not rule.accepts(getattr(self._config, name)):
+                raise self.refusal(name, expected)
+        object.__setattr__(self._config, name, tuple(getattr(self._config, name)))
+
     def weight(self, name: str) -> None:
         """Check the weight of a loss; 0: without it."""
         self.number(name, at_most=MAX_WEIGHT)

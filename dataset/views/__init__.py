@@ -4,12 +4,11 @@ A view depends only on the augmentation, the image's id and size, and the view's
 the worker, the rank, the order or a global random state. Stage 1 and Stage 2 plan and render by the
 same functions, and so see the same pixels.
 
-    seeds         a view's seed, and the numbers drawn from it
-    base          what a step is
-    resize, flip  the steps of ours
-    registry      steps by name, those of the user's among them
-    planning      every step's draws and the sizes of many views
-    rendering     the pixels of one view
+    seeds      a view's seed, and the numbers drawn from it
+    base       what a step is
+    registry   the steps by name, those of the user's among them; ours have a file each
+    planning   every step's draws and the sizes of many views
+    rendering  the pixels of one view
 
 Importing this takes no detectron2; planning does not either.
 """

@@ -34,12 +34,14 @@ class Step(ABC):
         draws: numbers of its draws, which no other step has; those from 1000 are for steps of the
             user's.
         remedy: what to do about an image of which it would leave no pixels.
+        cuts: whether objects may lie outside afterwards, whole or in part.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     draws: ClassVar[tuple[int, ...]] = ()
     remedy: ClassVar[str] = "leave the image out"
+    cuts: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: ViewsConfig) -> Self | None:
@@ -79,8 +81,13 @@ class Step(ABC):
         """Draw (N,) numbers of 0 or more and below 1, by the `which`-th of the step's draws."""
         return hashing.below_one(hashing.draw(seeds, self.draws[which]))
 
-    def choose(self, seeds: NDArray[np.uint64], count: int, which: int = 0) -> NDArray[np.int64]:
-        """Draw (N,) numbers from 0 to `count` - 1, by the `which`-th of the step's draws."""
+    def choose(
+        self, seeds: NDArray[np.uint64], count: int | NDArray[np.int64], which: int = 0
+    ) -> NDArray[np.int64]:
+        """Draw (N,) numbers from 0 to `count` - 1, by the `which`-th of the step's draws.
+
+        `count` is one for all, or (N,) counts.
+        """
         return hashing.one_of(hashing.draw(seeds, self.draws[which]), count)
 
     @property

@@ -63,6 +63,10 @@ class Augmentation:
         steps = [step.fingerprint for step in self.steps]
         return {"seed": self.seed, "hash": _HASH, "steps": steps}
 
+    def cuts(self, view: int) -> bool:
+        """Whether objects of an image may lie outside of its view of this number."""
+        return any(step.cuts for step in self.steps)
+
     @property
     def largest_size(self) -> tuple[int, int]:
         """The largest shorter and longer side of a view of any image, pixels."""

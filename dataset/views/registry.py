@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .base import Step
+from .crop import Crop
+from .fixed_size import FixedSize
 from .flip import Flip
+from .flip_vertical import FlipVertical
 from .resize import Resize
+from .resize_scale import ResizeScale
 
 if TYPE_CHECKING:
     from configs.nodes import ViewsConfig
@@ -16,7 +20,8 @@ if TYPE_CHECKING:
 FIRST_OWN_DRAW = 1000
 
 # In the order in which they are applied; those of the user's follow, as VIEWS.STEPS lists them.
-OUR_STEPS: dict[str, type[Step]] = {"resize": Resize, "flip": Flip}
+_IN_ORDER: tuple[type[Step], ...] = (Crop, Resize, ResizeScale, FixedSize, Flip, FlipVertical)
+OUR_STEPS: dict[str, type[Step]] = {step.name: step for step in _IN_ORDER}
 STEPS = dict(OUR_STEPS)
 
 StepClass = TypeVar("StepClass", bound=type[Step])

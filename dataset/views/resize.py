@@ -35,8 +35,10 @@ class Resize(Step):
     max_size: int
 
     @classmethod
-    def from_config(cls, config: ViewsConfig) -> Self:
+    def from_config(cls, config: ViewsConfig) -> Self | None:
         """See `Step`."""
+        if not config.scales:
+            return None
         return cls(scales=config.scales, max_size=config.max_size)
 
     def draw(self, seeds: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:

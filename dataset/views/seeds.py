@@ -15,9 +15,9 @@ Flood, OOPSLA 2014; Vigna's constants):
     number below 1  (draw >> 11) / 2**53
 
 The draws are the outputs of splitmix64 started at the seed, so they are independent. Every step has
-draw numbers k of its own: resize 1, flip 2; one step more leaves the others' outcomes alone. Every
-cache depends on these numbers: a change needs a new `HASH_VERSION`, and the golden values in the
-tests say so.
+draw numbers k of its own, its `draws`: resize 1, flip 2, ...; one step more leaves the others'
+outcomes alone. Every cache depends on these numbers: a change needs a new `HASH_VERSION`, and the
+golden values in the tests say so.
 
 Shape letter: N views.
 """
@@ -57,9 +57,10 @@ def below_one(drawn: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def one_of(drawn: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
-    """Turn draws into numbers from 0 to `count` - 1; `count` is below 2**32."""
-    return (((drawn >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+def one_of(drawn: NDArray[np.uint64], count: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn (N,) draws into numbers from 0 to `count` - 1, of one count or (N,) below 2**32."""
+    counts = np.asarray(count).astype(np.uint64)
+    return (((drawn >> np.uint64(32)) * counts) >> np.uint64(32)).astype(np.int64)
 
 
 def _plus(z: NDArray[np.uint64], constant: int) -> NDArray[np.uint64]:

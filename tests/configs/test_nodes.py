@@ -34,6 +34,9 @@ from configs.nodes import (
 NAN, INF, LARGE = float("nan"), float("inf"), 10**20
 WEIGHTS: list[Any] = [-1e-9, 1e10, NAN, INF, "x"]
 NAMES: list[Any] = ["p3", ("",), (3,)]
+JITTER: dict[str, Any] = {
+    "scales": (), "max_size": 0, "fixed_size": (64, 64),
+}  # fmt: skip
 
 # For every field: values below its limits, above them, and of a wrong type.
 WRONG: dict[type, dict[str, list[Any]]] = {
@@ -43,6 +46,18 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "scales": [(), 800, (800, 0), (70_000,), (800.0,)],
         "max_size": [0, 799, 70_000, "1333"],
         "flip": [-0.1, 1.01, NAN, "x"],
+        "flip_vertical": [-0.1, 1.01, NAN, "x"],
+        "crop": [
+            3,
+            ("relative",),
+            ("square", 1, 1),
+            ("relative", 0.5, 1.1),
+            ("relative_range", 0.0, 0.5),
+            ("absolute", 50, 50.5),
+            ("absolute_range", 50, 40),
+        ],
+        "scale_range": [0.1, (0.1,), (0.0, 2.0), (0.1, NAN)],
+        "fixed_size": [64, (64,), (64, 0), (64, 70_000), (64.0, 64.0)],
         "steps": ["gray", ("",), (3,)],
     },
     TeacherConfig: {
@@ -125,6 +140,11 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
         for name, values in fields_of.items()
         for value in values
     ),
+    (ViewsConfig, {"scale_range": (0.1, 2.0), "scales": (800,)}),
+    (ViewsConfig, {"scale_range": (0.1, 2.0), "scales": (), "max_size": 1333}),
+    (ViewsConfig, {"scale_range": (0.1, 2.0), "scales": (), "max_size": 0, "fixed_size": ()}),
+    (ViewsConfig, {**JITTER, "scale_range": (2.0, 0.1)}),
+    (ViewsConfig, {**JITTER, "scale_range": (0.1, 2000.0)}),
     (CacheConfig, {"preset": "exact", "dtype": "bfloat16"}),
     (CacheConfig, {"preset": "exact", "scores_kept": 100}),
     (CacheConfig, {"shard_records": 32, "shard_bytes": 1000}),

@@ -178,10 +178,28 @@ def test_the_weights_that_a_file_states_are_the_student_s_in_every_command(confi
         ["INPUT.MIN_SIZE_TRAIN", "(480, 640)", "VIEWS.SCALES", "(480, 640)"],
         ["INPUT.MAX_SIZE_TRAIN", "1000", "VIEWS.MAX_SIZE", "1000"],
         ["INPUT.RANDOM_FLIP", "none", "VIEWS.FLIP", "0.0"],
+        ["INPUT.RANDOM_FLIP", "vertical", "VIEWS.FLIP", "0.0", "VIEWS.FLIP_VERTICAL", "0.5"],
+        ["INPUT.CROP.ENABLED", "True", "VIEWS.CROP", "('relative_range', 0.9, 0.9)"],
     ],
 )
 def test_a_key_that_says_what_holds_anyway_is_no_fault(config: Path, overrides: list[str]) -> None:
     refuse_ignored(load_config(str(config), overrides), DISTILL)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["INPUT.RANDOM_FLIP", "vertical", "VIEWS.FLIP_VERTICAL", "0.5"],
+        ["INPUT.RANDOM_FLIP", "none", "VIEWS.FLIP", "0.0", "VIEWS.FLIP_VERTICAL", "0.5"],
+        ["INPUT.CROP.ENABLED", "True", "VIEWS.CROP", "('relative_range', 0.9, 0.8)"],
+        ["INPUT.CROP.ENABLED", "True", "VIEWS.CROP", "('relative', 0.9, 0.9)"],
+    ],
+)
+def test_a_key_that_says_something_else_than_views_is_refused(
+    config: Path, overrides: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=f"{overrides[0]} is .*, but views are"):
+        refuse_ignored(load_config(str(config), overrides), DISTILL)
 
 
 def test_sizes_of_plain_training_in_a_file_stand_beside_views_that_are_stated(

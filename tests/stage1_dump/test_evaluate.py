@@ -229,7 +229,7 @@ def test_a_cache_with_a_step_of_the_user_s_is_evaluated_with_its_module(
     dump(configure("own", VIEWS={**AT_TEST_SCALE, "STEPS": ["upside"]}))
     monkeypatch.setattr("dataset.views.registry.STEPS", dict(OUR_STEPS))
     assert main(arguments) == 1
-    assert "'upside', which is not registered (registered: resize" in capsys.readouterr().err
+    assert "'upside', which is not registered (registered: crop" in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "my_upside")
     assert main([*arguments, "--import", "my_upside", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -294,3 +294,73 @@ def test_a_teacher_that_finds_nothing_has_an_ap_of_0(
 
     monkeypatch.setattr(CacheReader, "read_many", nothing)
     assert evaluate_cache(str(cache), str(annotations)).views[0]["AP"] == 0.0
+
+
+# Views that lose most of their objects, or a part of them.
+CROPPED = {**AT_TEST_SCALE, "CROP": ["relative", 0.6, 0.6], "FLIP": 1.0, "NUM": 2}
+
+
+@pytest.fixture(scope="module")
+def cropped(
+    tmp_path_factory: pytest.TempPathFactory, images_folder: Path, teacher: Path
+) -> tuple[Path, Path]:
+    """A cache of cropped views, and annotations of what the teacher found in view 0 of each."""
+    store = tmp_path_factory.mktemp("cropped") / "cache"
+    nodes: dict[str, dict[str, object]] = {
+        "VIEWS": CROPPED, "TEACHER": {"CONFIG": str(teacher)},
+    }  # fmt: skip
+    dump(write_dump_config(store, images_folder, teacher.parent, nodes))
+    source = images_folder / "annotations/instances_train.json"
+    document = json.loads(source.read_text())
+    document["annotations"] = []
+    for image in document["images"]:
+        for box, label in in_the_image(store, image):
+            entry = {"id": len(document["annotations"]) + 1, "image_id": image["id"], "iscrowd": 0}
+            entry |= {"category_id": label + 1, "bbox": box, "area": box[2] * box[3]}
+            document["annotations"].append(entry)
+    path = store.with_name("found.json")
+    path.write_text(json.dumps(document))
+    return store, path
+
+
+def in_the_image(store: Path, image: dict[str, Any]) -> list[tuple[list[float], int]]:
+    """The teacher's boxes of view 0, XYWH_ABS in pixels of the image, and their classes."""
+    reader = CacheReader(store)
+    augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
+    size = {"height": image["height"], "width": image["width"]}
+    view = plan_view(augmentation, image_id=image["id"], view=0, **size)
+    record = reader.read(reader.record_number(image["id"], 0))
+    found = image_detections(record["detections"], view)
+    boxes = found.pred_boxes.tensor.numpy().astype(float)
+    boxes[:, 2:] -= boxes[:, :2]
+    return list(zip(boxes.tolist(), found.pred_classes.tolist(), strict=True))
+
+
+def test_a_cropped_view_is_compared_with_what_it_shows(cropped: tuple[Path, Path]) -> None:
+    store, annotations = cropped
+    perfect = evaluate_cache(str(store), str(annotations))
+    assert perfect.cropped == (0, 1)
+    assert perfect.views[0]["AP"] == pytest.approx(100)
+    assert "(of what the view shows)" in str(perfect)
+    changed = annotations.with_name("more.json")
+    changed.write_text(json.dumps(with_hidden_parts(store, json.loads(annotations.read_text()))))
+    assert evaluate_cache(str(store), str(changed)).views[0]["AP"] == pytest.approx(100)
+
+
+def with_hidden_parts(store: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Objects that go on behind the right edge of view 0, and some that lie above or below it."""
+    augmentation = Augmentation.of_fingerprint(CacheReader(store).manifest.augmentation)
+    crops = {}
+    for image in document["images"]:
+        size = {"height": image["height"], "width": image["width"]}
+        view = plan_view(augmentation, image_id=image["id"], view=0, **size)
+        crops[image["id"]] = top, left, height, width = view.steps[0][1]
+        for one in document["annotations"]:
+            x, y, wide, high = one["bbox"]
+            if one["image_id"] == image["id"] and abs(x + wide - left - width) < 1e-3:
+                one["bbox"] = [x, y, image["width"] - x, high]
+    for number, (image_id, (top, _, height, _)) in enumerate(crops.items()):
+        entry = {"id": 10_000 + number, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+        outside = [0, 0, 50, top] if top else [0, top + height, 50, 5]
+        document["annotations"].append({**entry, "bbox": outside, "area": 9})
+    return document

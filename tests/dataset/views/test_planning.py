@@ -190,7 +190,7 @@ def test_a_fingerprint_gives_the_augmentation_back() -> None:
     ("part", "change", "message"),
     [
         ("hash", {"version": 2}, "views have the hash .*'version': 2}, not .*'version': 1}"),
-        ("step", {"name": "blur"}, r"a step 'blur', which is not registered \(registered: resize"),
+        ("step", {"name": "blur"}, r"a step 'blur', which is not registered \(registered: crop"),
         ("step", {"version": 2}, "version 2 of the step 'flip', here it has version 1"),
         ("step", {"parameters": {"share": 1}}, "'flip' with the parameters {'share': 1}, which"),
     ],

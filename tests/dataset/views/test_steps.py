@@ -142,7 +142,7 @@ def test_a_name_registered_twice_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "whose"),
-    [(1, "dataset.views.resize.Resize"), (7, "the project"), (1000, ".*Nothing")],
+    [(1, "dataset.views.resize.Resize"), (999, "the project"), (1000, ".*Nothing")],
 )
 def test_a_draw_number_of_another_step_is_refused(
     number: int, whose: str, monkeypatch: pytest.MonkeyPatch
