@@ -77,8 +77,8 @@ class Budget:
         least = self.fits[title]
         yield (
             f"{budget}: no preset fits; the smallest, {title}, takes {least.about}"
-            f"{format_bytes(least.bytes)} with 1 view; raise the budget, lower VIEWS.SCALES, or "
-            "take fewer images (DATASET.MAX_IMAGES)"
+            f"{format_bytes(least.bytes)} with 1 view; raise the budget, lower VIEWS.SCALES or "
+            "FIXED_SIZE, or take fewer images (DATASET.MAX_IMAGES)"
         )
 
 

@@ -8,6 +8,9 @@ from configs.rules import MAX_WHOLE, Choice, Number, Place, Rule, Several, Text,
 
 # Weights that no loss has use for.
 MAX_WEIGHT = 1e9
+# The largest factor of a colour, and what a turn of hues by half of their circle is.
+_MAX_FACTOR = 10.0
+_HALF_CIRCLE = 0.5
 
 
 class FieldChecks:
@@ -56,6 +59,20 @@ class FieldChecks:
             if not rule.accepts(getattr(self._config, name)):
                 raise self.refusal(name, expected)
         object.__setattr__(self._config, name, tuple(getattr(self._config, name)))
+
+    def span(self, name: str, item: Number) -> None:
+        """Check the two ends of a range, the lower one first, and store them as floats."""
+        self.several(name, Several(item=item, at_least=2, at_most=2), empty=False)
+        low, high = (float(one) for one in getattr(self._config, name))
+        if low > high:
+            raise self.refusal(name, "the lower end of the range first")
+        object.__setattr__(self._config, name, (low, high))
+
+    def colours(self) -> None:
+        """Check the ranges of the changes of colours."""
+        for name in ("brightness", "contrast", "saturation"):
+            self.span(name, Number(at_most=_MAX_FACTOR))
+        self.span("hue", Number(at_least=-_HALF_CIRCLE, at_most=_HALF_CIRCLE))
 
     def weight(self, name: str) -> None:
         """Check the weight of a loss; 0: without it."""

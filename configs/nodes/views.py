@@ -51,6 +51,12 @@ class ViewsConfig:
     flip: float = 0.5
     # Likewise of a vertical one.
     flip_vertical: float = 0.0
+    # Ranges of the factors by which levels, their distance from the mean and from grey grow.
+    brightness: tuple[float, ...] = (1.0, 1.0)
+    contrast: tuple[float, ...] = (1.0, 1.0)
+    saturation: tuple[float, ...] = (1.0, 1.0)
+    # Range of the turn of hues, in shares of their circle.
+    hue: tuple[float, ...] = (0.0, 0.0)
     # Steps of the user's own that follow, by the names that modules of IMPORTS register them under.
     steps: tuple[str, ...] = ()
 
@@ -63,6 +69,7 @@ class ViewsConfig:
         self._check_sizes(checks)
         checks.number("flip", at_most=1.0)
         checks.number("flip_vertical", at_most=1.0)
+        checks.colours()
         checks.names("steps")
 
     def _check_crop(self, checks: FieldChecks) -> None:

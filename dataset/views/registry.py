@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .base import Step
+from .brightness import Brightness
+from .contrast import Contrast
 from .crop import Crop
 from .fixed_size import FixedSize
 from .flip import Flip
 from .flip_vertical import FlipVertical
+from .hue import Hue
 from .resize import Resize
 from .resize_scale import ResizeScale
+from .saturation import Saturation
 
 if TYPE_CHECKING:
     from configs.nodes import ViewsConfig
@@ -20,7 +24,10 @@ if TYPE_CHECKING:
 FIRST_OWN_DRAW = 1000
 
 # In the order in which they are applied; those of the user's follow, as VIEWS.STEPS lists them.
-_IN_ORDER: tuple[type[Step], ...] = (Crop, Resize, ResizeScale, FixedSize, Flip, FlipVertical)
+# Colours change before padding, which stays grey.
+_IN_ORDER: tuple[type[Step], ...] = (
+    Crop, Resize, ResizeScale, Brightness, Contrast, Saturation, Hue, FixedSize, Flip, FlipVertical,
+)  # fmt: skip
 OUR_STEPS: dict[str, type[Step]] = {step.name: step for step in _IN_ORDER}
 STEPS = dict(OUR_STEPS)
 

@@ -33,6 +33,7 @@ from configs.nodes import (
 
 NAN, INF, LARGE = float("nan"), float("inf"), 10**20
 WEIGHTS: list[Any] = [-1e-9, 1e10, NAN, INF, "x"]
+FACTORS: list[Any] = [1.0, (1.0,), (-0.1, 1.0), (0.5, 11.0), (1.5, 0.5), (0.5, NAN)]
 NAMES: list[Any] = ["p3", ("",), (3,)]
 JITTER: dict[str, Any] = {
     "scales": (), "max_size": 0, "fixed_size": (64, 64),
@@ -58,6 +59,10 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         ],
         "scale_range": [0.1, (0.1,), (0.0, 2.0), (0.1, NAN)],
         "fixed_size": [64, (64,), (64, 0), (64, 70_000), (64.0, 64.0)],
+        "brightness": FACTORS,
+        "contrast": FACTORS,
+        "saturation": FACTORS,
+        "hue": [0.1, (0.1,), (-0.6, 0.1), (0.0, 0.6), (0.1, -0.1)],
         "steps": ["gray", ("",), (3,)],
     },
     TeacherConfig: {

@@ -1,0 +1,23 @@
+"""The step `brightness`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from .colour import ColourStep, Pixels, rounded
+
+
+@dataclass(frozen=True)
+class Brightness(ColourStep):
+    """detectron2's `RandomBrightness`, rounded: every level times a factor."""
+
+    name: ClassVar[str] = "brightness"
+    draws: ClassVar[tuple[int, ...]] = (10,)
+
+    @staticmethod
+    def changed(strength: int, pixels: Pixels) -> Pixels:
+        """See `ColourStep`."""
+        return np.take(rounded(np.arange(256) * strength), pixels)
