@@ -12,7 +12,7 @@ from .colour import ONE, ColourStep, Pixels, rounded
 
 @dataclass(frozen=True)
 class Contrast(ColourStep):
-    """detectron2's `RandomContrast`, rounded: every level's distance from the mean times a factor."""
+    """detectron2's `RandomContrast`, rounded: all distances from the mean times a factor."""
 
     name: ClassVar[str] = "contrast"
     draws: ClassVar[tuple[int, ...]] = (11,)
