@@ -285,6 +285,18 @@ REFUSALS = (
         "is not wanted 0.0, or set this to horizontal, its default",
     ),
     Refusal(
+        key="VIEWS.LAST",
+        readers=(DISTILL,),
+        allowed=lambda cfg, value: all(view < cfg.VIEWS.NUM for view in value),
+        reason="views are numbered from 0 and VIEWS.NUM is {cfg.VIEWS.NUM}; name some of these",
+    ),
+    Refusal(
+        key="VIEWS.LAST_ITERS",
+        readers=(DISTILL,),
+        allowed=lambda cfg, value: value <= cfg.SOLVER.MAX_ITER,
+        reason="the whole training has SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} iterations; lower it",
+    ),
+    Refusal(
         key="INPUT.MIN_SIZE_TRAIN",
         readers=STAGES,
         allowed=_beside_views("INPUT.MIN_SIZE_TRAIN", "VIEWS.SCALES"),

@@ -14,8 +14,10 @@ logger = logging.getLogger(__name__)
 # Numbers of steps that rounding must not turn into 0: evaluation would be off, a period of 0 fails.
 _NUMBERS_OF_STEPS = (
     ("SOLVER", "MAX_ITER"), ("SOLVER", "CHECKPOINT_PERIOD"), ("TEST", "EVAL_PERIOD"),
-    ("DISTILL", "WARMUP_ITERS"),
+    ("DISTILL", "WARMUP_ITERS"), ("VIEWS", "LAST_ITERS"),
 )  # fmt: skip
+# Those of ours, which detectron2 does not scale.
+_OURS = (("DISTILL", "WARMUP_ITERS"), ("VIEWS", "LAST_ITERS"))
 
 
 def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
@@ -23,7 +25,8 @@ def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
 
     With SOLVER.REFERENCE_WORLD_SIZE, the ranks that a config was written for, detectron2 keeps the
     images of each rank: batch and learning rate grow with the ranks, steps and warm-up shrink. So
-    does the warm-up of the distillation weights. Applied again, it changes nothing.
+    do the warm-up of the distillation weights and the part of VIEWS.LAST. Applied again, it changes
+    nothing.
 
     Returns:
         The same config, or a changed copy.
@@ -38,12 +41,14 @@ def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
         scaled = DefaultTrainer.auto_scale_workers(cfg, ranks)
         frozen = scaled.is_frozen()
         scaled.defrost()
-        scaled.DISTILL.WARMUP_ITERS = round(cfg.DISTILL.WARMUP_ITERS * reference / ranks)
+        for node, key in _OURS:
+            scaled[node][key] = round(cfg[node][key] * reference / ranks)
         for node, key in _NUMBERS_OF_STEPS:
             if cfg[node][key] > 0:
                 scaled[node][key] = max(1, scaled[node][key])
-        if cfg.DISTILL.WARMUP_ITERS:
-            logger.info("DISTILL.WARMUP_ITERS is scaled to %d", scaled.DISTILL.WARMUP_ITERS)
+        for node, key in _OURS:
+            if cfg[node][key]:
+                logger.info("%s.%s is scaled to %d", node, key, scaled[node][key])
         if frozen:
             scaled.freeze()
         cfg = scaled

@@ -124,6 +124,8 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
         rank=comm.get_rank(),
         world_size=world_size,
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        last_views=ours.views.last,
+        last_from=cfg.SOLVER.MAX_ITER - ours.views.last_iters,
     )
     page_locked = cfg.MODEL.DEVICE.startswith("cuda")
     lead = plan_lead(

@@ -8,7 +8,7 @@ resume: the stream is replayed without reading anything, a few seconds for a ful
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -18,17 +18,22 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """One image of one batch: its position in the dataset and the view it shows this time."""
+    """One image of one batch: its position in the dataset and the view it shows this time.
+
+    `epoch` counts how often it was shown before.
+    """
 
     position: int
     view: int
+    epoch: int = 0
 
 
 class ViewBatchSampler(Sampler[list[Draw]]):
     """Batches of draws for one rank, endless.
 
     In epoch e an image shows view (e + offset) mod V with a fixed offset of its own, so that every
-    epoch mixes all views and V epochs show each of them once.
+    epoch mixes all views and V epochs show each of them once. The last batches may show some of the
+    views alone, in the same way.
     """
 
     def __init__(
@@ -41,6 +46,8 @@ class ViewBatchSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         group_by_aspect: bool = True,
+        last_views: Sequence[int] = (),
+        last_from: int = 0,
     ) -> None:
         """Args:
 
@@ -50,6 +57,7 @@ class ViewBatchSampler(Sampler[list[Draw]]):
         seed: base of every shuffle.
         rank, world_size: this process among those that share the stream.
         group_by_aspect: keep wide and tall images in separate batches.
+        last_views: numbers of the views of the batches from iteration `last_from` on; none: all.
         """
         if len(is_wide) == 0:
             raise ValueError(
@@ -57,7 +65,9 @@ class ViewBatchSampler(Sampler[list[Draw]]):
                 "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
             )
         self._group = is_wide.astype(int) if group_by_aspect else np.zeros(len(is_wide), int)
-        self._num_views = num_views
+        self._views: Sequence[int] = range(num_views)
+        self._last_views = last_views
+        self._last_from = last_from
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
@@ -67,22 +77,27 @@ class ViewBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Batches from iteration `first_iter` on."""
-        pending: tuple[list[Draw], list[Draw]] = ([], [])
+        pending: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         iteration = 0
-        for draw in self._draws():
-            group = pending[self._group[draw.position]]
-            group.append(draw)
+        for position, epoch in self._stream():
+            group = pending[self._group[position]]
+            group.append((position, epoch))
             if len(group) == self._batch_size:
                 if iteration >= self.first_iter:
-                    yield group[self._rank :: self._world_size]
+                    own = group[self._rank :: self._world_size]
+                    yield [self._draw(position, epoch, iteration) for position, epoch in own]
                 group.clear()
                 iteration += 1
 
-    def _draws(self) -> Iterator[Draw]:
-        """The stream that all ranks share."""
+    def _draw(self, position: int, epoch: int, iteration: int) -> Draw:
+        is_last = self._last_views and iteration >= self._last_from
+        views = self._last_views if is_last else self._views
+        view = views[(epoch + int(self._offsets[position])) % len(views)]
+        return Draw(position=position, view=view, epoch=epoch)
+
+    def _stream(self) -> Iterator[tuple[int, int]]:
+        """Positions and epochs, the stream that all ranks share."""
         num_images = len(self._group)
         for epoch in count():
             order = np.random.default_rng([self._seed, 1, epoch]).permutation(num_images)
-            views = (epoch + self._offsets[order]) % self._num_views
-            for position, view in zip(order.tolist(), views.tolist(), strict=True):
-                yield Draw(position=position, view=view)
+            yield from ((position, epoch) for position in order.tolist())

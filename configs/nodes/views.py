@@ -57,6 +57,11 @@ class ViewsConfig:
     saturation: tuple[float, ...] = (1.0, 1.0)
     # Range of the turn of hues, in shares of their circle.
     hue: tuple[float, ...] = (0.0, 0.0)
+    # Numbers of the views without crop and colour, among them some that are not dumped yet.
+    plain: tuple[int, ...] = ()
+    # Numbers of the views that the last LAST_ITERS iterations of a training show; none and 0: all.
+    last: tuple[int, ...] = ()
+    last_iters: int = 0
     # Steps of the user's own that follow, by the names that modules of IMPORTS register them under.
     steps: tuple[str, ...] = ()
 
@@ -71,6 +76,19 @@ class ViewsConfig:
         checks.number("flip_vertical", at_most=1.0)
         checks.colours()
         checks.names("steps")
+        self._check_parts(checks)
+
+    def _check_parts(self, checks: FieldChecks) -> None:
+        for name in ("plain", "last"):
+            checks.several(name, Several(item=Whole(0, MAX_VIEWS - 1)), empty=True)
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise checks.refusal(name, "each number once")
+        checks.integer("last_iters", at_least=0)
+        if bool(self.last) != bool(self.last_iters):
+            needed = (
+                f"some iterations for VIEWS.LAST {self.last}" if self.last else "0 without LAST"
+            )
+            raise checks.refusal("last_iters", needed)
 
     def _check_crop(self, checks: FieldChecks) -> None:
         object.__setattr__(self, "crop", crop := _as_tuple(self.crop))

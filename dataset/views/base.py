@@ -35,6 +35,7 @@ class Step(ABC):
             user's.
         remedy: what to do about an image of which it would leave no pixels.
         cuts: whether objects may lie outside afterwards, whole or in part.
+        in_plain: whether the views of VIEWS.PLAIN have it.
     """
 
     name: ClassVar[str]
@@ -42,6 +43,7 @@ class Step(ABC):
     draws: ClassVar[tuple[int, ...]] = ()
     remedy: ClassVar[str] = "leave the image out"
     cuts: ClassVar[bool] = False
+    in_plain: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config: ViewsConfig) -> Self | None:

@@ -43,6 +43,7 @@ class ColourStep(Step):
         low, high: ends of the strength's range.
     """
 
+    in_plain: ClassVar[bool] = False
     # The strength that changes nothing, and the units in a strength of 1.
     neutral: ClassVar[float] = 1.0
     units: ClassVar[int] = ONE

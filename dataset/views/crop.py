@@ -31,6 +31,7 @@ class Crop(Step):
     draws: ClassVar[tuple[int, ...]] = (4, 5, 6, 7)
     remedy: ClassVar[str] = "raise the size in VIEWS.CROP or leave the image out"
     cuts: ClassVar[bool] = True
+    in_plain: ClassVar[bool] = False
 
     kind: str
     size: tuple[float, float]

@@ -31,19 +31,31 @@ class Augmentation:
     """Everything that decides the pixels of a view: the base seed, and the steps in their order.
 
     The number of views is left out, so that a cache can grow by further views.
+
+    Attributes:
+        seed: base seed.
+        steps: of a view.
+        plain: numbers of the views that lack some of them, ascending.
     """
 
     seed: int
     steps: tuple[Step, ...]
+    plain: tuple[int, ...] = ()
 
     @classmethod
     def of_config(cls, config: ViewsConfig) -> Augmentation:
         """The augmentation of the node VIEWS.
 
         Raises:
-            ValueError: `VIEWS.STEPS` names a step that is not registered, or one twice.
+            ValueError: `VIEWS.STEPS` names a step that is not registered, or one twice;
+                `VIEWS.PLAIN` has no effect.
         """
-        return cls(seed=config.seed, steps=steps_of_config(config))
+        steps = steps_of_config(config)
+        if config.plain and all(step.in_plain for step in steps):
+            raise ValueError(
+                f"VIEWS.PLAIN: expected () where no view has a crop or colours, got {config.plain}"
+            )
+        return cls(seed=config.seed, steps=steps, plain=tuple(sorted(config.plain)))
 
     @classmethod
     def of_fingerprint(cls, fingerprint: Mapping[str, Any]) -> Augmentation:
@@ -55,23 +67,33 @@ class Augmentation:
         if fingerprint["hash"] != _HASH:
             raise ValueError(f"the cache's views have the hash {fingerprint['hash']}, not {_HASH}")
         steps = tuple(step_of_fingerprint(one) for one in fingerprint["steps"])
-        return cls(seed=fingerprint["seed"], steps=steps)
+        plain = tuple(fingerprint.get("plain", ()))
+        return cls(seed=fingerprint["seed"], steps=steps, plain=plain)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The augmentation as JSON."""
         steps = [step.fingerprint for step in self.steps]
-        return {"seed": self.seed, "hash": _HASH, "steps": steps}
+        plain = {"plain": list(self.plain)} if self.plain else {}
+        return {"seed": self.seed, "hash": _HASH, "steps": steps, **plain}
+
+    def steps_of(self, view: int) -> tuple[Step, ...]:
+        """The steps of the views of a number."""
+        return tuple(step for step in self.steps if step.in_plain or view not in self.plain)
 
     def cuts(self, view: int) -> bool:
         """Whether objects of an image may lie outside of its view of this number."""
-        return any(step.cuts for step in self.steps)
+        return any(step.cuts for step in self.steps_of(view))
 
     @property
     def largest_size(self) -> tuple[int, int]:
         """The largest shorter and longer side of a view of any image, pixels."""
+        shorts, longs = zip(*map(self._largest_size, (-1, *self.plain[:1])), strict=True)
+        return max(shorts), max(longs)
+
+    def _largest_size(self, view: int) -> tuple[int, int]:
         largest = (MAX_SIDE, MAX_SIDE)
-        for step in self.steps:
+        for step in self.steps_of(view):
             largest = step.largest_size(largest)
         return largest
 
@@ -194,7 +216,8 @@ def plan_views(
     sizes = [_stored_sizes(ids, heights, widths)]
     seeds = view_seeds(augmentation.seed, ids, view)
     outcomes = {}
-    for step in augmentation.steps:
+    steps = augmentation.steps_of(view)
+    for step in steps:
         outcomes[step.name] = np.asarray(step.draw(seeds, sizes[-1]))
         after = np.asarray(step.sizes_after(outcomes[step.name], sizes[-1]))
         _check_step(step, outcomes[step.name], after, ids, sizes[-1])
@@ -203,7 +226,7 @@ def plan_views(
         image_id=ids,
         view=view,
         seed=seeds,
-        steps=augmentation.steps,
+        steps=steps,
         outcomes=outcomes,
         sizes=tuple(sizes),
     )

@@ -63,6 +63,9 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "contrast": FACTORS,
         "saturation": FACTORS,
         "hue": [0.1, (0.1,), (-0.6, 0.1), (0.0, 0.6), (0.1, -0.1)],
+        "plain": [0, (-1,), (10_000,), (1, 1), (0.5,)],
+        "last": [0, (-1,), (10_000,), (1, 1)],
+        "last_iters": [-1, LARGE, 1.5, 100],
         "steps": ["gray", ("",), (3,)],
     },
     TeacherConfig: {
@@ -145,6 +148,7 @@ REFUSED: list[tuple[type, dict[str, Any]]] = [
         for name, values in fields_of.items()
         for value in values
     ),
+    (ViewsConfig, {"last": (0,), "last_iters": 0}),
     (ViewsConfig, {"scale_range": (0.1, 2.0), "scales": (800,)}),
     (ViewsConfig, {"scale_range": (0.1, 2.0), "scales": (), "max_size": 1333}),
     (ViewsConfig, {"scale_range": (0.1, 2.0), "scales": (), "max_size": 0, "fixed_size": ()}),

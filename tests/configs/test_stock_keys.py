@@ -213,6 +213,28 @@ def test_sizes_of_plain_training_in_a_file_stand_beside_views_that_are_stated(
         refuse_ignored(load_config(str(config)), DUMP)
 
 
+@pytest.mark.parametrize(
+    ("views", "iters", "refused"),
+    [
+        ((1,), 50, ""), ((2,), 50, r"LAST is \(2,\), but .* VIEWS\.NUM is 2"),
+        ((1,), 51, "LAST_ITERS is 51, but .* 50 iterations"),
+    ],
+)  # fmt: skip
+def test_the_last_views_are_some_of_the_views_in_a_part_of_the_training(
+    config: Path, views: tuple[int, ...], iters: int, refused: str
+) -> None:
+    stated = ["VIEWS.NUM", "2", "SOLVER.MAX_ITER", "50", "SOLVER.STEPS", "()"]
+    cfg = load_config(
+        str(config), [*stated, "VIEWS.LAST", str(views), "VIEWS.LAST_ITERS", str(iters)]
+    )
+    refuse_ignored(cfg, DUMP)
+    if not refused:
+        refuse_ignored(cfg, DISTILL)
+        return
+    with pytest.raises(ValueError, match=refused):
+        refuse_ignored(cfg, DISTILL)
+
+
 def test_two_stage_detectors_have_heads_of_their_own(config: Path) -> None:
     stated = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.MASK_ON", "True"]
     cfg = load_config(str(config), [*stated, "MODEL.ROI_HEADS.NUM_CLASSES", "3"])
@@ -296,6 +318,8 @@ def test_every_entry_of_the_table_is_tried() -> None:
         "SOLVER.NESTEROV",
         "TEACHER.SOURCE",
         "TEST.PATIENCE",
+        "VIEWS.LAST",
+        "VIEWS.LAST_ITERS",
     }
     tried = {refusal.key for refusal in REFUSALS if not refusal.key.startswith(of_heads)}
     assert tried == {case[0] for case in CASES} | others

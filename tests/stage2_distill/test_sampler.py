@@ -69,3 +69,29 @@ def test_ranks_share_the_batches_of_one(group_by_aspect: bool) -> None:
 def test_an_empty_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match="no image is left to train on"):
         make_sampler(0)
+
+
+LAST = {"last_views": (2, 0), "last_from": 13}
+
+
+def test_the_last_batches_show_the_last_views_of_the_same_images() -> None:
+    usual, with_last = draws(make_sampler(), 20), draws(make_sampler(**LAST), 20)
+    assert usual[: 13 * 4] == with_last[: 13 * 4]
+    assert {draw.view for draw in usual[13 * 4 :]} == {0, 1, 2}
+    assert {draw.view for draw in with_last[13 * 4 :]} == {0, 2}
+    assert [draw.position for draw in usual] == [draw.position for draw in with_last]
+
+
+def test_a_resumed_sampler_shows_the_last_views_from_the_same_iteration_on() -> None:
+    whole = list(islice(make_sampler(**LAST), 25))
+    for first in (5, 13, 20):
+        resumed = make_sampler(**LAST)
+        resumed.first_iter = first
+        assert list(islice(resumed, 25 - first)) == whole[first:]
+
+
+def test_a_draw_knows_how_often_its_image_was_shown_before() -> None:
+    shown: dict[int, int] = {}
+    for draw in draws(make_sampler(), 30):
+        assert draw.epoch == shown.get(draw.position, 0)
+        shown[draw.position] = draw.epoch + 1
