@@ -24,6 +24,8 @@ from .packing import pack_in_worker
 from .pixels import PixelCheck
 from .prefetch import DeviceLoader, PartSampler, plan_lead
 from .sampler import Draw, ViewBatchSampler
+from .student_views import student_augmentation
+from .teacher import TEACHER_IMAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +41,31 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
     An item is detectron2's input dict (`image`, `instances`, `height`, `width`, `image_id`,
     `file_name`) with `view`, and, from the cache, `codes`: field name to array, and `detections`
-    where a method needs them.
+    where a method needs them. With STUDENT_VIEWS `image` is the student's alone, and
+    `teacher_image` what the teacher sees.
     """
 
     def __init__(
-        self, images: list[dict[str, Any]], setup: Setup, reader: CacheReader | None
+        self,
+        images: list[dict[str, Any]],
+        setup: Setup,
+        reader: CacheReader | None,
+        *,
+        for_live: bool = True,
     ) -> None:
         """Args:
 
         images: detectron2's dataset dicts.
         setup: the student's.
         reader: the open cache, or None when the teacher is live or absent.
+        for_live: whether a live teacher may ask for its image.
         """
         # One buffer of bytes: forked and spawned workers share it instead of copying lists.
         self._images = DatasetFromList(images, copy=False)
         self._setup = setup
         self._augmentation = Augmentation.of_config(setup.settings.views)
+        self._students = student_augmentation(setup.cfg, setup.settings.student_views)
+        self._for_live = for_live
         self._reader = reader
         self._with_detections = reader is not None and DETECTIONS in needs_of(setup)
         self._pixels = PixelCheck(strict=setup.settings.cache.pixels == "strict")
@@ -88,7 +99,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         )
         rendered = render(Path(image["file_name"]), view)
         item = {
-            "image": to_model_image(rendered.pixels, self._setup.cfg),
+            **self._images_of(rendered.pixels, image["image_id"], draw.epoch),
             "instances": _ground_truth(image, rendered),
             "height": height,
             "width": width,
@@ -97,6 +108,18 @@ class ViewDataset(Dataset[dict[str, Any]]):
             "view": draw.view,
         }
         return item, rendered
+
+    def _images_of(self, pixels: np.ndarray, image_id: int, epoch: int) -> dict[str, torch.Tensor]:
+        """What the student sees of (H, W, 3) pixels, and the teacher where that differs."""
+        clean = to_model_image(pixels, self._setup.cfg)
+        if self._students is None:
+            return {"image": clean}
+        height, width = pixels.shape[:2]
+        planned = plan_view(
+            self._students, image_id=image_id, view=epoch, height=height, width=width
+        )
+        changed = to_model_image(planned.transforms().apply_image(pixels), self._setup.cfg)
+        return {"image": changed, **({TEACHER_IMAGE: clean} if self._for_live else {})}
 
     def _with_codes(self, draw: Draw, record: dict[str, np.ndarray]) -> dict[str, Any]:
         item, rendered = self._render(draw)
@@ -127,16 +150,18 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
         last_views=ours.views.last,
         last_from=cfg.SOLVER.MAX_ITER - ours.views.last_iters,
     )
+    is_live = ours.teacher.source == "live"
+    shows_both = is_live and student_augmentation(cfg, ours.student_views) is not None
     page_locked = cfg.MODEL.DEVICE.startswith("cuda")
     lead = plan_lead(
         workers=cfg.DATALOADER.NUM_WORKERS,
         images=cfg.SOLVER.IMS_PER_BATCH // world_size,
-        item_bytes=largest_item_bytes(ours.views, reader),
+        item_bytes=largest_item_bytes(ours.views, reader, images=2 if shows_both else 1),
         limit_bytes=ours.cache.prefetch_bytes,
         page_locked=page_locked,
     )
     loader = DataLoader(
-        ViewDataset(images, setup, reader),
+        ViewDataset(images, setup, reader, for_live=is_live),
         batch_sampler=PartSampler(sampler, lead.parts),
         num_workers=lead.workers,
         prefetch_factor=lead.factor if lead.workers else None,
@@ -155,14 +180,15 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
     return DataParts(loader=on_device, sampler=sampler)
 
 
-def largest_item_bytes(views: ViewsConfig, reader: CacheReader | None) -> int:
-    """Bytes of the pixels and, from a cache, the codes of the largest view."""
+def largest_item_bytes(views: ViewsConfig, reader: CacheReader | None, images: int = 1) -> int:
+    """Bytes of the pixels, of so many images, and from a cache the codes of the largest view."""
     if reader is None:
         height, width = Augmentation.of_config(views).largest_size
-        return 3 * height * width
+        return 3 * height * width * images
     manifest = reader.manifest
     return max(
-        3 * geometry.height * geometry.width + sum(one.num_bytes for one in reader.arrays[name])
+        3 * geometry.height * geometry.width * images
+        + sum(one.num_bytes for one in reader.arrays[name])
         for name, geometry in manifest.geometries.items()
     )
 

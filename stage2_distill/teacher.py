@@ -27,6 +27,9 @@ from .cache_check import open_cache
 from .methods import DETECTIONS, Pair, check_methods, needs_of
 from .teacher_batch import Grid, LevelSizes, TeacherBatch, assemble
 
+# Of an item: the view without STUDENT_VIEWS, where these act and a live teacher may ask for it.
+TEACHER_IMAGE = "teacher_image"
+
 
 class TeacherSource(Protocol):
     """Gives the teacher's outputs for a batch of views."""
@@ -118,7 +121,7 @@ class LiveTeacher:
         self, batch: list[dict[str, Any]], level_sizes: LevelSizes, device: torch.device
     ) -> TeacherBatch:
         """See `TeacherSource`."""
-        images = [item["image"] for item in batch]
+        images = [_seen(item) for item in batch]
         geometries = [_geometry(self._stored, image) for image in images]
         records: dict[int, dict[str, Tensor]] = {}
         for geometry in dict.fromkeys(geometries):
@@ -141,7 +144,7 @@ class LiveTeacher:
     @torch.no_grad()
     def detections(self, item: dict[str, Any]) -> Instances:
         """The teacher's final boxes for one item of the loader, in pixels of the view."""
-        outputs = self._outputs([item["image"]], next(self._model.parameters()).device)
+        outputs = self._outputs([_seen(item)], next(self._model.parameters()).device)
         return self._stored.family.detections(self._model, outputs)[0]
 
     def _outputs(self, images: list[Tensor], device: torch.device) -> DenseOutputs:
@@ -229,6 +232,12 @@ def open_teacher(
 def _num_anchors(stored: Stored) -> int:
     """Anchors per position; 0 where nothing of them is used."""
     return next((one.sizes["anchors"] for one in stored.signals if "anchors" in one.sizes), 0)
+
+
+def _seen(item: dict[str, Any]) -> Tensor:
+    """The view as the teacher sees it, without what is done to it for the student."""
+    image: Tensor = item.get(TEACHER_IMAGE, item["image"])
+    return image
 
 
 def _geometry(stored: Stored, image: Tensor) -> Geometry:

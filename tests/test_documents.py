@@ -82,7 +82,7 @@ def test_overrides_of_commands_are_config_keys(page: Path) -> None:
 
 def test_the_page_of_configs_lists_every_key() -> None:
     text = (ROOT / "docs" / "CONFIG.md").read_text()
-    rows = dict(re.findall(r"^\| `([A-Z]+)` \| (.*)$", text, flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*)$", text, flags=re.MULTILINE))
     for name, node in NODES.items():
         listed = set(re.findall(r"`([A-Z_]+)`", rows[name]))
         assert {one.name.upper() for one in fields(node)} <= listed

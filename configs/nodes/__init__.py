@@ -28,6 +28,7 @@ from .mgd import MgdConfig
 from .mimic import MimicConfig
 from .pkd import PkdConfig
 from .pseudo import PseudoConfig
+from .student_views import StudentViewsConfig
 from .teacher import TeacherConfig
 from .views import ViewsConfig
 
@@ -49,6 +50,7 @@ __all__ = [
     "PkdConfig",
     "PseudoConfig",
     "Settings",
+    "StudentViewsConfig",
     "TeacherConfig",
     "ViewsConfig",
     "register_node",
@@ -59,7 +61,7 @@ NodeClass = TypeVar("NodeClass", bound=type)
 
 
 _OF_ALL_RUNS: tuple[type[Any], ...] = (
-    ViewsConfig, TeacherConfig, CacheConfig, DistillConfig, DatasetConfig,
+    ViewsConfig, StudentViewsConfig, TeacherConfig, CacheConfig, DistillConfig, DatasetConfig,
 )  # fmt: skip
 _OF_METHODS: tuple[type[Any], ...] = (
     GidConfig, PkdConfig, FrsConfig, CwdConfig, MgdConfig, FgdConfig, MimicConfig, BoxesConfig,
@@ -77,6 +79,7 @@ class Settings:
     """Every node, validated: what all runs have by attribute, all by name, as `settings["GID"]`."""
 
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    student_views: StudentViewsConfig = field(default_factory=StudentViewsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -88,8 +91,8 @@ class Settings:
 
     def __getitem__(self, name: str) -> Any:
         """The dataclass of a node, ours or the user's; KeyError if there is none."""
-        ours = (self.views, self.teacher, self.cache, self.distill, self.dataset)
-        return {**{one.node: one for one in ours}, **self.others}[name]
+        ours = {one: getattr(self, one.lower()) for one in FIELD_NODES}
+        return {**ours, **self.others}[name]
 
 
 def register_node(node: NodeClass) -> NodeClass:

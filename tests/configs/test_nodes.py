@@ -26,6 +26,7 @@ from configs.nodes import (
     PkdConfig,
     PseudoConfig,
     Settings,
+    StudentViewsConfig,
     TeacherConfig,
     ViewsConfig,
     register_node,
@@ -67,6 +68,15 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "last": [0, (-1,), (10_000,), (1, 1)],
         "last_iters": [-1, LARGE, 1.5, 100],
         "steps": ["gray", ("",), (3,)],
+    },
+    StudentViewsConfig: {
+        "brightness": FACTORS,
+        "contrast": FACTORS,
+        "saturation": FACTORS,
+        "hue": [0.1, (0.1,), (-0.6, 0.1), (0.0, 0.6), (0.1, -0.1)],
+        "grayscale": [-0.1, 1.1, NAN, "x"],
+        "blur": [0.5, (0.5,), (0.0, 0.1, 2.0), (0.5, 0.0, 2.0), (0.5, 2.0, 0.1), (1.5, 0.1, 2.0)],
+        "erasing": [0.5, (0.5,), (0.0, 0.1, 0.2), (0.5, 0.1, 1.2), (0.5, 0.2, 0.1)],
     },
     TeacherConfig: {
         "config": [None, "https://host/teacher.yaml"],
