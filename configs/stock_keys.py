@@ -321,6 +321,12 @@ REFUSALS = (
         reason="views have three channels; expected BGR or RGB",
     ),
     Refusal(
+        key="INPUT.MASK_FORMAT",
+        readers=STAGES,
+        allowed=_one_of("polygon"),
+        reason="distillation has boxes alone and reads no masks; leave it at polygon",
+    ),
+    Refusal(
         key="DATALOADER.SAMPLER_TRAIN",
         readers=STAGES,
         allowed=_one_of("TrainingSampler"),

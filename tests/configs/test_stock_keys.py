@@ -62,6 +62,7 @@ CASES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("INPUT.MIN_SIZE_TRAIN", (480, 640), STAGE_COMMANDS),
     ("INPUT.MAX_SIZE_TRAIN", 1000, STAGE_COMMANDS),
     ("INPUT.FORMAT", "L", STAGE_COMMANDS),
+    ("INPUT.MASK_FORMAT", "bitmask", STAGE_COMMANDS),
     ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", STAGE_COMMANDS),
     ("DATASETS.TRAIN", ("folder_train", "folder_more"), STAGE_COMMANDS),
     ("DATASETS.TRAIN", (), (TRAIN, *STAGE_COMMANDS)),

@@ -1,14 +1,21 @@
 """Keys of detectron2's that distillation takes: each is seen to act, with a teacher and without."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from configs.loader import load_config
+from detectors import Setup, evaluate, training_images
+from detectors.command import register_data
 from stage2_distill import data
 from stage2_distill.__main__ import main
-from stage2_distill.sampler import ViewBatchSampler
+from stage2_distill.data import ViewDataset
+from stage2_distill.sampler import Draw, ViewBatchSampler
 from tests.stage2_distill.conftest import Configure
-from tests.stage2_distill.runs import build
+from tests.stage2_distill.runs import build, train
 
 Capture = pytest.CaptureFixture[str]
 
@@ -47,3 +54,64 @@ def test_grouping_by_orientation_reaches_the_sampler(
     monkeypatch.setattr(data, "ViewBatchSampler", Sampler)
     build(configure(), "TEACHER.SOURCE", source, "DATALOADER.ASPECT_RATIO_GROUPING", grouped)
     assert asked == [grouped]
+
+
+class Asked(Exception):
+    """Ends a training where what it asks for would be built."""
+
+
+@pytest.mark.parametrize("source", ["cache", "none"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_reach_the_loader(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, source: str, workers: int
+) -> None:
+    def loader(dataset: Any, *, num_workers: int, **arguments: Any) -> Any:
+        raise Asked(num_workers)
+
+    monkeypatch.setattr(data, "DataLoader", loader)
+    with pytest.raises(Asked, match=str(workers)):
+        build(configure(), "TEACHER.SOURCE", source, "DATALOADER.NUM_WORKERS", workers)
+
+
+def test_evaluation_takes_sets_and_sizes(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loader(cfg: Any, name: str, *, mapper: Any) -> Any:
+        (resize,) = mapper.augmentations.augs
+        raise Asked((name, resize.short_edge_length, resize.max_size))
+
+    monkeypatch.setattr(evaluate, "build_detection_test_loader", loader)
+    stated = ["INPUT.MIN_SIZE_TEST", 48, "INPUT.MAX_SIZE_TEST", 72, "SOLVER.MAX_ITER", 1]
+    with pytest.raises(Asked, match=r"'folder_train', \(48, 48\), 72"):
+        train(configure(), *stated, "DATASETS.TEST", "('folder_train',)")
+
+
+def test_the_format_orders_channels(configure: Configure) -> None:
+    shown = []
+    for order in ("BGR", "RGB"):
+        cfg = load_config(str(configure()), ["INPUT.FORMAT", order, "TEACHER.SOURCE", "none"])
+        register_data(cfg)
+        setup = Setup(cfg)
+        shown.append(ViewDataset(training_images(setup), setup, None)[Draw(position=0, view=0)])
+    assert torch.equal(shown[0]["image"], shown[1]["image"].flip(0))
+    assert not torch.equal(shown[0]["image"], shown[1]["image"])
+
+
+def test_images_are_those_of_the_set_with_and_without_objects(
+    configure: Configure, folder: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    (own / "annotations").mkdir(parents=True)
+    (own / "images").symlink_to(folder / "data/images")
+    document = json.loads((folder / "data/annotations/instances_train.json").read_text())
+    gone = document["images"][0]["id"]
+    kept = [one for one in document["annotations"] if one["image_id"] != gone]
+    (own / "annotations/instances_some.json").write_text(
+        json.dumps({**document, "annotations": kept})
+    )
+    for keeps, number in ((True, 11), (False, 12)):
+        stated = ["DATASET.FOLDER", own, "DATASETS.TRAIN", "('folder_some',)"]
+        stated += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", keeps, "DATASETS.TEST", "()"]
+        cfg = load_config(str(configure()), [str(one) for one in stated])
+        register_data(cfg)
+        assert len(training_images(Setup(cfg))) == number
