@@ -6,6 +6,7 @@ takes seconds):
     dataset.views        one deterministic augmentation of one image
     dataset.annotations  the images of an annotation file, their digest, safe paths
     dataset.registry     folders and names known to detectron2
+    dataset.showing      a sheet of views
     dataset.checking     is the data what its annotations say?
     dataset.synthetic    a small set to try things on
     dataset.split        a training and a validation set from one annotation file

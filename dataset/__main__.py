@@ -1,4 +1,4 @@
-"""Commands of the dataset package: fetch, draw, check, choose from and part data sets."""
+"""Commands of the dataset package: fetch, draw, check, choose from, part and show data sets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from detectors.command import add_config_arguments, whole
 from storage.example import add_example
 
 # Commands import what they need themselves, so that none waits for another's libraries.
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         "subset": _subset,
         "split": _split,
         "voc": _voc,
+        "show": _show,
     }
     try:
         return commands[options.command](options, parser)
@@ -91,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         help="default: VOC's 20; without names: those found, sorted",
     )  # fmt: skip
 
+    show = commands.add_parser("show", help="draw views of some images with their boxes, as PNG")
+    show.add_argument("--output", default="views.png", metavar="FILE", help="default: views.png")
+    show.add_argument("--images", type=whole(1, 100), default=4, help="default: 4")
+    show.add_argument("--views", type=whole(1, 100), default=4, help="of each image; default: 4")
+    add_config_arguments(show)
+
     add_example(parser, "coco --output datasets")
     add_example(synthetic, "--output demo/data --train 400 --val 100")
     add_example(coco, "--output datasets --split val2017 annotations")
@@ -100,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add_example(split, "--annotations export/result.json --output datasets/mine --val 0.2 --seed 1")
     years = "VOCdevkit/VOC2007 VOCdevkit/VOC2012"
     add_example(voc, f"--input {years} --output datasets/voc --splits trainval test")
+    config = "configs/distill/r50_2x_from_r101_1x_jitter_1024.yaml"
+    add_example(show, f"--output views.png --config-file {config}")
     return parser
 
 
@@ -200,6 +210,30 @@ def _voc(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     print("".join(f"{note}\n" for note in converted.notes), end="")
     print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(converted.classes)}")
+
+
+def _show(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    import numpy as np
+    from detectron2.data import MetadataCatalog
+
+    from configs.stock_keys import DISTILL
+    from dataset.showing import draw_sheet
+    from detectors import Setup, training_images
+    from detectors.command import read_config, register_data
+
+    setup = Setup(read_config(options, DISTILL))
+    for warning in register_data(setup.cfg, use=("TRAIN",)):
+        print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
+    images = training_images(setup)
+    spread = np.linspace(0, len(images) - 1, min(options.images, len(images))).astype(int)
+    draw_sheet(
+        options.output,
+        [images[number] for number in spread.tolist()],
+        setup.augmentation,
+        views=range(options.views),
+        class_names=MetadataCatalog.get(setup.cfg.DATASETS.TRAIN[0]).thing_classes,
+    )
+    print(f"wrote {options.views} views of {len(spread)} images to {options.output}")
     return 0
 
 

@@ -57,11 +57,11 @@ def _shown(
     if not len(boxes):
         return boxes, np.empty(0)
     transforms = view.transforms()
-    whole = transforms.apply_box(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
-    clipped = whole.clip(0, [view.width, view.height] * 2)
-    sides, all_of_it = clipped[:, 2:] - clipped[:, :2], whole[:, 2:] - whole[:, :2]
-    is_left = (sides > _EMPTY).all(axis=1)
-    shares = np.zeros(len(boxes))
-    shares[is_left] = (sides[is_left] / all_of_it[is_left]).prod(axis=1)
+    moved = transforms.apply_box(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+    clipped = moved.clip(0, [view.width, view.height] * 2)
+    is_left = (clipped[:, 2:] - clipped[:, :2] > _EMPTY).all(axis=1)
     back = transforms.inverse().apply_box(clipped)
-    return np.concatenate([back[:, :2], back[:, 2:] - back[:, :2]], 1), shares
+    sides = back[:, 2:] - back[:, :2]
+    shares = np.zeros(len(boxes))
+    shares[is_left] = (sides[is_left] / boxes[is_left, 2:]).prod(axis=1)
+    return np.concatenate([back[:, :2], sides], 1), shares

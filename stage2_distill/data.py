@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, detection_utils
+from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from configs.nodes import ViewsConfig
 from dataset.views import Augmentation, RenderedView, plan_view, render
+from dataset.views.objects import view_objects
 from detectors import Setup, to_model_image
 from detectors.workers import Watched
 from storage import CacheReader
@@ -100,7 +101,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         rendered = render(Path(image["file_name"]), view)
         item = {
             **self._images_of(rendered.pixels, image["image_id"], draw.epoch),
-            "instances": _ground_truth(image, rendered),
+            "instances": view_objects(image, rendered.transforms, (view.height, view.width)),
             "height": height,
             "width": width,
             "image_id": image["image_id"],
@@ -196,18 +197,3 @@ def largest_item_bytes(views: ViewsConfig, reader: CacheReader | None, images: i
 def _tensor(array: np.ndarray) -> torch.Tensor:
     # An object store's bytes are read-only, which a tensor cannot be.
     return torch.from_numpy(np.require(array, requirements="W"))
-
-
-def _ground_truth(image: dict[str, Any], rendered: RenderedView) -> Any:
-    """Instances of a view, crowds left out, as detectron2's own mapper makes them."""
-    size = rendered.pixels.shape[:2]
-    annotations = [
-        # Boxes and classes alone: masks are no use here, and transforming polygons is slow.
-        detection_utils.transform_instance_annotations(
-            {key: a[key] for key in ("bbox", "bbox_mode", "category_id")}, rendered.transforms, size
-        )
-        for a in image["annotations"]
-        if not a.get("iscrowd", 0)
-    ]
-    instances = detection_utils.annotations_to_instances(annotations, size)
-    return detection_utils.filter_empty_instances(instances)

@@ -9,6 +9,7 @@ same functions, and so see the same pixels.
     registry   the steps by name, those of the user's among them; ours have a file each
     planning   every step's draws and the sizes of many views
     rendering  the pixels of one view
+    objects    the ground truth of one view
 
 Importing this takes no detectron2; planning does not either.
 """

@@ -72,7 +72,17 @@ class Crop(Step):
 
     def transforms(self, outcome: Any, size: tuple[int, int]) -> list[Transform]:
         """See `Step`."""
-        from detectron2.data.transforms import CropTransform
-
         top, left, height, width = outcome
-        return [CropTransform(left, top, width, height, size[1], size[0])]
+        return [_clipping_crop(left, top, width, height, size[1], size[0])]
+
+
+def _clipping_crop(*arguments: int) -> Transform:
+    from detectron2.data.transforms import CropTransform
+
+    class ClippingCrop(CropTransform):
+        """Clips boxes too: detectron2 clips them at the end, behind what was padded meanwhile."""
+
+        def apply_box(self, box: NDArray[Any]) -> NDArray[Any]:
+            return super().apply_box(box).clip(0, [self.w, self.h] * 2)
+
+    return ClippingCrop(*arguments)

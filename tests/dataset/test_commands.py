@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from dataset.__main__ import main
 from tests.dataset.conftest import Folder
@@ -113,3 +116,30 @@ def test_long_phases_report_without_a_terminal(
     assert main(_check_arguments(make_folder("set"))) == 0
     reported = capsys.readouterr().err
     assert "reading instances_train.json: " in reported and "images: 3 of 3 images, " in reported
+
+
+def test_show_draws_views_with_their_boxes(
+    make_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = {
+        "SCALES": [], "MAX_SIZE": 0, "SCALE_RANGE": [0.5, 2.0], "FIXED_SIZE": [32, 48],
+        "BRIGHTNESS": [0.5, 2.0], "PLAIN": [1],
+    }  # fmt: skip
+    content = {
+        "VERSION": 2, "VIEWS": views, "DATASET": {"FOLDER": str(make_folder("set"))},
+        "MODEL": {"META_ARCHITECTURE": "RetinaNet"}, "DATASETS": {"TRAIN": ["folder_train"]},
+    }  # fmt: skip
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(content))
+    sheet = tmp_path / "sheets" / "views.png"
+    arguments = ["show", "--output", str(sheet), "--views", "3", "--config-file", str(config)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"wrote 3 views of 2 images to {sheet}\n"
+    with Image.open(sheet) as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
+        # A row for each image with objects, a column for each view.
+        assert drawn.width / drawn.height == pytest.approx(3 / 2, abs=0.01)
+    orange = (pixels == [255, 127, 14]).all(axis=1)
+    assert orange.sum() > 50
+    assert main([*arguments, "INPUT.CROP.ENABLED", "True"]) == 1
+    assert "INPUT.CROP.ENABLED is True, but views are cropped by" in capsys.readouterr().err

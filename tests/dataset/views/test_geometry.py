@@ -156,11 +156,33 @@ def test_a_vertical_flip_turns_pixels_and_boxes(tmp_path: Path) -> None:
 
 def test_boxes_come_back_through_all_steps() -> None:
     augmentation = Augmentation.of_config(ALL)
-    box = np.array([[10.0, 20.0, 70.0, 50.0]])
     for number in range(20):
         view = plan_view(augmentation, image_id=7, view=number, height=60, width=100)
+        top, left, height, width = view.steps[0][1]
+        box = np.array([[left + 2.0, top + 3.0, left + width - 4.0, top + height - 1.0]])
         moved = view.transforms().apply_box(box)
         assert np.allclose(view.transforms().inverse().apply_box(moved), box)
+
+
+def test_boxes_of_a_crop_do_not_reach_into_padding(tmp_path: Path) -> None:
+    Image.fromarray(np.full((60, 100, 3), 255, dtype=np.uint8)).save(tmp_path / "image.png")
+    config = ViewsConfig(
+        crop=("relative", 0.5, 0.5), scales=(30,), max_size=160, fixed_size=(64, 96),
+        flip_vertical=0.5,
+    )  # fmt: skip
+    for number in range(8):
+        augmentation = Augmentation.of_config(config)
+        view = plan_view(augmentation, image_id=7, view=number, height=60, width=100)
+        rendered = render(tmp_path / "image.png", view)
+        box = rendered.transforms.apply_box(np.array([[0.0, 0.0, 100.0, 60.0]]))[0].astype(int)
+        bright = rendered.pixels[..., 0] > 128
+        columns, rows = np.flatnonzero(bright.any(axis=0)), np.flatnonzero(bright.any(axis=1))
+        assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        outside = np.array([[0.0, 0.0, 100.0, 60.0]])
+        top, left, height, width = view.steps[0][1]
+        outside[0, :2] = left + width, top + height
+        x1, y1, x2, y2 = rendered.transforms.apply_box(outside)[0]
+        assert x1 == x2 or y1 == y2
 
 
 def test_a_fingerprint_gives_every_step_back() -> None:
