@@ -1,6 +1,7 @@
 """Caches and trainings of views that are cut, padded and coloured."""
 
 import math
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from stage1_dump.dump import run as dump
 from stage1_dump.prepare import prepare
 from storage import CacheReader
 from tests.stage2_distill.conftest import Configure, write_student
-from tests.stage2_distill.runs import losses_of, train
+from tests.stage2_distill.runs import build, losses_of, train
 
 VIEWS = {
     "SCALES": [], "MAX_SIZE": 0, "SCALE_RANGE": [0.5, 2.0], "FIXED_SIZE": [64, 96],
@@ -62,3 +63,14 @@ def test_every_method_bears_views_that_show_no_object(configure: Configure, sour
     overrides = ["SOLVER.MAX_ITER", 1]
     losses = losses_of(train(path, *overrides))
     assert all(math.isfinite(one) for values in losses.values() for one in values)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_last_iterations_show_the_last_views(configure: Configure, first: int) -> None:
+    path = configure(VIEWS={"LAST": [1], "LAST_ITERS": 1}, SOLVER={"MAX_ITER": 4})
+    parts = build(path)._data
+    parts.sampler.first_iter = first
+    shown = [{item["view"] for item in batch} for batch in islice(parts.loader, 5 - first)]
+    expected = [{0, 1}, {0, 1}, {0, 1}, {1}, {1}]
+    assert shown[3 - first :] == expected[3:]
+    assert 0 in set().union(*shown[: 3 - first])
