@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -73,10 +74,11 @@ class Crop(Step):
     def transforms(self, outcome: Any, size: tuple[int, int]) -> list[Transform]:
         """See `Step`."""
         top, left, height, width = outcome
-        return [_clipping_crop(left, top, width, height, size[1], size[0])]
+        return [_clipping_crop()(left, top, width, height, size[1], size[0])]
 
 
-def _clipping_crop(*arguments: int) -> Transform:
+@cache
+def _clipping_crop() -> type[Transform]:
     from detectron2.data.transforms import CropTransform
 
     class ClippingCrop(CropTransform):
@@ -85,4 +87,4 @@ def _clipping_crop(*arguments: int) -> Transform:
         def apply_box(self, box: NDArray[Any]) -> NDArray[Any]:
             return super().apply_box(box).clip(0, [self.w, self.h] * 2)
 
-    return ClippingCrop(*arguments)
+    return ClippingCrop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -40,10 +41,11 @@ class FlipVertical(Step):
 
     def transforms(self, outcome: Any, size: tuple[int, int]) -> list[Transform]:
         """See `Step`."""
-        return [_upside_down(size[0])] if outcome else []
+        return [_upside_down()(size[0])] if outcome else []
 
 
-def _upside_down(height: int) -> Transform:
+@cache
+def _upside_down() -> type[Transform]:
     from detectron2.data.transforms import VFlipTransform
 
     class UpsideDown(VFlipTransform):
@@ -52,4 +54,4 @@ def _upside_down(height: int) -> Transform:
         def apply_image(self, img: NDArray[Any]) -> NDArray[Any]:
             return img[::-1]
 
-    return UpsideDown(height)
+    return UpsideDown
