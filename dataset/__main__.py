@@ -210,6 +210,7 @@ def _voc(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     print("".join(f"{note}\n" for note in converted.notes), end="")
     print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(converted.classes)}")
+    return 0
 
 
 def _show(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
