@@ -104,7 +104,7 @@ def _registered(data: str) -> CfgNode:
         names = ", ".join(str(one.annotations) for one in splits)
         raise ValueError(
             f"{data}: expected annotations/instances_train.json and instances_val.json, found "
-            f"{names}; `python -m dataset split` makes both of one file"
+            f"{names}; `python -m dataset split --annotations FILE --output FOLDER` makes both"
         )
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((PREFIX + one.name,) for one in (train, val))
     return cfg

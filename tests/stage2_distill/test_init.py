@@ -233,7 +233,7 @@ def test_one_split_alone_is_refused_with_the_command_that_makes_two(
     shutil.copytree(data, folder)
     (folder / "annotations" / f"instances_{'val' if left == 'train' else 'train'}.json").unlink()
     line = refusal(capsys, "--data", str(folder), "--output", "mine")
-    assert f"instances_{left}.json; `python -m dataset split`" in line
+    assert f"instances_{left}.json; `python -m dataset split --annotations FILE" in line
 
 
 def test_objects_are_needed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
