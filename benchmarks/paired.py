@@ -6,9 +6,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Student's t at 97.5%, for 2 to 10 seeds; with more, that of 10 is a little too wide.
-_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
@@ -29,11 +26,13 @@ class Paired:
     @property
     def half_width(self) -> float | None:
         """Half the 95% interval of the mean, by Student's t; None with one seed."""
+        # The package imports PyTorch, which `--help` need not wait for.
+        from stage2_distill.sweep.statistics import student_t
+
         count = len(self.by_seed)
         if count < 2:
             return None
-        quantile = _QUANTILES[min(count - 1, len(_QUANTILES)) - 1]
-        return float(quantile * statistics.stdev(self.by_seed) / count**0.5)
+        return float(student_t(count - 1) * statistics.stdev(self.by_seed) / count**0.5)
 
     @property
     def interval(self) -> tuple[float, float] | None:

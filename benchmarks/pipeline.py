@@ -254,14 +254,3 @@ def side_by_side(*steps: Callable[[], T]) -> list[T]:
     with ThreadPoolExecutor(len(steps)) as pool:
         futures = [pool.submit(step) for step in steps]
     return [future.result() for future in futures]
-
-
-def losses_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of every loss that a training run logged: `(iteration, value)` by its name."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in (folder / "metrics.json").read_text().splitlines():
-        entry = json.loads(line)
-        for key, value in entry.items():
-            if key.startswith("loss_"):
-                curves.setdefault(key, []).append((entry["iteration"], value))
-    return curves
