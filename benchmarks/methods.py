@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from time import process_time
 
+from configs.nodes import FIELD_NODES, OWN_NODES
 from storage.example import add_example
 
 from .distill import STEP_LIMIT, Settings, Student, build, prepare
@@ -26,7 +27,8 @@ LIMITS = {
     "frs": 1.15,
     **dict.fromkeys(("pkd", "cwd", "mimic", "boxes"), 1.10),
 }
-METHODS = ("gid", "pkd", "frs", "cwd", "mgd", "fgd", "mimic", "boxes", "pseudo")
+# Each has a node of its name in capitals.
+METHODS = tuple(name.lower() for name in OWN_NODES if name not in FIELD_NODES)
 
 
 def measure(job: Settings, method: str) -> Row:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.coco_json import write_reduced
+from dataset.coco_json import of_images, write_reduced
 from dataset.contents import Annotations
 from dataset.image_files import require_images
 from dataset.layouts import Split, find_splits, new_places
@@ -40,14 +40,10 @@ class Kept:
 
     def reduced(self, section: str, element: Any) -> Any:
         """An element of the file as it is kept; None if it is not."""
-        if section == "images":
-            name = self.file_names.get(element["id"])
-            return None if name is None else {**element, "file_name": name}
-        if section == "annotations":
-            is_kept = element["category_id"] in self.categories
-            return element if is_kept and element["image_id"] in self.file_names else None
-        is_kept = section != "categories" or element["id"] in self.categories
-        return element if is_kept else None
+        key = {"annotations": "category_id", "categories": "id"}.get(section)
+        if key and element[key] not in self.categories:
+            return None
+        return of_images(section, element, self.file_names)
 
 
 def write_subset(

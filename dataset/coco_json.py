@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,22 @@ def iterate_sections(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any, b
     # Ours, and Python's for an integer of thousands of digits.
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def of_images(section: str, element: Any, file_names: Mapping[int, str]) -> Any:
+    """An element of a COCO file as one of some of its images has it; None if it has not.
+
+    Args:
+        section: that the element is of.
+        element: of the file.
+        file_names: image id to the `file_name` to write, of the images that are kept.
+    """
+    if section == "images":
+        name = file_names.get(element["id"])
+        return None if name is None else {**element, "file_name": name}
+    if section == "annotations" and element["image_id"] not in file_names:
+        return None
+    return element
 
 
 def write_reduced(source: Path, target: Path, reduced: Callable[[str, Any], Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.coco_json import write_reduced
+from dataset.coco_json import of_images, write_reduced
 from dataset.contents import Annotations
 from dataset.image_files import require_images
 from dataset.layouts import folders_near, new_places
@@ -45,12 +45,7 @@ class Part:
 
     def reduced(self, section: str, element: Any) -> Any:
         """An element of the file as it is in this set; None if it is not."""
-        if section == "images":
-            name = self.file_names.get(element["id"])
-            return None if name is None else {**element, "file_name": name}
-        if section == "annotations" and element["image_id"] not in self.file_names:
-            return None
-        return element
+        return of_images(section, element, self.file_names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.reading import Annotations, load_annotations
 from dataset.views import Augmentation, View, ViewArrays, plan_views
+from detectors.detections import unpack_detections
 from detectors.evaluate import box_evaluator, known_numbers
 from detectors.identity import differing_facts, other_dataset
 from storage import CacheReader
@@ -145,11 +146,9 @@ def image_detections(rows: NDArray[np.float32], view: View) -> Instances:
     Returns:
         `pred_boxes` in pixels of the image, XYXY_ABS, with `scores` and `pred_classes`.
     """
-    used = rows[rows[:, 4] >= 0]
-    found = Instances(view.sizes[0])
-    found.pred_boxes = Boxes(torch.tensor(view.transforms().inverse().apply_box(used[:, :4])))
-    found.scores = torch.tensor(used[:, 4])
-    found.pred_classes = torch.tensor(used[:, 5]).long()
+    found = unpack_detections(torch.tensor(rows), view.sizes[0])
+    of_view = found.pred_boxes.tensor.numpy()
+    found.pred_boxes = Boxes(torch.tensor(view.transforms().inverse().apply_box(of_view)))
     # Boxes are clipped to the image, and those of which nothing is left dropped.
     return detector_postprocess(found, *view.sizes[0])
 

@@ -70,12 +70,13 @@ class TeacherBatch:
         inside = grid.inside
         none = torch.empty(len(inside), 0, 0, device=inside.device)
         features = split_levels(values["features"], grid.sizes) if "features" in values else []
+        levels = split_levels(inside[:, None], grid.sizes)
         return cls(
             features=[features[level] for level in grid.kept] if features else [],
             probabilities=values.get("scores", none),
             deltas=values.get("deltas", none),
             valid=inside.repeat_interleave(num_anchors, dim=1),
-            inside=[split_levels(inside[:, None], grid.sizes)[level] for level in grid.kept],
+            inside=[levels[level] for level in grid.kept],
             further={name: one for name, one in values.items() if name not in _NAMED},
             **({} if detections is None else {"detections": detections}),
         )

@@ -32,7 +32,8 @@ class Flip(Step):
     @classmethod
     def from_config(cls, config: ViewsConfig) -> Self | None:
         """See `Step`."""
-        return cls(probability=config.flip) if config.flip else None
+        probability: float = getattr(config, cls.name)
+        return cls(probability=probability) if probability else None
 
     def draw(self, seeds: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """See `Step`."""

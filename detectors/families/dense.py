@@ -16,6 +16,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from configs.stock_limits import value_of
 from storage import Geometry
 
 from ..backbones import backbone_identity, neck_of, padding_of
@@ -66,6 +67,8 @@ class DenseFamily:
 
     # Of the head whose places are cached, below MODEL: its IN_FEATURES are the levels.
     node: str
+    # See `DetectorFamily`.
+    num_classes_key: str
     # The nodes that the heads read, and those of their settings that act in training alone: two
     # teachers that differ in them, but not in their weights, compute the same outputs.
     training_only: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -90,6 +93,26 @@ class DenseFamily:
     def channels(self, cfg: CfgNode) -> int:
         """See `DetectorFamily`."""
         return self.layout(cfg).channels
+
+    def same_classes(self, cfg: CfgNode) -> dict[str, Any]:
+        """Of `pairing`: what makes a class number mean the same in two detectors."""
+        return {"number of classes": value_of(cfg, self.num_classes_key)}
+
+    def same_places(self, cfg: CfgNode) -> dict[str, Any]:
+        """Of `pairing`: what makes places correspond, but for the anchors themselves."""
+        layout = self.layout(cfg)
+        return {
+            "strides of the levels": layout.strides,
+            "anchors per position": layout.num_anchors,
+        }
+
+    def same_anchors(self, cfg: CfgNode) -> dict[str, Any]:
+        """Of `pairing`: `same_places`, and the anchors there."""
+        generator = cfg.MODEL.ANCHOR_GENERATOR.items()
+        return {
+            **self.same_places(cfg),
+            **{f"MODEL.ANCHOR_GENERATOR.{key}": value for key, value in generator},
+        }
 
     def geometry(self, cfg: CfgNode, height: int, width: int) -> Geometry:
         """See `DetectorFamily`."""

@@ -110,13 +110,7 @@ class FasterRcnnFamily(DenseFamily):
 
     def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
         """See `DetectorFamily`."""
-        layout, model = _layout(cfg), cfg.MODEL
-        classes = {"number of classes": model.ROI_HEADS.NUM_CLASSES}
-        places = {
-            "strides of the levels": layout.strides,
-            "anchors per position": layout.num_anchors,
-            **{f"MODEL.ANCHOR_GENERATOR.{k}": v for k, v in model.ANCHOR_GENERATOR.items()},
-        }
+        model, classes, places = cfg.MODEL, self.same_classes(cfg), self.same_anchors(cfg)
         weights = model.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
         return {
             "features": {},

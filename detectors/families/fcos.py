@@ -99,8 +99,7 @@ class FcosFamily(DenseFamily):
 
     def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
         """See `DetectorFamily`."""
-        classes = {"number of classes": cfg.MODEL.FCOS.NUM_CLASSES}
-        places = {"strides of the levels": self.layout(cfg).strides, "anchors per position": 1}
+        classes, places = self.same_classes(cfg), self.same_places(cfg)
         return {
             "features": {},
             "scores": {**classes, **places},

@@ -74,14 +74,8 @@ class RetinaNetFamily(DenseFamily):
 
     def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
         """See `DetectorFamily`."""
-        layout, model = _layout(cfg), cfg.MODEL
-        classes = {"number of classes": model.RETINANET.NUM_CLASSES}
-        places = {
-            "strides of the levels": layout.strides,
-            "anchors per position": layout.num_anchors,
-            **{f"MODEL.ANCHOR_GENERATOR.{key}": x for key, x in model.ANCHOR_GENERATOR.items()},
-        }
-        weights = {"MODEL.RETINANET.BBOX_REG_WEIGHTS": model.RETINANET.BBOX_REG_WEIGHTS}
+        classes, places = self.same_classes(cfg), self.same_anchors(cfg)
+        weights = {"MODEL.RETINANET.BBOX_REG_WEIGHTS": cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS}
         return {
             "features": {},
             "scores": {**classes, **places},
