@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import Tensor
 
 from configs.loader import load_config
 from detectors import Setup
@@ -22,7 +23,7 @@ from detectors.stored import Stored
 from stage2_distill.distiller import Distiller
 from stage2_distill.methods import DETECTIONS, Pair, chosen_methods, needs_of
 from stage2_distill.teacher import CachedTeacher
-from storage import RecordCodec, get_preset
+from storage import Geometry, RecordCodec, Signal, get_preset
 
 from .pipeline import CONFIGS
 from .pretended_gpu import GPU, LaunchCounter, PretendedGpu, uncompiled
@@ -34,9 +35,15 @@ WAITS_LIMIT = 8
 # level by level.
 LAUNCHES_LIMIT = 524
 SAME = ((256, 320),)
+CONFIG_NAMES = {
+    "retinanet": "r50_2x_from_r101_1x.yaml",
+    "fcos": "fcos_r50_2x_from_r101_1x.yaml",
+    "faster_rcnn": "faster_rcnn_r50_2x_from_r101_1x.yaml",
+}
 NARROW = [
     "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
-    "MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.FPN.OUT_CHANNELS", 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
+    "MODEL.FPN.OUT_CHANNELS", 32,  # as many as group normalisation asks for
 ]  # fmt: skip
 MIXED = ((256, 320), (256, 288), (224, 320), (192, 256), (256, 224))
 
@@ -61,12 +68,12 @@ class Counts:
 class Subject:
     """A student with random weights, and batches with random teachers."""
 
-    def __init__(self, method: str = "gid") -> None:
-        """Args: the method that distils."""
-        self.method = method
+    def __init__(self, method: str = "gid", family: str = "retinanet") -> None:
+        """Args: the method that distils, and the family of teacher and student."""
+        self.method, self.family = method, family
         options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "CACHE.LOCATION", "nowhere", *NARROW]
         options += ["DISTILL.METHODS", str((method,))]
-        path = CONFIGS / "distill/r50_2x_from_r101_1x.yaml"
+        path = CONFIGS / "distill" / CONFIG_NAMES[family]
         self.cfg: CfgNode = load_config(str(path), options)
         self._setup = Setup(self.cfg)
         self._stored = Stored.of(self.cfg, self._setup.family)
@@ -111,19 +118,12 @@ class Subject:
         """A view with seven objects, and a teacher that sees something at its smallest anchors."""
         height, width = size
         geometry = self._stored.geometry(height, width)
-        maps, scores, deltas = self._stored.signals
         corners = torch.rand(7, 2) * torch.tensor([width / 2, height / 2])
         sides = 8 + torch.rand(7, 2) * torch.tensor([width / 3, height / 3])
         truth = Instances(size)
         truth.gt_boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
-        truth.gt_classes = torch.randint(0, scores.sizes["classes"], (7,))
-        logits = torch.randn(1, *scores.shape(geometry)) - 5
-        logits[:, : geometry.level_offsets[1] * scores.sizes["anchors"] : 97, 3] += 8
-        values = {
-            maps.name: torch.randn(1, *maps.shape(geometry)),
-            scores.name: logits,
-            deltas.name: torch.randn(1, *deltas.shape(geometry)) * 0.1,
-        }
+        truth.gt_classes = torch.randint(0, self._stored.num_classes, (7,))
+        values = {one.name: _random(one, geometry) for one in self._stored.signals}
         codes = {
             name: field[0]
             for name, field in codec.encode(values, geometry).items()
@@ -134,6 +134,20 @@ class Subject:
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         return {"image": image, "instances": truth, "height": height, "width": width,
                 "image_id": 1, "view": 0, "codes": codes, DETECTIONS: detections}  # fmt: skip
+
+
+def _random(signal: Signal, geometry: Geometry) -> Tensor:
+    """What a teacher might say of one view: (1, ...), of the signal's shape."""
+    values = torch.randn(1, *signal.shape(geometry))
+    if signal.kind == "scores":
+        values -= 5
+        values[:, : geometry.level_offsets[1] * signal.sizes["anchors"] : 97, -1] += 8
+    elif signal.kind == "deltas":
+        values *= 0.1
+    elif signal.kind == "boxes":
+        corners = torch.rand(1, signal.sizes["rows"], 2) * 100
+        values = torch.cat([corners, corners + 20], dim=2)
+    return values
 
 
 def _moved(value: Any) -> Any:
@@ -154,7 +168,7 @@ def measure(
     for preset in presets:
         found = subject.step(images, sizes, preset)
         grid = "one size" if len(sizes) == 1 else "mixed sizes"
-        name = f"{subject.method}, {images} images of {grid}, {preset}"
+        name = f"{subject.family}, {subject.method}, {images} images of {grid}, {preset}"
         print(
             f"{name}: waits {waits} + {found.waits.total() - waits}, launches {launches} + "
             f"{found.launches.total() - launches} forward, {stock.backward} + "

@@ -1,6 +1,6 @@
 """How often a distilling step waits for the GPU, and how much it launches; needs no GPU.
 
-Counted on a pretended one (`pretended_gpu`), with a narrow ResNet-50 RetinaNet on small views:
+Counted on a pretended one (`pretended_gpu`), with narrow ResNet-50 detectors on small views:
 neither depends on widths or sizes. Given is what distillation adds to the same step on ground truth
 alone, whose own waits and launches are stock detectron2's. `--lines` shows where they come from.
 """
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import product, starmap
 from pathlib import Path
 
 from storage.example import add_example
 
+from .families import FAMILIES
 from .rows import Row, conclude
 
 
@@ -24,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--presets", nargs="+", default=["exact", "balanced", "compact"], help="default: all"
     )
+    parser.add_argument(
+        "--families", nargs="+", choices=FAMILIES, default=["retinanet"],
+        help="default: retinanet",
+    )  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=["gid"], help="default: gid")
     parser.add_argument("--mixed-only", action="store_true", help="batches of mixed sizes alone")
     parser.add_argument("--lines", action="store_true", help="show where they come from")
@@ -33,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     from .step_counts import MIXED, SAME, Subject, measure
 
     rows: list[Row] = []
-    for subject in map(Subject, args.methods):
+    for subject in starmap(Subject, product(args.methods, args.families)):
         for images in args.images:
             for sizes in (MIXED,) if args.mixed_only else (SAME, MIXED):
                 rows += measure(subject, images, sizes, args.presets, lines=args.lines)

@@ -151,11 +151,14 @@ def check_values(values: Tensor, signal: Signal, geometry: Geometry) -> None:
 def sigmoid(logits: Tensor) -> Tensor:
     """Probabilities (n, ...) float32, each record's the same bits whatever the others are.
 
-    A vectorised kernel rounds the last few values of what it is given in another way than the
-    rest, so over all records at once some values would depend on a record's place among them.
+    A CPU's vectorised kernel rounds the last few values of what it is given in another way than
+    the rest, so over all records at once some values would depend on a record's place among them.
+    A GPU computes each value alone, and takes longer to launch a kernel than to run it.
     """
     # float32 first: the sigmoid of a half-precision logit would be rounded twice.
     logits = logits.float().contiguous()
+    if logits.device.type != "cpu":
+        return torch.sigmoid(logits)
     probabilities = torch.empty_like(logits)
     for one, result in zip(logits, probabilities, strict=True):
         torch.sigmoid(one, out=result)

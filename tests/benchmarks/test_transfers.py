@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from benchmarks.methods import METHODS
 
@@ -56,14 +59,21 @@ def test_waits_are_told_from_what_the_gpu_does_alone() -> None:
     )
 
 
-def test_a_step_of_mixed_sizes_keeps_the_limits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "methods"),
+    [("retinanet", METHODS), ("fcos", ("gid", "fgd")), ("faster_rcnn", ("gid", "fgd"))],
+)
+def test_a_step_of_mixed_sizes_keeps_the_limits(
+    family: str, methods: Sequence[str], tmp_path: Path
+) -> None:
     rows = tmp_path / "rows.json"
     command = [sys.executable, "-m", "benchmarks.transfers", "--images", "2", "--mixed-only"]
-    command += ["--presets", "balanced", "--json", str(rows), "--methods", *METHODS]
+    command += ["--presets", "balanced", "--json", str(rows), "--families", family]
+    command += ["--methods", *methods]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(rows.read_text())
-    for method, waits, launches in zip(METHODS, found[::2], found[1::2], strict=True):
+    for method, waits, launches in zip(methods, found[::2], found[1::2], strict=True):
         # General instances and pseudo objects are waited for, once.
         assert (waits["value"] > 0) == (method in ("gid", "pseudo")), method
         assert waits["value"] <= waits["limit"] == 8
