@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from detectron2.utils.events import EventStorage
 
 from configs.loader import load_config
@@ -30,6 +31,7 @@ from stage2_distill.sampler import Draw
 from stage2_distill.teacher import open_teacher, padded_size
 from stage2_distill.trainer import DistillTrainer
 from tests.stage2_distill.conftest import write_student
+from tests.stage2_distill.rank_process import RANKS, Runs, run_rank
 from tests.stage2_distill.runs import GID_LOSSES, build, losses_of, train
 from tests.tiny import DETECTOR, FASTER_RCNN, random_detector, write_config
 
@@ -242,6 +244,33 @@ def test_global_counts_divide_by_the_proposals_of_all_ranks(
         _, losses, _ = losses_beside(build(configure(DISTILL={"COUNTS": counts})))
         found.append({name: float(losses[name].detach()) for name in BOX_HEAD_LOSSES})
     assert found[0] == pytest.approx({name: 2 * loss for name, loss in found[1].items()})
+
+
+def test_two_ranks_distil_as_one(folder: Path, tmp_path: Path) -> None:
+    """Two real processes; what they sample for the detector's own losses is a draw of each."""
+    nodes: dict[str, Any] = {
+        # Views of one size: padding to a larger one would change the student's outputs.
+        "VIEWS": {"NUM": 2, "SCALES": [64], "MAX_SIZE": 64},
+        "CACHE": {"LOCATION": str(tmp_path / "cache")},
+        "DISTILL": {"COUNTS": "global"},
+        "GID": {**WITH_BOX_HEAD, "RELATION_SCOPE": "image"},
+        "MODEL": {**STUDENT, "RESNETS": {**STUDENT["RESNETS"], "NORM": "LN"}},
+        "SOLVER": {"BASE_LR": 0.001, "IMS_PER_BATCH": 4, "MAX_ITER": 2},
+    }
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "pair").mkdir()
+    alone, pair = (write(folder, tmp_path / name, "exact", **nodes) for name in ("alone", "pair"))
+    dump(load_config(str(alone)))
+    runs: Runs = {"pair": (str(pair), [])}
+    mp.spawn(run_rank, (str(tmp_path / "meeting"), runs, str(tmp_path)), nprocs=RANKS)
+    first, second = (torch.load(tmp_path / f"pair.{rank}.pt") for rank in range(RANKS))
+    losses = losses_of(train(alone))
+    assert first["mean"].keys() == losses.keys() == OWN_LOSSES | GID_LOSSES | BOX_HEAD_LOSSES
+    for name in GID_LOSSES | BOX_HEAD_LOSSES:
+        assert losses[name][0] > 0
+        assert first["mean"][name][0] == pytest.approx(losses[name][0], rel=1e-5), name
+        assert first["own"][0][name] != second["own"][0][name]
+    assert all(torch.equal(first["weights"][k], second["weights"][k]) for k in first["weights"])
 
 
 @pytest.mark.parametrize("key", ["BOX_HEAD_CLS_WEIGHT", "BOX_HEAD_REG_WEIGHT"])
