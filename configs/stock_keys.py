@@ -88,10 +88,6 @@ def _not_empty(_cfg: CfgNode, value: Any) -> bool:
     return len(value) > 0
 
 
-def _single(_cfg: CfgNode, value: Any) -> bool:
-    return len(value) == 1
-
-
 def _where_evaluated(cfg: CfgNode, value: Any) -> bool:
     return value == 0 or len(cfg.DATASETS.TEST) > 0
 
@@ -252,7 +248,7 @@ def _of_other_heads(key: str) -> Refusal:
 REFUSALS = (
     Refusal(
         key="DATASETS.TRAIN",
-        readers=(TRAIN,),
+        readers=(TRAIN, *STAGES),
         allowed=_not_empty,
         reason="there is nothing to train on; name a registered dataset",
     ),
@@ -261,13 +257,6 @@ REFUSALS = (
         readers=(EVAL,),
         allowed=_not_empty,
         reason="there is nothing to evaluate on; name a registered dataset",
-    ),
-    Refusal(
-        key="DATASETS.TRAIN",
-        readers=STAGES,
-        allowed=_single,
-        reason="a cache and its students have exactly one dataset, since image ids are unique "
-        "within one annotation file only; join the files into one",
     ),
     Refusal(
         key="INPUT.CROP.ENABLED",
@@ -325,13 +314,6 @@ REFUSALS = (
         readers=STAGES,
         allowed=_one_of("polygon"),
         reason="distillation has boxes alone and reads no masks; leave it at polygon",
-    ),
-    Refusal(
-        key="DATALOADER.SAMPLER_TRAIN",
-        readers=STAGES,
-        allowed=_one_of("TrainingSampler"),
-        reason="every image is shown once in an epoch, under one of its views; set it to "
-        "TrainingSampler",
     ),
     Refusal(
         key="MODEL.WEIGHTS",

@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.tables import ImageTable
+from dataset.sets import DataSet
 
 if TYPE_CHECKING:
     from configs.nodes import DatasetConfig
 
 
-def chosen_images(
-    table: ImageTable, annotations: str | os.PathLike[str], config: DatasetConfig
-) -> ImageTable:
+def chosen_images(sets: Sequence[DataSet], config: DatasetConfig) -> tuple[DataSet, ...]:
     """Choose the images that `DATASET` asks for, by id; those of DATASET.EXCLUDE are among them.
 
     Args:
-        table: all images of the annotation file.
-        annotations: the file, which messages name.
+        sets: the data sets in use, with all their images.
         config: the node.
 
     Raises:
         FileNotFoundError: there is no DATASET.IMAGE_LIST.
-        ValueError: the list holds something else than ids, or ids that the annotations lack.
+        ValueError: the list holds something else than ids, or ids that no set has.
     """
+    tables = [one.images for one in sets]
     if config.image_list:
-        ids = _known_ids("DATASET.IMAGE_LIST", config.image_list, table, annotations)
-        table = table.rows(np.searchsorted(table.ids, ids))
-    return table.first(config.max_images)
+        ids = _known_ids("DATASET.IMAGE_LIST", config.image_list, sets)
+        tables = [one.rows(np.flatnonzero(np.isin(one.ids, ids))) for one in tables]
+    return tuple(
+        replace(one, images=table.first(config.max_images))
+        for one, table in zip(sets, tables, strict=True)
+    )
 
 
-def excluded_ids(
-    table: ImageTable, annotations: str | os.PathLike[str], config: DatasetConfig
-) -> NDArray[np.int64]:
+def excluded_ids(sets: Sequence[DataSet], config: DatasetConfig) -> NDArray[np.int64]:
     """Return the ids of DATASET.EXCLUDE, ascending: of images that may not be opened.
 
     Args, Raises: as `chosen_images`, of that list.
     """
     if not config.exclude:
         return np.empty(0, np.int64)
-    return _known_ids("DATASET.EXCLUDE", config.exclude, table, annotations)
+    return _known_ids("DATASET.EXCLUDE", config.exclude, sets)
 
 
 def read_image_list(key: str, path: str | os.PathLike[str]) -> NDArray[np.int64]:
@@ -85,15 +86,14 @@ def read_image_list(key: str, path: str | os.PathLike[str]) -> NDArray[np.int64]
         raise ValueError(f"{key}: {name} holds an id beyond 64 bits") from None
 
 
-def _known_ids(
-    key: str, path: str, table: ImageTable, annotations: str | os.PathLike[str]
-) -> NDArray[np.int64]:
-    """Read a list, and refuse ids that the annotations lack."""
+def _known_ids(key: str, path: str, sets: Sequence[DataSet]) -> NDArray[np.int64]:
+    """Read a list, and refuse ids that no set has."""
     ids = read_image_list(key, path)
-    unknown = np.setdiff1d(ids, table.ids)
+    unknown = np.setdiff1d(ids, np.concatenate([one.annotations.images.ids for one in sets]))
     if len(unknown):
+        sources = " or ".join(one.annotations.path for one in sets)
         raise ValueError(
-            f"{key}: {path} names {len(unknown)} images that are not in {os.fspath(annotations)}, "
-            f"the first has the id {unknown[0]}"
+            f"{key}: {path} names {len(unknown)} images that are not in {sources}, the first has "
+            f"the id {unknown[0]}"
         )
     return ids

@@ -9,10 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from configs.nodes import DatasetConfig
 from dataset.image_files import require_images
 from dataset.reading import Annotations
 from dataset.registry import adopt, is_coco, locate, register_folder
+from dataset.sets import find_set
 from dataset.subset import chosen_images, excluded_ids
 
 from .families import num_classes
@@ -56,9 +56,7 @@ def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[
     for other in compared[1:]:
         _check_same_categories(compared[0], other)
     if images:
-        dataset = Setup(cfg).settings.dataset
-        for one in used:
-            _find_images(dataset, one)
+        _find_images(cfg, used)
     return list(dict.fromkeys(line for one in used for line in one.annotations.warnings()))
 
 
@@ -102,13 +100,17 @@ def _known_categories(name: str) -> dict[int, str]:
     return {key: classes[number] for key, number in ids.items()} if classes else {}
 
 
-def _find_images(dataset: DatasetConfig, one: _Set) -> None:
-    table = one.annotations.images
-    if one.key == "DATASETS.TRAIN":
-        path = one.annotations.path
-        left_out = excluded_ids(table, path, dataset)
-        table = chosen_images(table, path, dataset).without(left_out)
-    require_images(table, locate(one.name)[1])
+def _find_images(cfg: CfgNode, used: Iterable[_Set]) -> None:
+    names, dataset = cfg.DATASETS.TRAIN, Setup(cfg).settings.dataset
+    trained = {one.name for one in used if one.key == "DATASETS.TRAIN"}
+    sets = [find_set(names, number) for number, name in enumerate(names) if name in trained]
+    if sets:
+        left_out = excluded_ids(sets, dataset)
+        for chosen in chosen_images(sets, dataset):
+            require_images(chosen.images.without(left_out), chosen.image_root)
+    for one in used:
+        if one.key == "DATASETS.TEST":
+            require_images(one.annotations.images, locate(one.name)[1])
 
 
 def require_fit(cfg: CfgNode, use: Collection[str]) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from configs.nodes.views import MAX_VIEWS
+from dataset.annotations import dataset_fingerprint
+from dataset.sets import DataSet, stated_sets
 from dataset.tables import ImageTable
 from dataset.views import Augmentation, View, plan_views
 from storage import CacheReader, Index, Manifest, RecordCodec
@@ -124,6 +126,38 @@ def changed_images(
     """
     used = range(min(num_views, index.num_views))
     return [*_new(index, images, used), *_resized(index, images, augmentation, used)]
+
+
+def other_sets(manifest: Manifest, index: Index, sets: Sequence[DataSet]) -> str:
+    """Say that a training has other data sets than a cache, or in another order; "" if it has not.
+
+    Ids depend on the position of a set. It is the cache's where it has its name, or its images.
+
+    Args:
+        manifest, index: of the cache.
+        sets: of the training, with all their images.
+    """
+    stored = stated_sets(manifest.dataset)
+    if len(stored) == len(sets) == 1:
+        return ""  # alone it has no name, and may be any that holds its images
+    same = len(sets) <= len(stored) and all(
+        cached.get("name", one.name) == one.name or _held(index, one) == cached["sha256"]
+        for cached, one in zip(stored, sets, strict=False)
+    )
+    if same:
+        return ""
+    cached_names = ", ".join(one.get("name", "one without a name") for one in stored)
+    return (
+        f"data sets: cached {cached_names}, config {', '.join(one.name for one in sets)} (a "
+        "training has those of its cache, in the same order, and may do without the last ones; "
+        "DATASET.IMAGE_LIST chooses among their images)"
+    )
+
+
+def _held(index: Index, one: DataSet) -> Any:
+    """The digest of the images of a set that a cache holds."""
+    held = np.flatnonzero(np.isin(one.images.ids, index.image_id))
+    return dataset_fingerprint(one.images.rows(held))["sha256"]
 
 
 def _new(index: Index, images: ImageTable, used: range) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ from detectron2.data.transforms import AugInput
 from torch import Tensor
 
 from configs.nodes import DatasetConfig
-from dataset.annotations import load_images
 from dataset.pixels import read_pixels
-from dataset.registry import locate
+from dataset.sets import find_sets, id_among_several, joined
 from dataset.subset import chosen_images, excluded_ids
 
 from .setup import Setup
@@ -31,16 +30,34 @@ _NAMED = 3
 def training_images(setup: Setup) -> list[dict[str, Any]]:
     """The images of DATASETS.TRAIN that detectron2 would train on, as its dataset dicts.
 
-    Those of DATASET.EXCLUDE are left out, with a warning.
+    Those of DATASET.EXCLUDE are left out, with a warning. Of several sets, images have the ids that
+    `dataset.sets` gives them.
 
     Raises:
         ValueError: none is left after filtering.
     """
     cfg, dataset = setup.cfg, setup.settings.dataset
-    try:
-        images = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    names = tuple(cfg.DATASETS.TRAIN)
+    images = [
+        image if len(names) == 1 else _among_several(image, number)
+        for number, name in enumerate(names)
+        for image in _images_of(name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    ]
+    chosen, excluded = _stated_ids(names, dataset)
+    if chosen is not None:
+        images = [x for x in images if x["image_id"] in chosen]
+    if not images:
+        raise ValueError(
+            f"DATASETS.TRAIN {names}: no image to train on is among those of DATASET.IMAGE_LIST "
+            "and DATASET.MAX_IMAGES"
         )
+    return leave_out(images, excluded, f"DATASET.EXCLUDE {dataset.exclude}")
+
+
+def _images_of(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
+    """What detectron2 would train on of one set."""
+    try:
+        images: list[dict[str, Any]] = get_detection_dataset_dicts([name], filter_empty)
     except AssertionError as error:
         reason = str(error)
         if reason.startswith("No valid data found"):
@@ -48,16 +65,15 @@ def training_images(setup: Setup) -> list[dict[str, Any]]:
                 "no image has an object to train on; annotate some, or train on images without "
                 "objects with DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
             )
-        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {reason}") from error
-    chosen, excluded = _stated_ids(cfg.DATASETS.TRAIN, dataset)
-    if chosen is not None:
-        images = [x for x in images if x["image_id"] in chosen]
-    if not images:
-        raise ValueError(
-            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: no image to train on is among those of "
-            "DATASET.IMAGE_LIST and DATASET.MAX_IMAGES"
-        )
-    return leave_out(images, excluded, f"DATASET.EXCLUDE {dataset.exclude}")
+        raise ValueError(f"DATASETS.TRAIN {name!r}: {reason}") from error
+    return images
+
+
+def _among_several(image: dict[str, Any], number: int) -> dict[str, Any]:
+    # A set in a format of its own may name images by text, which only plain training takes.
+    is_number = isinstance(image["image_id"], int)
+    own = image["image_id"]
+    return {**image, "image_id": id_among_several(own, number) if is_number else own}
 
 
 def leave_out(
@@ -87,19 +103,14 @@ def leave_out(
     return kept
 
 
-def _stated_ids(names: Collection[str], dataset: DatasetConfig) -> tuple[set[int] | None, set[int]]:
+def _stated_ids(names: Sequence[str], dataset: DatasetConfig) -> tuple[set[int] | None, set[int]]:
     """Ids that DATASET chooses, None for all, and those that it leaves out."""
     if not (dataset.image_list or dataset.max_images or dataset.exclude):
         return None, set()
-    chosen: set[int] = set()
-    excluded: set[int] = set()
-    for name in names:
-        # The plan chooses among all images, with and without objects.
-        annotations = locate(name)[0]
-        table = load_images(annotations)
-        chosen.update(chosen_images(table, annotations, dataset).ids.tolist())
-        excluded.update(excluded_ids(table, annotations, dataset).tolist())
-    return chosen, excluded
+    # The plan chooses among all images, with and without objects.
+    sets = find_sets(names)
+    chosen = joined(chosen_images(sets, dataset)).ids
+    return set(chosen.tolist()), set(excluded_ids(sets, dataset).tolist())
 
 
 class ImageMapper(DatasetMapper):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
+from dataset.sets import without_objects
 from detectors import load_model, teacher_fingerprint
 from storage import CacheError, plan_to_json
 from storage.location import Location
@@ -45,6 +46,8 @@ class Estimate:
         preset: title of the config's, in `presets`.
         images, views, records, buckets, shards: counts.
         excluded: images among them that are left out; sizes and times count them in.
+        without_objects: images among them that have no object, or crowds alone.
+        trains_without_objects: whether a training of this config shows them.
         shard_records: records of a full shard.
         presets: the size under every preset.
         smaller: those of them that would be smaller than the config's, the smallest first.
@@ -63,6 +66,8 @@ class Estimate:
     preset: str
     images: int
     excluded: int
+    without_objects: int
+    trains_without_objects: bool
     views: int
     records: int
     buckets: int
@@ -95,6 +100,11 @@ class Estimate:
         )
         if self.excluded:
             yield f"left out: {self.excluded:,} images (DATASET.EXCLUDE); all numbers count them"
+        if self.without_objects:
+            unused = " are not trained on (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+            yield f"without objects: {self.without_objects:,} images" + (
+                "" if self.trains_without_objects else unused
+            )
         for name, preset in self.presets.items():
             chosen = " (CACHE.PRESET)" if name == self.preset else ""
             yield from preset.lines(f"{name}{chosen}", self.records)
@@ -171,6 +181,8 @@ def estimate(
         preset=title,
         images=len(prepared.images),
         excluded=len(prepared.excluded),
+        without_objects=without_objects(prepared.sets),
+        trains_without_objects=not prepared.setup.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         views=index.num_views,
         records=len(index),
         buckets=len(index.bucket_names),

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.reading import Annotations, load_annotations
+from dataset.sets import among_several, stated_sets
 from dataset.views import Augmentation, View, ViewArrays, plan_views
 from detectors.detections import unpack_detections
 from detectors.evaluate import box_evaluator, known_numbers
-from detectors.identity import differing_facts, other_dataset
+from detectors.identity import other_dataset
 from storage import CacheReader
 from storage.progress import Progress
 
@@ -85,7 +86,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
 
     Args:
         cache: folder or URL.
-        annotations: COCO file whose images include the cache's.
+        annotations: COCO file whose images include the cache's, or those of one of its sets.
         view: which one; None for every view that is complete.
 
     Raises:
@@ -100,9 +101,9 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     truth = load_annotations(annotations)
     for warning in truth.warnings():
         logger.warning("%s", warning)
-    table = truth.images
     augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
-    planned = _cached_images(reader, table, annotations, augmentation)
+    truth = _in_cache(reader, truth)
+    planned = _cached_images(reader, truth, augmentation)
     images = planned.without(reader.manifest.excluded)
     if not len(images):
         raise ValueError(f"{cache} leaves out all of its images (DATASET.EXCLUDE): none is left")
@@ -129,7 +130,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
         cache=cache,
         images=len(images),
         excluded=len(planned) - len(images),
-        annotated_images=len(table),
+        annotated_images=len(truth.images),
         views=found,
         incomplete=() if view is not None else incomplete,
         cropped=cropped,
@@ -204,17 +205,40 @@ def _choose(reader: CacheReader, view: int | None, incomplete: tuple[int, ...]) 
     return chosen
 
 
+def _in_cache(reader: CacheReader, truth: Annotations) -> Annotations:
+    """Annotations with the ids that a cache of several sets gives their images.
+
+    Raises:
+        ValueError: they are of none of its sets.
+    """
+    stored = stated_sets(reader.manifest.dataset)
+    if len(stored) == 1:
+        return truth
+    for number, one in enumerate(stored):
+        found = among_several(truth, number)
+        if dataset_fingerprint(_held(reader, found.images))["sha256"] == one["sha256"]:
+            return found
+    raise ValueError(
+        f"{truth.path} does not describe the images of a set of {reader.location}, which are "
+        + ", ".join(one["name"] for one in stored)
+    )
+
+
+def _held(reader: CacheReader, table: ImageTable) -> ImageTable:
+    return table.rows(np.flatnonzero(np.isin(table.ids, reader.index.image_id)))
+
+
 def _cached_images(
-    reader: CacheReader, table: ImageTable, annotations: str, augmentation: Augmentation
+    reader: CacheReader, truth: Annotations, augmentation: Augmentation
 ) -> ImageTable:
     """The annotated images that the cache holds, which must be those that it was planned from."""
-    index = reader.index
-    held = table.rows(np.flatnonzero(np.isin(table.ids, index.image_id)))
-    if not differing_facts(reader.manifest, {"dataset": dataset_fingerprint(held)}):
+    held = _held(reader, truth.images)
+    digest = dataset_fingerprint(held)["sha256"]
+    if digest in [one["sha256"] for one in stated_sets(reader.manifest.dataset)]:
         return held
-    changes = other_dataset(index, held, augmentation)
+    changes = other_dataset(reader.index, held, augmentation)
     raise ValueError(
-        f"{annotations} does not describe the images of {reader.location}: {'; '.join(changes)}"
+        f"{truth.path} does not describe the images of {reader.location}: {'; '.join(changes)}"
     )
 
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from dataset.annotations import annotations_digest
-from dataset.changes import ANNOTATIONS_NOTE, changed_annotations
+from dataset.changes import annotations_note, changed_annotations
 from detectors.fingerprint import config_fingerprint
 from detectors.identity import dump_differences
 from storage import (
@@ -88,17 +88,18 @@ def require_same_cache(prepared: Prepared) -> None:
 
 
 def note_annotations(prepared: Prepared, writer: CacheWriter) -> None:
-    """Leave the digest of the annotation file in the log; warn if it is another one by now."""
+    """Leave the digests of the annotation files in the log; warn of those that changed by now."""
     try:
         notes = read_logs(prepared.settings.cache.location)
-        if ANNOTATIONS_NOTE not in notes:
-            digest = annotations_digest(prepared.annotations)
-            writer.write_log(ANNOTATIONS_NOTE, {"sha256": digest})
-        warning = changed_annotations(notes, prepared.annotations)
+        for number, one in enumerate(prepared.sets):
+            if annotations_note(number) not in notes:
+                digest = annotations_digest(one.path)
+                writer.write_log(annotations_note(number), {"sha256": digest})
+            warning = changed_annotations(notes, one.path, number)
+            if warning:
+                logger.warning("%s", warning)
     except (CacheError, OSError) as error:
-        warning = f"the annotations were not compared with the log: {error}"
-    if warning:
-        logger.warning("%s", warning)
+        logger.warning("the annotations were not compared with the log: %s", error)
 
 
 def _differences(prepared: Prepared, reader: CacheReader) -> list[str]:

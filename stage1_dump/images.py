@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.annotations import image_path
+from dataset.sets import set_of
 from dataset.views import View, plan_view, render
 from detectors import to_model_image
 from detectors.workers import Watched
@@ -88,7 +89,7 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
         """Args: the dump whose plan it is."""
         self._images = prepared.images
         self._excluded = frozenset(prepared.excluded)
-        self._image_root = prepared.image_root
+        self._image_roots = [one.image_root for one in prepared.sets]
         self._index = prepared.index
         self._cfg = prepared.teacher_cfg
         self._augmentation = prepared.setup.augmentation
@@ -120,7 +121,8 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
         if view.image_id in self._excluded:
             return _blank(view)
         try:
-            path = image_path(self._image_root, self._images.file_names[row])
+            root = self._image_roots[set_of(view.image_id, len(self._image_roots))]
+            path = image_path(root, self._images.file_names[row])
             rendered = render(path, view)
         except (OSError, ValueError) as error:
             if exhausted(error):

@@ -46,7 +46,8 @@ def measure(prepared: Prepared, cfg: CfgNode, num_batches: int) -> tuple[Rate, d
         ValueError: a view cannot be rendered, or the weights do not fit.
         DumpError: the GPU is out of memory.
     """
-    require_images(prepared.written_images, prepared.image_root)
+    for images, root in prepared.written_images():
+        require_images(images, root)
     device = pick_device(cfg.MODEL.DEVICE, Rank())
     ours = prepared.settings.teacher
     with fixed_numerics(ours, device):

@@ -6,7 +6,7 @@ Both `plan` and `run` start here, so that what is announced is what is written.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,10 +16,9 @@ from detectron2.config import CfgNode
 
 from configs.nodes import DatasetConfig, Settings
 from configs.stock_keys import DUMP, refuse_ignored
-from dataset.annotations import ImageTable, dataset_fingerprint, load_images
-from dataset.reading import load_annotations
-from dataset.registry import locate
+from dataset.sets import DataSet, find_sets, joined, sets_fingerprint
 from dataset.subset import chosen_images, excluded_ids
+from dataset.tables import ImageTable
 from detectors import Setup
 from detectors.command import register_data
 from detectors.datasets import other_classes
@@ -42,21 +41,19 @@ class Prepared:
 
     Attributes:
         setup: the config and what follows from it.
-        annotations: the file that names the images.
-        images: the planned images.
+        sets: the data sets, with the planned images of each.
+        images: the planned images of all sets.
         excluded: ids of those of them that are left out, ascending: they keep their records in the
             plan, which are not written.
-        image_root: folder that holds them.
         index: the plan.
         shard_records: records of a full shard.
         geometries: one for each bucket, in the order of the index's bucket numbers.
     """
 
     setup: Setup
-    annotations: str
+    sets: tuple[DataSet, ...]
     images: ImageTable
     excluded: tuple[int, ...]
-    image_root: str
     index: Index
     shard_records: int
     geometries: tuple[Geometry, ...]
@@ -76,10 +73,10 @@ class Prepared:
         """Which records each shard of the plan has."""
         return ShardTable(self.index, self.shard_records)
 
-    @property
-    def written_images(self) -> ImageTable:
-        """The planned images without those that are left out."""
-        return self.images.without(self.excluded)
+    def written_images(self) -> Iterator[tuple[ImageTable, str]]:
+        """Of each set, the planned images without those that are left out, and their folder."""
+        for one in self.sets:
+            yield one.images.without(self.excluded), one.image_root
 
     def codec(self, preset: Preset | None = None) -> RecordCodec:
         """What encodes a record, with the config's preset or another."""
@@ -108,7 +105,7 @@ class Prepared:
             geometries=self.geometries,
             shard_records=self.shard_records,
             teacher=teacher,
-            dataset=dataset_fingerprint(self.images),
+            dataset=sets_fingerprint(self.sets),
             augmentation=self.setup.augmentation.fingerprint,
             numerics=numerics,
             excluded=self.excluded,
@@ -128,16 +125,16 @@ def prepare(cfg: CfgNode) -> Prepared:
     ours = setup.settings
     if not ours.cache.location:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
-    annotations, image_root = _locate(cfg, setup.trained_teacher_cfg)
-    images, excluded = _images(annotations, ours.dataset)
+    sets = chosen_images(_find_sets(cfg, setup.trained_teacher_cfg), ours.dataset)
+    images = joined(sets)
+    excluded = _excluded(sets, images, ours.dataset)
     shard_records = _shard_records(setup)
     index = _plan(setup, images, shard_records)
     return Prepared(
         setup=setup,
-        annotations=annotations,
+        sets=sets,
         images=images,
         excluded=excluded,
-        image_root=image_root,
         index=index,
         shard_records=shard_records,
         geometries=_geometries(setup, index),
@@ -179,16 +176,16 @@ def _with_keys(setup: Setup, **nodes: Mapping[str, Any]) -> Setup:
     return Setup(cfg)
 
 
-def _images(annotations: str, config: DatasetConfig) -> tuple[ImageTable, tuple[int, ...]]:
-    """The images to plan, and the ids of those among them that are left out."""
-    table = load_images(annotations)
-    images = chosen_images(table, annotations, config)
-    excluded = np.intersect1d(images.ids, excluded_ids(table, annotations, config))
+def _excluded(
+    sets: Sequence[DataSet], images: ImageTable, config: DatasetConfig
+) -> tuple[int, ...]:
+    """The ids of the planned images that are left out."""
+    excluded = np.intersect1d(images.ids, excluded_ids(sets, config))
     if len(images) and len(excluded) == len(images):
         raise ValueError(
             f"DATASET.EXCLUDE: {config.exclude} names all {len(images)} images; none is left"
         )
-    return images, tuple(excluded.tolist())
+    return tuple(excluded.tolist())
 
 
 def _plan(setup: Setup, images: ImageTable, shard_records: int) -> Index:
@@ -230,18 +227,17 @@ def _codec(setup: Setup, preset: Preset) -> RecordCodec:
     return RecordCodec.of_preset(preset, setup.stored.signals, kept)
 
 
-def _locate(cfg: CfgNode, teacher_cfg: CfgNode) -> tuple[str, str]:
-    """Annotation file and image root of the one training dataset.
+def _find_sets(cfg: CfgNode, teacher_cfg: CfgNode) -> tuple[DataSet, ...]:
+    """The training data sets, with all their images.
 
     The images are not looked for: `plan` needs none, and who reads them looks.
     """
     warnings = register_data(cfg, use=("TRAIN",), images=False)
-    (name,) = cfg.DATASETS.TRAIN
-    annotations, image_root = locate(name)
-    # No error: a method may do without the teacher's classes.
-    classes = other_classes(teacher_cfg, load_annotations(annotations))
+    sets = find_sets(cfg.DATASETS.TRAIN)
+    # No error: a method may do without the teacher's classes. All sets have the same ones.
+    classes = other_classes(teacher_cfg, sets[0].annotations)
     if classes:
         warnings.append(f"of the teacher, {classes}, if students are to have its classes")
     for warning in warnings:
         logger.warning("%s", warning)
-    return annotations, image_root
+    return sets

@@ -78,16 +78,20 @@ def require_written_images(prepared: Prepared) -> None:
 
     Raises:
         FileNotFoundError: images are missing; the message says how to leave them out, unless none
-            is there at all.
+            of a data set is there at all.
         ValueError: a file name leads out of the root.
     """
-    try:
-        require_images(prepared.written_images, prepared.image_root)
-    except MissingImagesError as error:
-        if error.is_everything:
-            raise
-        unreadable = UnreadableList(prepared)
-        paths = {key: os.path.join(prepared.image_root, one) for key, one in error.missing.items()}
-        unreadable.add({image_id: f"{path}: missing" for image_id, path in paths.items()})
+    unreadable = UnreadableList(prepared)
+    errors = []
+    for images, root in prepared.written_images():
+        try:
+            require_images(images, root)
+        except MissingImagesError as error:
+            if error.is_everything:
+                raise
+            paths = {key: os.path.join(root, one) for key, one in error.missing.items()}
+            unreadable.add({image_id: f"{path}: missing" for image_id, path in paths.items()})
+            errors.append(error)
+    if errors:
         remedy = unreadable.remedy()
-        raise FileNotFoundError(f"{error}; {remedy}" if remedy else str(error)) from None
+        raise FileNotFoundError(f"{errors[0]}; {remedy}" if remedy else str(errors[0]))

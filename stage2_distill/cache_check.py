@@ -11,9 +11,10 @@ import numpy as np
 
 from dataset.changes import changed_annotations
 from dataset.registry import locate
+from dataset.sets import find_sets
 from dataset.tables import ImageTable
 from detectors import Setup
-from detectors.identity import changed_images, differing_facts, wanted_facts
+from detectors.identity import changed_images, differing_facts, other_sets, wanted_facts
 from detectors.images import leave_out
 from storage import CacheReader, read_logs
 from storage.location import Location
@@ -69,10 +70,11 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
             f"{location} is incomplete: {len(missing)} shards are missing, the first is "
             f"{missing[0]}; finish it with: python -m stage1_dump run --config-file ..."
         )
-    (dataset,) = setup.cfg.DATASETS.TRAIN
-    warning = changed_annotations(read_logs(location), locate(dataset)[0])
-    if warning:
-        logger.warning("%s", warning)
+    notes = read_logs(location)
+    for number, dataset in enumerate(setup.cfg.DATASETS.TRAIN):
+        warning = changed_annotations(notes, locate(dataset)[0], number)
+        if warning:
+            logger.warning("%s", warning)
     return reader
 
 
@@ -100,6 +102,10 @@ def _differences(
         )
     if any(one.name.startswith("augmentation.") for one in found):
         return  # every image would seem to have changed
+    other = other_sets(reader.manifest, reader.index, find_sets(setup.cfg.DATASETS.TRAIN))
+    if other:
+        yield other
+        return
     changes = changed_images(reader.index, _table(images), setup.augmentation, views.num)
     if changes:
         yield (

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -148,6 +150,7 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
         rank=comm.get_rank(),
         world_size=world_size,
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        repeat_factors=repeat_factors(cfg, images),
         last_views=ours.views.last,
         last_from=cfg.SOLVER.MAX_ITER - ours.views.last_iters,
     )
@@ -179,6 +182,17 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
     )  # fmt: skip
     on_device = DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE), lead.parts)
     return DataParts(loader=on_device, sampler=sampler)
+
+
+def repeat_factors(cfg: CfgNode, images: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """How often an epoch shows each image, as DATALOADER.SAMPLER_TRAIN asks; None: once."""
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN == "TrainingSampler":
+        return None
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        images, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT
+    )
+    return np.asarray(factors, np.float64)
 
 
 def largest_item_bytes(views: ViewsConfig, reader: CacheReader | None, images: int = 1) -> int:

@@ -31,9 +31,10 @@ class Draw:
 class ViewBatchSampler(Sampler[list[Draw]]):
     """Batches of draws for one rank, endless.
 
-    In epoch e an image shows view (e + offset) mod V with a fixed offset of its own, so that every
-    epoch mixes all views and V epochs show each of them once. The last batches may show some of the
-    views alone, in the same way.
+    An image shows view (e + offset) mod V when it was shown e times before, with a fixed offset of
+    its own, so that every epoch mixes all views and V epochs show each of them once. The last
+    batches may show some of the views alone, in the same way. With repeat factors an epoch shows an
+    image as often as its factor says; what of it is no whole number is drawn anew in every epoch.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ViewBatchSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         group_by_aspect: bool = True,
+        repeat_factors: np.ndarray | None = None,
         last_views: Sequence[int] = (),
         last_from: int = 0,
     ) -> None:
@@ -57,6 +59,8 @@ class ViewBatchSampler(Sampler[list[Draw]]):
         seed: base of every shuffle.
         rank, world_size: this process among those that share the stream.
         group_by_aspect: keep wide and tall images in separate batches.
+        repeat_factors: (n,) float, how often an epoch shows an image on average, at least 1 each;
+            None: once.
         last_views: numbers of the views of the batches from iteration `last_from` on; none: all.
         """
         if len(is_wide) == 0:
@@ -65,6 +69,7 @@ class ViewBatchSampler(Sampler[list[Draw]]):
                 "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
             )
         self._group = is_wide.astype(int) if group_by_aspect else np.zeros(len(is_wide), int)
+        self._repeat_factors = repeat_factors
         self._views: Sequence[int] = range(num_views)
         self._last_views = last_views
         self._last_from = last_from
@@ -96,8 +101,20 @@ class ViewBatchSampler(Sampler[list[Draw]]):
         return Draw(position=position, view=view, epoch=epoch)
 
     def _stream(self) -> Iterator[tuple[int, int]]:
-        """Positions and epochs, the stream that all ranks share."""
-        num_images = len(self._group)
+        """Positions, and how often each was shown before: the stream that all ranks share."""
+        shown = [0] * len(self._group)
         for epoch in count():
-            order = np.random.default_rng([self._seed, 1, epoch]).permutation(num_images)
-            yield from ((position, epoch) for position in order.tolist())
+            members = self._members(epoch)
+            order = np.random.default_rng([self._seed, 1, epoch]).permutation(len(members))
+            for position in members[order].tolist():
+                yield position, shown[position]
+                shown[position] += 1
+
+    def _members(self, epoch: int) -> np.ndarray:
+        """The positions that an epoch shows, ascending, as often as it shows them."""
+        positions = np.arange(len(self._group))
+        if self._repeat_factors is None:
+            return positions
+        whole = np.floor(self._repeat_factors)
+        drawn = np.random.default_rng([self._seed, 2, epoch]).random(len(positions))
+        return np.repeat(positions, (whole + (drawn < self._repeat_factors - whole)).astype(int))

@@ -19,9 +19,10 @@ class DatasetConfig:
     # Folder to register: its annotations/instances_<split>.json become datasets folder_<split>.
     folder: str = ""
     # Text file of the ids of the images to use, one a line; relative to the working directory.
-    # Empty: all. A training may use some of the images that its cache holds.
+    # Empty: all. A training may use some of the images that its cache holds. Of several data sets
+    # the ids are those of `dataset.sets`.
     image_list: str = ""
-    # Use only the first images by id, of the list if there is one; 0: all.
+    # Use only the first images of each data set by id, of the list if there is one; 0: all.
     max_images: int = 0
     # Text file of such ids, of images that a dump leaves out because they cannot be read, and that
     # are not trained on; a dump writes it. The plan keeps them, so that a cache stays the same one.

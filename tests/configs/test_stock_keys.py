@@ -63,8 +63,6 @@ CASES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("INPUT.MAX_SIZE_TRAIN", 1000, STAGE_COMMANDS),
     ("INPUT.FORMAT", "L", STAGE_COMMANDS),
     ("INPUT.MASK_FORMAT", "bitmask", STAGE_COMMANDS),
-    ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", STAGE_COMMANDS),
-    ("DATASETS.TRAIN", ("folder_train", "folder_more"), STAGE_COMMANDS),
     ("DATASETS.TRAIN", (), (TRAIN, *STAGE_COMMANDS)),
     ("DATASETS.TEST", (), (EVAL,)),
     ("MODEL.MASK_ON", True, ALL),

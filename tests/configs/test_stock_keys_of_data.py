@@ -28,7 +28,6 @@ REFUSED: dict[str, Any] = {
     "INPUT.RANDOM_FLIP": "vertical",
     "INPUT.CROP.ENABLED": True,
     "INPUT.MASK_FORMAT": "bitmask",
-    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
     "DATASETS.PROPOSAL_FILES_TRAIN": ("a.pkl",),
     "DATASETS.PROPOSAL_FILES_TEST": ("a.pkl",),
 }
@@ -36,8 +35,6 @@ REFUSED: dict[str, Any] = {
 OFF: dict[str, tuple[str, Any]] = {
     "INPUT.CROP.TYPE": ("INPUT.CROP.ENABLED", True),
     "INPUT.CROP.SIZE": ("INPUT.CROP.ENABLED", True),
-    "DATALOADER.REPEAT_THRESHOLD": ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
-    "DATALOADER.REPEAT_SQRT": ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": ("MODEL.LOAD_PROPOSALS", True),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": ("MODEL.LOAD_PROPOSALS", True),
 }
@@ -54,8 +51,13 @@ ACTS: dict[str, dict[tuple[str, ...], str]] = {
     "DATALOADER.ASPECT_RATIO_GROUPING": {
         (DISTILL,): f"{IN_STUDENTS}::test_grouping_by_orientation_reaches_the_sampler"
     },
+    **{
+        f"DATALOADER.{name}": {(DISTILL,): f"{IN_STUDENTS}::test_rare_classes_are_shown_more_often"}
+        for name in ("SAMPLER_TRAIN", "REPEAT_THRESHOLD", "REPEAT_SQRT")
+    },
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": {
-        STUDENTS: f"{IN_STUDENTS}::test_images_are_those_of_the_set_with_and_without_objects"
+        (DUMP,): f"{IN_DUMP}::test_the_plan_counts_images_without_objects",
+        STUDENTS: f"{IN_STUDENTS}::test_images_are_those_of_the_set_with_and_without_objects",
     },
     "DATASETS.TRAIN": {
         STUDENTS: f"{IN_STUDENTS}::test_images_are_those_of_the_set_with_and_without_objects",
@@ -70,10 +72,11 @@ OTHER_VALUES: dict[str, Any] = {
     "DATALOADER.NUM_WORKERS": 2,
     "DATALOADER.ASPECT_RATIO_GROUPING": False,
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
-    "DATASETS.TRAIN": ("folder_more",),
+    "DATASETS.TRAIN": ("folder_train", "folder_more"),
     "DATASETS.TEST": ("folder_more",),
     "INPUT.CROP.TYPE": "absolute",
     "INPUT.CROP.SIZE": [0.5, 0.5],
+    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
     "DATALOADER.REPEAT_THRESHOLD": 0.5,
     "DATALOADER.REPEAT_SQRT": False,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 10,

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 from configs.nodes import DatasetConfig
-from dataset.annotations import load_images
+from dataset.reading import load_annotations
+from dataset.sets import DataSet
 from dataset.subset import chosen_images, excluded_ids, read_image_list
 
 Writer = Callable[[Any], Path]
+
+
+def set_of(path: Path) -> DataSet:
+    annotations = load_annotations(path)
+    return DataSet(
+        name="a", path=str(path), image_root="", annotations=annotations, images=annotations.images
+    )
 
 
 @pytest.fixture
@@ -41,10 +49,11 @@ def test_the_listed_images_are_kept_by_id(
     limit: int,
     names: list[str],
 ) -> None:
-    path = write_json(document)
-    whole = load_images(path)
+    one = set_of(write_json(document))
+    whole = one.images
     config = DatasetConfig(image_list=str(write_list(text)), max_images=limit)
-    table = chosen_images(whole, path, config)
+    (chosen,) = chosen_images([one], config)
+    table = chosen.images
     assert table.file_names == names
     rows = np.searchsorted(whole.ids, table.ids)
     assert whole.ids[rows].tolist() == table.ids.tolist()
@@ -55,14 +64,14 @@ def test_the_listed_images_are_kept_by_id(
 def test_excluded_images_stay_among_the_chosen_ones(
     write_json: Writer, document: dict[str, Any], write_list: Callable[[str], Path]
 ) -> None:
-    path = write_json(document)
-    whole = load_images(path)
+    one = set_of(write_json(document))
     config = DatasetConfig(exclude=str(write_list("9  # b.png: cut\n7\n9\n")))
-    assert chosen_images(whole, path, config).ids.tolist() == whole.ids.tolist() == [3, 7, 9]
-    excluded = excluded_ids(whole, path, config)
+    (chosen,) = chosen_images([one], config)
+    assert chosen.images.ids.tolist() == one.images.ids.tolist() == [3, 7, 9]
+    excluded = excluded_ids([one], config)
     assert excluded.tolist() == [7, 9]
-    assert whole.without(excluded).file_names == ["a.png"]
-    assert excluded_ids(whole, path, DatasetConfig()).tolist() == []
+    assert one.images.without(excluded).file_names == ["a.png"]
+    assert excluded_ids([one], DatasetConfig()).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -88,11 +97,11 @@ def test_a_list_that_holds_something_else_is_refused(
 def test_ids_that_the_annotations_lack_are_counted_and_named(
     write_json: Writer, document: dict[str, Any], write_list: Callable[[str], Path], key: str
 ) -> None:
-    path, listed = write_json(document), str(write_list("3\n12\n11\n"))
+    one, listed = set_of(write_json(document)), str(write_list("3\n12\n11\n"))
     config = DatasetConfig(**{key.lower(): listed})
     said = rf"^DATASET\.{key}: .* names 2 images that are not in .*, the first has the id 11$"
     with pytest.raises(ValueError, match=said):
-        (chosen_images if key == "IMAGE_LIST" else excluded_ids)(load_images(path), path, config)
+        (chosen_images if key == "IMAGE_LIST" else excluded_ids)([one], config)
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:

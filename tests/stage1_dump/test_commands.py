@@ -114,7 +114,7 @@ def test_status_counts_what_is_committed(reference: Path, tmp_path: Path, capsys
     ("nodes", "said"),
     [
         ({"CACHE": {"LOCATION": ""}}, "CACHE.LOCATION is empty"),
-        ({"DATASETS": {"TRAIN": []}}, "exactly one dataset"),
+        ({"DATASETS": {"TRAIN": []}}, "there is nothing to train on"),
         (
             {"CACHE": {"PRESET": "tiny"}},
             "CACHE.PRESET 'tiny': expected one of balanced, compact, exact",

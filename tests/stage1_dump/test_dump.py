@@ -65,7 +65,7 @@ def _compare_with_stock(batch, reader, model, prepared) -> int:  # type: ignore[
     inputs = []
     for record in batch:
         row = int(np.searchsorted(prepared.images.ids, reader.index.image_id[record]))
-        path = Path(prepared.image_root) / prepared.images.file_names[row]
+        path = Path(prepared.sets[0].image_root) / prepared.images.file_names[row]
         view = plan_view(
             prepared.setup.augmentation,
             image_id=int(reader.index.image_id[record]),

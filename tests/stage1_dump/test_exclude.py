@@ -10,7 +10,6 @@ import pytest
 
 from configs.loader import load_config
 from configs.nodes import DatasetConfig
-from dataset.annotations import load_images
 from dataset.subset import excluded_ids
 from stage1_dump.__main__ import main
 from stage1_dump.measure import measure
@@ -160,7 +159,7 @@ def test_a_later_list_names_what_is_left_out_already(
 
 
 def test_a_list_holds_an_image_once_and_whatever_its_name_and_fault(
-    config: Path, found: Path, images_folder: Path
+    config: Path, found: Path
 ) -> None:
     prepared = prepare(load_config(str(config)))
     found.parent.mkdir()
@@ -169,9 +168,7 @@ def test_a_list_holds_an_image_once_and_whatever_its_name_and_fault(
     UnreadableList(prepared).add({12: "again", 5: "d"})
     lines = found.read_bytes().splitlines()
     assert lines == [b"7  # by hand, without a newline", b"12  # a b \\udcff # c", b"5  # d"]
-    annotations = images_folder / "annotations/instances_train.json"
-    table = load_images(annotations)
-    ids = excluded_ids(table, annotations, DatasetConfig(exclude=str(found)))
+    ids = excluded_ids(prepared.sets, DatasetConfig(exclude=str(found)))
     assert ids.tolist() == [5, 7, 12]
 
 

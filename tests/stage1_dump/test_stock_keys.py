@@ -8,6 +8,7 @@ import pytest
 
 from configs.loader import load_config
 from stage1_dump import images
+from stage1_dump.__main__ import main
 from stage1_dump.prepare import prepare
 from tests.stage1_dump.conftest import Configure
 from tests.stage1_dump.helpers import dump
@@ -40,3 +41,16 @@ def test_the_plan_is_of_the_set(configure: Configure, images_folder: Path, tmp_p
     (folder / "annotations/instances_few.json").write_text(json.dumps(document))
     data = {"DATASET": {"FOLDER": str(folder)}, "DATASETS": {"TRAIN": ["folder_few"]}}
     assert sorted(prepare(load_config(str(configure(**data)))).images.ids) == sorted(ids)
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_the_plan_counts_images_without_objects(
+    configure: Configure, capsys: pytest.CaptureFixture[str], filtered: bool
+) -> None:
+    config = configure(DATALOADER={"FILTER_EMPTY_ANNOTATIONS": filtered})
+    assert main(["plan", "--config-file", str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert "10 images x 1 views = 10 records" in printed  # both values can be trained
+    said = "are not trained on (DATALOADER.FILTER_EMPTY_ANNOTATIONS)" if filtered else ""
+    assert f"without objects: 1 images {said}".rstrip() in printed
+    assert ("not trained on" in printed) == filtered

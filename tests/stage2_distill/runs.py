@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from configs.loader import load_config
@@ -32,6 +33,25 @@ def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:
     trainer.resume_or_load(resume=resume)
     trainer.train()
     return trainer
+
+
+def train_until(path: Path, stop: int, *overrides: Any) -> None:
+    """Train, six iterations by default, but break off before `stop`, as a crash would."""
+
+    class Crash(Exception):
+        pass
+
+    trainer = build(path, "SOLVER.MAX_ITER", 6, *overrides)
+    step = trainer.run_step
+
+    def run_step() -> None:
+        if trainer.iter == stop:
+            raise Crash
+        step()
+
+    trainer.run_step = run_step  # type: ignore[method-assign]
+    with pytest.raises(Crash):
+        trainer.train()
 
 
 def losses_of(trainer: DistillTrainer) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """The order of images and views is a pure function of seed, rank and iteration."""
 
+from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -95,3 +96,37 @@ def test_a_draw_knows_how_often_its_image_was_shown_before() -> None:
     for draw in draws(make_sampler(), 30):
         assert draw.epoch == shown.get(draw.position, 0)
         shown[draw.position] = draw.epoch + 1
+
+
+REPEATED = {"repeat_factors": np.array([1.0] * 8 + [2.5, 1.25]), "group_by_aspect": False}
+
+
+def test_an_epoch_shows_an_image_as_often_as_its_factor_says() -> None:
+    shown = Counter(draw.position for draw in draws(make_sampler(**REPEATED), 1175))
+    assert [shown[position] for position in range(8)] == pytest.approx([400] * 8, abs=2)
+    assert shown[8] == pytest.approx(1000, rel=0.05) and shown[9] == pytest.approx(500, rel=0.05)
+
+
+def test_factors_of_1_change_nothing() -> None:
+    once = {"repeat_factors": np.ones(10)}
+    assert draws(make_sampler(**once), 30) == draws(make_sampler(), 30)
+
+
+def test_every_view_of_a_repeated_image_is_shown_as_often_as_the_others() -> None:
+    shown = draws(make_sampler(**REPEATED), 60)
+    for position in (0, 8, 9):
+        own = [draw for draw in shown if draw.position == position]
+        assert [draw.epoch for draw in own] == list(range(len(own)))
+        counts = Counter(draw.view for draw in own[: len(own) // 3 * 3])
+        assert set(counts.values()) == {len(own) // 3}
+
+
+def test_repeats_are_the_same_after_a_resumption_and_on_any_number_of_ranks() -> None:
+    whole = list(islice(make_sampler(**REPEATED), 25))
+    resumed = make_sampler(**REPEATED)
+    resumed.first_iter = 11
+    assert list(islice(resumed, 14)) == whole[11:]
+    ranks = [islice(make_sampler(**REPEATED, rank=rank, world_size=2), 25) for rank in range(2)]
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        together = [draw for part in parts for draw in part]
+        assert sorted(together, key=batch.index) == batch

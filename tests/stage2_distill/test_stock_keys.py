@@ -1,6 +1,8 @@
 """Keys of detectron2's that distillation takes: each is seen to act, with a teacher and without."""
 
 import json
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,20 @@ def test_images_are_those_of_the_set_with_and_without_objects(
         cfg = load_config(str(configure()), [str(one) for one in stated])
         register_data(cfg)
         assert len(training_images(Setup(cfg))) == number
+
+
+@pytest.mark.parametrize("source", ["cache", "none"])
+def test_rare_classes_are_shown_more_often(configure: Configure, source: str) -> None:
+    def shown(**loader: Any) -> Counter[int]:
+        trainer = build(configure(DATALOADER=loader), "TEACHER.SOURCE", source)
+        draws = [draw for batch in islice(trainer._data.sampler, 40) for draw in batch]
+        return Counter(draw.position for draw in draws)
+
+    repeats = {"SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "ASPECT_RATIO_GROUPING": False}
+    assert set(shown(ASPECT_RATIO_GROUPING=False).values()) == {10}
+    assert set(shown(**repeats).values()) == {10}  # a REPEAT_THRESHOLD of 0 repeats nothing
+    by_root, by_share = (
+        shown(**repeats, REPEAT_THRESHOLD=1.0, REPEAT_SQRT=sqrt) for sqrt in (True, False)
+    )
+    assert max(by_root.values()) > min(by_root.values())
+    assert by_root != by_share

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from detectron2.modeling import build_model
 from detectors.evaluate import evaluate
 from stage2_distill.__main__ import main
 from tests.stage2_distill.conftest import STUDENT, Configure
-from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, build, losses_of, train
+from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, build, losses_of, train, train_until
 from tests.stage2_distill.test_students import model
 
 
@@ -179,25 +178,6 @@ def test_a_resumed_run_writes_the_metrics_of_an_uninterrupted_one(
     whole, rows = rows_of(tmp_path / "whole"), rows_of(tmp_path / "output")
     assert list(whole) == [19, 39, 44]
     assert {number: rows[number] for number in whole} == whole
-
-
-def train_until(path: Path, stop: int, *overrides: Any) -> None:
-    """Train, six iterations by default, but break off before `stop`, as a crash would."""
-
-    class Crash(Exception):
-        pass
-
-    trainer = build(path, "SOLVER.MAX_ITER", 6, *overrides)
-    step = trainer.run_step
-
-    def run_step() -> None:
-        if trainer.iter == stop:
-            raise Crash
-        step()
-
-    trainer.run_step = run_step  # type: ignore[method-assign]
-    with pytest.raises(Crash):
-        trainer.train()
 
 
 def test_a_killed_run_resumes_with_the_same_losses(configure: Configure, tmp_path: Path) -> None:
