@@ -1,7 +1,7 @@
-"""Writes the tables of docs/RESULTS.md whose figures are kept in `benchmarks/results/`.
+"""Writes the tables of the documents: of figures kept in `benchmarks/results/`, and of config keys.
 
     python -m benchmarks.tables          writes them
-    python -m benchmarks.tables --check  exits with 1 if they are not those of the files
+    python -m benchmarks.tables --check  names the pages that are not current, and exits with 1
 
 A table stands between two marks, `<!-- table NAME -->` and `<!-- end -->`; what is around them is
 written by hand.
@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from storage.example import add_example
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "RESULTS.md"
-_TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+_TABLE = re.compile(r"^(<!-- table (\w+) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 
 
 def gpu_table(results: Path) -> Iterator[str]:
@@ -53,7 +53,26 @@ def _rows(part: dict[str, Any]) -> Iterator[str]:
         yield f"| {part['name']} | {row['name']} | {row['value']:.3g} | {bound} | {verdict} |"
 
 
-TABLES = {"gpu": gpu_table}
+def _of_configs(name: str) -> Callable[[Path], Iterator[str]]:
+    """A table of `configs.reference`."""
+
+    def table(_results: Path) -> Iterator[str]:
+        # It imports PyTorch, which `--help` need not wait for.
+        from configs import reference
+
+        found: Iterator[str] = getattr(reference, name)()
+        return found
+
+    return table
+
+
+TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
+    "gpu": gpu_table,
+    **{
+        name: _of_configs(name)
+        for name in ("node_tables", "added_keys", "refused_keys", "limited_keys")
+    },
+}
 
 
 def written(text: str, results: Path) -> str:
@@ -72,17 +91,21 @@ def written(text: str, results: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write or check the page; 1 where it is not current."""
+    """Write or check the pages; 1 where one is not current."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     add_example(parser, "--check")
     args = parser.parse_args(argv)
-    before = PAGE.read_text()
-    after = written(before, RESULTS)
-    if args.check:
-        return 0 if before == after else 1
-    PAGE.write_text(after)
-    return 0
+    changed = {
+        page: after
+        for page in PAGES
+        if (after := written(before := page.read_text(), RESULTS)) != before
+    }
+    for page, after in changed.items():
+        print(page.relative_to(ROOT))
+        if not args.check:
+            page.write_text(after)
+    return 1 if args.check and changed else 0
 
 
 if __name__ == "__main__":

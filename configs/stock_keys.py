@@ -245,6 +245,11 @@ def _of_other_heads(key: str) -> Refusal:
     )
 
 
+# Keys that only the head of another detector reads.
+OF_HEADS = (
+    *(_of_retinanet(name) for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")),
+    *(refusal for key in _head_keys() for refusal in _of_another_head(key)),
+)
 REFUSALS = (
     Refusal(
         key="DATASETS.TRAIN",
@@ -277,7 +282,7 @@ REFUSALS = (
         key="VIEWS.LAST",
         readers=(DISTILL,),
         allowed=lambda cfg, value: all(view < cfg.VIEWS.NUM for view in value),
-        reason="views are numbered from 0 and VIEWS.NUM is {cfg.VIEWS.NUM}; name some of these",
+        reason="views are numbered from 0, below VIEWS.NUM {cfg.VIEWS.NUM}; name some of these",
     ),
     Refusal(
         key="VIEWS.LAST_ITERS",
@@ -395,8 +400,7 @@ REFUSALS = (
         )
         for part in ("TRAIN", "TEST")
     ),
-    *(_of_retinanet(name) for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")),
-    *(refusal for key in _head_keys() for refusal in _of_another_head(key)),
+    *OF_HEADS,
     Refusal(
         key="TEST.AUG.ENABLED",
         readers=COMMANDS,

@@ -254,7 +254,7 @@ def check_limits(config: Mapping[str, Any]) -> None:
         rule = LIMITS.get(key)
         if rule is not None and not rule.accepts(value):
             raise ValueError(f"{key}: expected {rule.expected}, got {value!r}")
-    for key, expected, is_kept in _TOGETHER:
+    for key, expected, is_kept in TOGETHER:
         if not is_kept(config):
             raise ValueError(f"{key}: expected {expected}, got {value_of(config, key)!r}")
 
@@ -318,7 +318,7 @@ def _patience_is_asked(config: Mapping[str, Any]) -> bool:
 
 
 # What is right only together with another key: key, what is expected, whether it is so.
-_TOGETHER: tuple[tuple[str, str, Callable[[Mapping[str, Any]], bool]], ...] = (
+TOGETHER: tuple[tuple[str, str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("SOLVER.STEPS", "steps in ascending order, each once", _steps_ascend),
     (
         "SOLVER.STEPS",

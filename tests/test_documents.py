@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,6 @@ from unittest.mock import patch
 import pytest
 
 from configs.loader import default_config, load_config
-from configs.nodes import NODES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,14 +77,6 @@ def test_overrides_of_commands_are_config_keys(page: Path) -> None:
         config = getattr(options, "config_file", None)
         if config and str(Path(config).parent) not in written:
             load_config(str(ROOT / config), options.opts)
-
-
-def test_the_page_of_configs_lists_every_key() -> None:
-    text = (ROOT / "docs" / "CONFIG.md").read_text()
-    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*)$", text, flags=re.MULTILINE))
-    for name, node in NODES.items():
-        listed = set(re.findall(r"`([A-Z_]+)`", rows[name]))
-        assert {one.name.upper() for one in fields(node)} <= listed
 
 
 @pages
@@ -230,8 +221,10 @@ def commands(page: Path) -> Iterator[Command]:
 def has_key(node: object, key: str) -> bool:
     """Whether a config has a key such as SOLVER.BASE_LR."""
     for name in key.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node is not None
+        if not isinstance(node, dict) or name not in node:
+            return False
+        node = node[name]
+    return True
 
 
 def code_of(text: str) -> Iterator[tuple[str, bool]]:

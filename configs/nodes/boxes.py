@@ -16,6 +16,7 @@ class BoxesConfig:
 
     node: ClassVar[str] = "BOXES"
 
+    # Weight of the loss.
     weight: float = 1.0
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ class CwdConfig:
 
     node: ClassVar[str] = "CWD"
 
-    # Of each level.
+    # Weight of the loss of each level.
     weight: float = 10.0
     # Divides the features before the softmax.
     temperature: float = 1.0

@@ -57,12 +57,12 @@ class GidConfig:
     response_cls_weight: float = 0.1
     # Weight of the box part of the response loss.
     response_reg_weight: float = 1.0
-    # Beta of its smooth L1; 0 is plain L1.
+    # Beta of the smooth L1 of that part; 0 is plain L1.
     response_reg_beta: float = 0.0
     # Weight of the classification part of the box head's response on the teacher's proposals, of
     # two-stage detectors alone (beyond the paper); 0: none.
     box_head_cls_weight: float = 0.0
-    # Weight of its box part, a smooth L1 of the same beta.
+    # Weight of the box part of that response, a smooth L1 of RESPONSE_REG_BETA; 0: none.
     box_head_reg_weight: float = 0.0
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ class MgdConfig:
 
     node: ClassVar[str] = "MGD"
 
+    # Weight of the loss.
     weight: float = 2e-5
     # Of the positions, the share that is removed.
     masked: float = 0.65

@@ -16,6 +16,7 @@ class MimicConfig:
 
     node: ClassVar[str] = "MIMIC"
 
+    # Weight of the loss.
     weight: float = 5.0
     # Names of the student's levels that are compared; empty: those that boxes are pooled from.
     levels: tuple[str, ...] = ()

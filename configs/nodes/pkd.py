@@ -19,6 +19,7 @@ class PkdConfig:
 
     node: ClassVar[str] = "PKD"
 
+    # Weight of the loss.
     weight: float = 10.0
     # Names of the student's levels that are compared; empty: those that boxes are pooled from, up
     # to a stride of 64 px.

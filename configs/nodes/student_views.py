@@ -24,10 +24,13 @@ class StudentViewsConfig:
 
     node: ClassVar[str] = "STUDENT_VIEWS"
 
-    # Ranges, as in the node VIEWS.
+    # Range, as in the node VIEWS.
     brightness: tuple[float, ...] = (1.0, 1.0)
+    # Likewise.
     contrast: tuple[float, ...] = (1.0, 1.0)
+    # Likewise.
     saturation: tuple[float, ...] = (1.0, 1.0)
+    # Likewise.
     hue: tuple[float, ...] = (0.0, 0.0)
     # Probability that a view loses its colours.
     grayscale: float = 0.0

@@ -49,18 +49,21 @@ class ViewsConfig:
     fixed_size: tuple[int, ...] = ()
     # Probability of a horizontal flip, 0 to 1.
     flip: float = 0.5
-    # Likewise of a vertical one.
+    # Probability of a vertical flip, 0 to 1.
     flip_vertical: float = 0.0
-    # Ranges of the factors by which levels, their distance from the mean and from grey grow.
+    # Range of the factor by which levels grow.
     brightness: tuple[float, ...] = (1.0, 1.0)
+    # Range of the factor by which their distance from the mean grows.
     contrast: tuple[float, ...] = (1.0, 1.0)
+    # Range of the factor by which their distance from grey grows.
     saturation: tuple[float, ...] = (1.0, 1.0)
     # Range of the turn of hues, in shares of their circle.
     hue: tuple[float, ...] = (0.0, 0.0)
     # Numbers of the views without crop and colour, among them some that are not dumped yet.
     plain: tuple[int, ...] = ()
-    # Numbers of the views that the last LAST_ITERS iterations of a training show; none and 0: all.
+    # Numbers of the views that the last iterations of a training show. Empty: all.
     last: tuple[int, ...] = ()
+    # How many iterations these are; 0 without LAST.
     last_iters: int = 0
     # Steps of the user's own that follow, by the names that modules of IMPORTS register them under.
     steps: tuple[str, ...] = ()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import PAGE, RESULTS, written
+from benchmarks import tables
+from benchmarks.tables import PAGES, RESULTS, written
 
 MARKED = "before\n<!-- table gpu -->\nold\n<!-- end -->\nafter\n"
 
@@ -23,9 +24,24 @@ def write_run(folder: Path) -> None:
     (folder / "gpu_1.json").write_text(json.dumps(content))
 
 
-def test_the_page_has_the_tables_of_the_figures_that_are_kept() -> None:
-    text = PAGE.read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_a_page_are_current(page: Path) -> None:
+    text = page.read_text()
     assert text == written(text, RESULTS), "run: python -m benchmarks.tables"
+
+
+def test_the_command_writes_pages_and_its_check_names_those_that_are_not_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path)
+    page = tmp_path / "PAGE.md"
+    page.write_text(MARKED)
+    for name, value in {"ROOT": tmp_path, "RESULTS": tmp_path, "PAGES": (page,)}.items():
+        monkeypatch.setattr(tables, name, value)
+    assert tables.main(["--check"]) == 1 and page.read_text() == MARKED
+    assert tables.main([]) == 0 and "GPU 1" in page.read_text()
+    assert capsys.readouterr().out == "PAGE.md\n" * 2
+    assert tables.main(["--check"]) == 0
 
 
 def test_a_table_says_machine_and_date_and_what_was_missed(tmp_path: Path) -> None:
@@ -41,5 +57,5 @@ def test_a_table_says_machine_and_date_and_what_was_missed(tmp_path: Path) -> No
 
 
 def test_a_table_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no table 'other'; there are gpu"):
+    with pytest.raises(ValueError, match="no table 'other'; there are gpu,"):
         written("<!-- table other -->\n<!-- end -->", tmp_path)

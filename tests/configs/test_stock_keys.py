@@ -215,7 +215,7 @@ def test_sizes_of_plain_training_in_a_file_stand_beside_views_that_are_stated(
 @pytest.mark.parametrize(
     ("views", "iters", "refused"),
     [
-        ((1,), 50, ""), ((2,), 50, r"LAST is \(2,\), but .* VIEWS\.NUM is 2"),
+        ((1,), 50, ""), ((2,), 50, r"LAST is \(2,\), but .* VIEWS\.NUM 2"),
         ((1,), 51, "LAST_ITERS is 51, but .* 50 iterations"),
     ],
 )  # fmt: skip
