@@ -5,7 +5,8 @@ The annotations are generated, seeded, with the counts of COCO train2017: 118,28
 that COCO has, 0.46 GB in all. Image sizes follow those of 500 images of COCO val2014 (the last of
 the 5,000 "minival" ones, counted from a public list of their shapes): the sizes that occur there
 four times or more, by count, and for the other 27% a longest side of 640 or 500 pixels with a
-side ratio between 0.5 and 1. The plan is that of the shipped multi-scale pairing: four views.
+side ratio between 0.5 and 1. The plan is that of the shipped multi-scale pairing, four views; and
+again with every other step that goes together with its scales.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,11 @@ from .pipeline import CONFIGS
 from .rows import Row, conclude
 
 CONFIG = CONFIGS / "distill" / "r50_2x_multiscale_from_r101_1x_multiscale.yaml"
+EVERY_STEP = (
+    "VIEWS.CROP", "('relative_range', 0.7, 0.7)", "VIEWS.FLIP_VERTICAL", "0.5",
+    "VIEWS.BRIGHTNESS", "(0.6, 1.4)", "VIEWS.CONTRAST", "(0.6, 1.4)",
+    "VIEWS.SATURATION", "(0.6, 1.4)", "VIEWS.HUE", "(-0.05, 0.05)", "VIEWS.PLAIN", "(3,)",
+)  # fmt: skip
 LIMIT_SEC = 60.0
 LIMIT_BYTES = 4e9
 
@@ -58,23 +64,30 @@ def measure(folder: Path) -> list[Row]:
     if not annotations.exists():
         write_annotations(annotations)
     (folder / "coco" / "train2017").mkdir(exist_ok=True)
-    seconds, peak_bytes, planned = _run_plan(folder)
+    print(f"{annotations.stat().st_size / 1e9:.2f} GB of annotations")
+    return [
+        *_rows(folder, f"plan of {NUM_IMAGES:,} images x 4 views"),
+        *_rows(folder, "the same with every step", *EVERY_STEP),
+    ]
+
+
+def _rows(folder: Path, name: str, *overrides: str) -> list[Row]:
+    seconds, peak_bytes, planned = _run_plan(folder, overrides)
     assert (planned["images"], planned["views"]) == (NUM_IMAGES, 4)
     print(
-        f"{annotations.stat().st_size / 1e9:.2f} GB of annotations: {planned['records']:,} "
-        f"records, {planned['buckets']:,} buckets, {planned['shards']:,} shards"
+        f"{name}: {planned['records']:,} records, {planned['buckets']:,} buckets, "
+        f"{planned['shards']:,} shards"
     )
-    name = f"plan of {NUM_IMAGES:,} images x 4 views"
     return [
         Row(name=f"{name}, s", value=seconds, limit=LIMIT_SEC),
         Row(name=f"{name}, peak GB", value=peak_bytes / 1e9, limit=LIMIT_BYTES / 1e9),
     ]
 
 
-def _run_plan(folder: Path) -> tuple[float, int, dict[str, int]]:
+def _run_plan(folder: Path, overrides: Sequence[str]) -> tuple[float, int, dict[str, int]]:
     """Run the command; return its seconds, the peak of its resident memory, and what it says."""
     command = [sys.executable, "-m", "stage1_dump", "plan", "--json", "--config-file", str(CONFIG)]
-    command += ["DATASETS.TEST", "()", "CACHE.LOCATION", str(folder / "cache")]
+    command += ["DATASETS.TEST", "()", "CACHE.LOCATION", str(folder / "cache"), *overrides]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(folder)}
     start = time.monotonic()
     # Not a pipe, which would have to be emptied while waiting with wait4.
