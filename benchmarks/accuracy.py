@@ -12,7 +12,6 @@ rest. They are refused once the configs have changed; a change of the code goes 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from .families import FAMILIES, add_family
 from .kept import Kept
 from .paired import Paired
 from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data
-from .rows import Row, print_table
+from .rows import Row, print_table, write_figures
 
 PRESETS = ("balanced", "compact")
 # How far above ground truth alone the mean AP under a cache has to be, and where by more.
@@ -253,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.json:
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_figures({"family": args.family, "sets": content}, args.json)
     if not args.photographs:
         print("no photographs were given: only the synthetic set was measured")
     return 0 if reached else 1

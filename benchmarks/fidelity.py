@@ -119,7 +119,7 @@ def fidelity_rows(
     if precision != "float32":
         what += f" in {precision}"
     matched = Row(
-        name=f"{what}: GIs matched", value=min(one["matched"] for one in students),
+        name=f"{what}, gid: GIs matched", value=min(one["matched"] for one in students),
         limit=limits.matched, at_least=True,
     )  # fmt: skip
     rows = [matched] if "gid" in chosen else []

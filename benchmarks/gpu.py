@@ -132,7 +132,7 @@ def run(part: Part, timeout_sec: float) -> Outcome:
             command += ["--json", str(rows)]
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if part.hides_gpu else {}
         code, lines = _shown(command, timeout_sec, hidden)
-        found = json.loads(rows.read_text()) if rows.exists() else []
+        found = json.loads(rows.read_text())["rows"] if rows.exists() else []
     # Kept are figures, not the paths of a machine.
     told = [line for line in lines[-40:] if not re.search(r"(^|[^\w.])/\w", line)]
     shown = " ".join(part.command[:1] if part.command[0] == "pytest" else part.command)

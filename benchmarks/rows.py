@@ -45,8 +45,16 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def write_json(rows: Sequence[Row], path: str | Path) -> None:
-    """Write the rows as a JSON list, each with its `reached`."""
-    Path(path).write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+    """Write the rows, each with its `reached`, and machine, date and command of this process."""
+    write_figures({"rows": [row.to_json() for row in rows]}, path)
+
+
+def write_figures(figures: dict[str, Any], path: str | Path) -> None:
+    """Write what was measured, and machine, date and command of this process."""
+    # It imports PyTorch, which `--help` need not wait for.
+    from detectors.origin import origin
+
+    Path(path).write_text(json.dumps({**origin(), **figures}, indent=1) + "\n")
 
 
 def conclude(rows: Sequence[Row], path: str | Path | None) -> int:

@@ -3,54 +3,37 @@
     python -m benchmarks.tables          writes them
     python -m benchmarks.tables --check  names the pages that are not current, and exits with 1
 
-A table stands between two marks, `<!-- table NAME -->` and `<!-- end -->`; what is around them is
-written by hand.
+A table stands between two marks, `<!-- table KIND FILE... -->` and `<!-- end -->`; what is around
+them is written by hand. The kinds are those of `TABLES`, the files lie in `benchmarks/results/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from storage.example import add_example
+
+from .result_tables import (
+    accuracy_table,
+    fidelity_table,
+    gpu_table,
+    limits_table,
+    means_table,
+    plain_table,
+    sweep_table,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-_TABLE = re.compile(r"^(<!-- table (\w+) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
+_TABLE = re.compile(r"^(<!-- table (\w+)(.*?) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 
 
-def gpu_table(results: Path) -> Iterator[str]:
-    """The runs of `benchmarks.gpu`, one table a GPU model."""
-    for path in sorted(results.glob("gpu_*.json")):
-        run = json.loads(path.read_text())
-        machine = run["machine"]
-        yield (
-            f"{machine['gpu']}, {machine['cpus']} CPU cores; PyTorch {machine['torch']}, "
-            f"torchvision {machine['torchvision']}, Python {machine['python']}; {run['date']}. "
-            f"Its parts took {sum(part['seconds'] for part in run['parts']):.0f} s."
-        )
-        yield ""
-        yield "| part | what | measured | limit | |"
-        yield "|---|---|---|---|---|"
-        for part in run["parts"]:
-            yield from _rows(part)
-        yield ""
-
-
-def _rows(part: dict[str, Any]) -> Iterator[str]:
-    if not part["rows"]:
-        last = (part["output"] or ["no output"])[-1].strip("= ")
-        yield f"| {part['name']} | {last} | | | {'' if part['exit_code'] == 0 else 'failed'} |"
-    for row in part["rows"]:
-        bound = f"{'at least ' if row['at_least'] else ''}{row['limit']:g}"
-        verdict = "" if row["reached"] else "not reached"
-        yield f"| {part['name']} | {row['name']} | {row['value']:.3g} | {bound} | {verdict} |"
+_OF_CONFIGS = ("node_tables", "added_keys", "refused_keys", "limited_keys")
 
 
 def _of_configs(name: str) -> Callable[[Path], Iterator[str]]:
@@ -66,12 +49,16 @@ def _of_configs(name: str) -> Callable[[Path], Iterator[str]]:
     return table
 
 
-TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
+# Kind to what gives its lines; the arguments are the folder of results and the words of the mark.
+TABLES: dict[str, Callable[..., Iterator[str]]] = {
+    "accuracy": accuracy_table,
+    "means": means_table,
+    "limits": limits_table,
+    "fidelity": fidelity_table,
+    "sweep": sweep_table,
+    "plain": plain_table,
     "gpu": gpu_table,
-    **{
-        name: _of_configs(name)
-        for name in ("node_tables", "added_keys", "refused_keys", "limited_keys")
-    },
+    **{name: _of_configs(name) for name in _OF_CONFIGS},
 }
 
 
@@ -79,13 +66,21 @@ def written(text: str, results: Path) -> str:
     """The page with its tables as the files have them.
 
     Raises:
-        ValueError: the page asks for a table that there is not.
+        ValueError: the page asks for a table that there is not, or a file lacks what it shows.
     """
 
     def table(found: re.Match[str]) -> str:
-        if found[2] not in TABLES:
-            raise ValueError(f"no table {found[2]!r}; there are {', '.join(TABLES)}")
-        return found[1] + "\n".join(TABLES[found[2]](results)) + "\n" + found[3]
+        start, kind, words, end = found.groups()
+        if kind not in TABLES:
+            raise ValueError(f"no table {kind!r}; there are {', '.join(TABLES)}")
+        try:
+            lines = list(TABLES[kind](results, *words.split()))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"table {kind}{words}: expected what the command of such a table writes; "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return start + "\n".join(lines) + "\n" + end
 
     return _TABLE.sub(table, text)
 
@@ -96,11 +91,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     add_example(parser, "--check")
     args = parser.parse_args(argv)
-    changed = {
-        page: after
-        for page in PAGES
-        if (after := written(before := page.read_text(), RESULTS)) != before
-    }
+    try:
+        changed = {
+            page: after
+            for page in PAGES
+            if (after := written(before := page.read_text(), RESULTS)) != before
+        }
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for page, after in changed.items():
         print(page.relative_to(ROOT))
         if not args.check:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from detectors.origin import origin
+
 from ..pages import number
 from .plan import Run
 from .runs_file import Row
@@ -73,6 +75,7 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Everything, for scripts."""
         return {
+            **origin(),
             "config": self.config,
             "runs_file": self.runs_file,
             "first_row": self.rows[0].name,

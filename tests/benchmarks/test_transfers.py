@@ -72,7 +72,7 @@ def test_a_step_of_mixed_sizes_keeps_the_limits(
     command += ["--methods", *methods]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(rows.read_text())
+    found = json.loads(rows.read_text())["rows"]
     for method, waits, launches in zip(methods, found[::2], found[1::2], strict=True):
         # General instances and pseudo objects are waited for, once.
         assert (waits["value"] > 0) == (method in ("gid", "pseudo")), method
