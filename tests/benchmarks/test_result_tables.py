@@ -52,7 +52,7 @@ def test_what_the_command_of_accuracy_writes_is_a_table(
     monkeypatch.setattr(accuracy, "measure", lambda *_: found)
     accuracy.main(["--family", "fcos", "--photographs", str(data), "--json", str(tmp_path / "a")])
     told, _, *lines = table(tmp_path, "accuracy a:cells")
-    assert re.search(r", \d+ CPU cores; PyTorch .*; \d{4}-\d\d-\d\d; `python -m pytest", told)
+    assert re.search(r", \d+ CPU cores; PyTorch .*; \d{4}-\d\d-\d\d; `python ", told)
     over = "over ground truth alone, 95% interval | over the live teacher, 95% interval"
     assert lines == [
         f"| FCOS | seed 1 | seed 2 | mean | {over} |",
