@@ -17,6 +17,7 @@ from dataset.coco_json import write_json
 from dataset.image_files import ImageFolder
 from dataset.layouts import new_places
 from dataset.pixels import shown_size
+from dataset.voc_layout import annotation_link, write_list
 from dataset.voc_xml import VocAnnotation, VocObject, read_voc
 from storage.progress import Progress
 
@@ -63,14 +64,23 @@ class Converted:
 
 @dataclass(frozen=True, kw_only=True)
 class _Image:
-    """One image: its entry in `images`, and its annotation file as read."""
+    """One image: year and name, its entry in `images`, and its annotation file as read."""
 
+    name: str
     entry: dict[str, Any]
     annotation: VocAnnotation
 
     @property
     def is_mended(self) -> bool:
         return self.annotation.size != (self.entry["height"], self.entry["width"])
+
+    @property
+    def unofficial(self) -> str:
+        """The place for which VOC's own rule cannot be applied; "" where it can."""
+        if self.entry["file_name"].rpartition(".")[0] != self.name:
+            return self.annotation.place
+        objects = self.annotation.objects
+        return next((one.place for one in objects if not one.is_official), "")
 
 
 class _Year:
@@ -90,10 +100,10 @@ class _Year:
                 )
         self.name = path.name
         self.images = path / "JPEGImages"
-        self._annotations = path / "Annotations"
+        self.annotations = path / "Annotations"
         self._sets = path / "ImageSets" / "Main"
         self._files = frozenset(os.listdir(self.images))
-        stems = sorted(one.stem for one in self._annotations.glob("*.xml"))
+        stems = sorted(one.stem for one in self.annotations.glob("*.xml"))
         self._ids = dict(zip(stems, numbers, strict=False))
         self._read: dict[str, _Image] = {}
 
@@ -114,7 +124,7 @@ class _Year:
                 )
             if name and name not in self._ids:
                 raise FileNotFoundError(
-                    f"{path}:{number}: expected {self._annotations / name}.xml, found none; add "
+                    f"{path}:{number}: expected {self.annotations / name}.xml, found none; add "
                     "it, or name the splits to write by --splits"
                 )
             names.update({name: number} if name else {})
@@ -123,7 +133,7 @@ class _Year:
     def image(self, name: str) -> _Image:
         """Read one image's annotations, or take what was read of it."""
         if name not in self._read:
-            annotation = read_voc(self._annotations / f"{name}.xml")
+            annotation = read_voc(self.annotations / f"{name}.xml")
             path = self._find(name, annotation)
             height, width = _size(path, annotation)
             entry = {
@@ -132,7 +142,9 @@ class _Year:
                 "height": height,
                 "width": width,
             }
-            self._read[name] = _Image(entry=entry, annotation=annotation)
+            self._read[name] = _Image(
+                name=f"{self.name}/{name}", entry=entry, annotation=annotation
+            )
         return self._read[name]
 
     def _list(self, split: str) -> Path:
@@ -189,30 +201,36 @@ def write_voc(
     for split, path in places.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, _document(read[split], names))
+        if not any(image.unofficial for image in read[split]):
+            write_list(Path(output), split, [image.name for image in read[split]])
     written = (_written(split, having, read[split]) for split, having in chosen.items())
     return Converted(splits=tuple(written), classes=names, notes=tuple(_notes(images)))
 
 
 def _links(output: Path, years: Sequence[_Year], splits: Collection[str]) -> dict[Path, Path]:
     """Links to make, to the folders that they lead to; those that are there are left out."""
-    links: dict[Path, Path] = {}
+    found: dict[Path, Path] = {}
     for year in years:
-        link = output / "images" / year.name
         # The images of a split are looked for in images/<split> first.
         if year.name in splits:
             raise ValueError(
                 f"{year.images.parent}: expected an input folder of another name than a split, got "
                 f"{year.name}; rename it"
             )
-        if link in links:
+        links = {
+            output / "images" / year.name: year.images,
+            annotation_link(output, year.name): year.annotations,
+        }
+        if links.keys() & found.keys():
             raise ValueError(
                 f"{year.images.parent}: expected input folders of different names, got two named "
                 f"{year.name}; rename one"
             )
-        if os.path.lexists(link) and link.resolve() != year.images.resolve():
-            raise ValueError(f"{link}: is there already; choose another --output, or remove it")
-        links[link] = year.images
-    return {link: target for link, target in links.items() if not os.path.lexists(link)}
+        for link, target in links.items():
+            if os.path.lexists(link) and link.resolve() != target.resolve():
+                raise ValueError(f"{link}: is there already; choose another --output, or remove it")
+        found |= links
+    return {link: target for link, target in found.items() if not os.path.lexists(link)}
 
 
 def _chosen(years: Sequence[_Year], splits: Sequence[str]) -> dict[str, list[_Year]]:
@@ -309,4 +327,10 @@ def _notes(images: Sequence[_Image]) -> Iterator[str]:
         yield (
             f"{len(mended)} images have no size in their annotations, or height and width "
             f"exchanged; their own was taken, the first is {next(iter(mended))}"
+        )
+    places = [image.unofficial for image in images if image.unofficial]
+    if places:
+        yield (
+            "evaluation will have COCO's AP50 alone, not VOC's: that needs <pose>, <truncated>, "
+            f"<difficult>, whole pixels and images named as their XML, unlike {places[0]}"
         )

@@ -24,12 +24,15 @@ class VocObject:
         name: of its class.
         box_xywh_abs: left, top, width and height, pixels of the image.
         is_difficult: neither found nor missed, by VOC's rule of evaluation.
+        is_official: whether it has what every object of VOC2007 has, and evaluation by VOC's rule
+            reads: pose, truncated, difficult, and corners in whole pixels.
         place: file and line, for messages.
     """
 
     name: str
     box_xywh_abs: tuple[float, float, float, float]
     is_difficult: bool
+    is_official: bool
     place: str
 
 
@@ -100,6 +103,7 @@ def _object(element: XmlElement) -> VocObject:
         name=name,
         box_xywh_abs=_box(element),
         is_difficult=difficult == "1",
+        is_official=_is_official(element),
         place=element.place,
     )
 
@@ -118,6 +122,12 @@ def _box(element: XmlElement) -> tuple[float, float, float, float]:
             f"{left:g}, {top:g}, {right:g}, {bottom:g}; write left, top, right and bottom"
         )
     return left - 1, top - 1, right - left + 1, bottom - top + 1
+
+
+def _is_official(element: XmlElement) -> bool:
+    whole = [_text(element, tag) for tag in ("truncated", "difficult")]
+    whole += [_text(box, tag) for box in _children(element, "bndbox") for tag in _CORNERS]
+    return bool(_text(element, "pose")) and all(map(str.isdecimal, whole))
 
 
 def _number(element: XmlElement, tag: str) -> float:

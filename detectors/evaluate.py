@@ -21,6 +21,7 @@ from dataset.reading import Annotations, load_annotations
 from dataset.registry import is_coco, locate
 
 from .images import ImageMapper
+from .voc_rule import METRIC, VocEvaluator, voc_evaluator
 from .workers import watch_stock_loader
 
 
@@ -28,19 +29,29 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, dict[str, float
     """Evaluate on every dataset of `DATASETS.TEST`.
 
     Returns:
-        `{dataset: {"AP": ..., "AP50": ..., ...}}`, in percent; empty on ranks other than the main.
+        `{dataset: {"AP": ..., "AP50": ..., ...}}`, in percent, of a set that `dataset voc` wrote
+        also `AP50-VOC`, by VOC's own rule; empty on ranks other than the main.
     """
     results: OrderedDict[str, dict[str, float]] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         stock = build_detection_test_loader(cfg, name, mapper=ImageMapper(cfg, is_train=False))
         loader = watch_stock_loader(stock, cfg, is_train=False)
         was_training = model.training
-        found = inference_on_dataset(model, loader, coco_evaluator(cfg, name))
+        judges = [coco_evaluator(cfg, name), *_of_voc(name)]
+        found = inference_on_dataset(model, loader, judges)
         model.train(was_training)
         if comm.is_main_process():
             print_csv_format(found)
-            results[name] = known_numbers(found["bbox"])
+            results[name] = known_numbers(found["bbox"]) | found.get("voc", {})
     return results
+
+
+def _of_voc(dataset_name: str) -> list[VocEvaluator]:
+    """What judges by VOC's own rule, where a dataset has what that needs."""
+    if not is_coco(dataset_name):
+        return []
+    found = voc_evaluator(load_annotations(locate(dataset_name)[0]))
+    return [found] if found else []
 
 
 def known_numbers(metrics: dict[str, float]) -> dict[str, float]:
@@ -91,5 +102,6 @@ def summary(results: OrderedDict[str, dict[str, float]]) -> str:
     """One line for every dataset."""
     return "\n".join(
         f"{name}: AP {r['AP']:.2f}  AP50 {r['AP50']:.2f}  AP75 {r['AP75']:.2f}"
+        + (f"  {METRIC} {r[METRIC]:.2f}" if METRIC in r else "")
         for name, r in results.items()
     )

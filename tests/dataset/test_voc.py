@@ -21,6 +21,7 @@ from dataset.forms import coco_ground_truth, dataset_dicts
 from dataset.reading import load_annotations
 from dataset.registry import register_folder
 from dataset.voc import CLASS_NAMES, write_voc
+from dataset.voc_layout import layout_of
 
 HEIGHT, WIDTH = 40, 60
 Objects = list[tuple[str, tuple[float, ...], int | None]]
@@ -34,7 +35,8 @@ def xml(name: str, objects: Objects, size: str | None = None) -> str:
         size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
     lines = ["<annotation>", f"\t<filename>{name}.jpg</filename>", f"\t{size}"]
     for label, box, difficult in objects:
-        marks = "" if difficult is None else f"<difficult>{difficult}</difficult>"
+        marks = "<pose>Left</pose><truncated>1</truncated>"
+        marks += "" if difficult is None else f"<difficult>{difficult}</difficult>"
         corners = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
         inner = "".join(f"<{tag}>{value}</{tag}>" for tag, value in corners)
         lines += ["\t<object>", f"\t\t<name>{label}</name>{marks}", f"\t\t<bndbox>{inner}</bndbox>"]
@@ -256,7 +258,7 @@ def test_a_size_that_is_missing_or_exchanged_is_that_of_the_image(
 ) -> None:
     path = voc2007 / "Annotations" / "000001.xml"
     path.write_text(xml("000001", DOG, size))
-    (note,) = write_voc([voc2007], tmp_path / "out").notes
+    (note,) = write_voc([voc2007], tmp_path / "out", splits=["test"]).notes
     assert note.startswith("1 images have no size") and str(path) in note
     (image,) = read(tmp_path / "out", "test")["images"]
     assert (image["height"], image["width"]) == (HEIGHT, WIDTH)
@@ -310,3 +312,19 @@ def test_names_of_folders_that_are_taken_are_refused(
     write_voc([voc2007], tmp_path / "out", splits=["test"])
     error = command(capsys, "--input", other, "--output", tmp_path / "out")
     assert "images/VOC2007: is there already" in error
+
+
+def test_the_folder_has_voc_s_layout_too_where_its_own_rule_can_be_applied(
+    voc2007: Path, voc2012: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out"
+    arguments = ["voc", "--input", voc2007, voc2012, "--output", target]
+    assert main([*map(str, arguments)]) == 0
+    found = layout_of(target / "annotations" / "instances_test.json")
+    assert found is not None and found.has_eleven_points and found.names == {"VOC2007/000001"}
+    # A person without <difficult>, a corner of half a pixel.
+    for split in ("val", "trainval"):
+        assert layout_of(target / "annotations" / f"instances_{split}.json") is None
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "AP50" in line]
+    assert note.startswith("evaluation will have COCO's AP50 alone") and "000005.xml:" in note
+    assert (target / "voc/Annotations/VOC2007/000001.xml").is_file()
