@@ -7,13 +7,16 @@ from functools import cached_property
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from configs.loader import settings, teacher_config
 from configs.nodes import Settings
+from configs.stock_limits import value_of
 from dataset.views import Augmentation
 from detectors import DetectorFamily, family_of
 from storage import Preset, get_preset
 
+from .classes import ClassMap
 from .stored import Stored
 
 
@@ -53,6 +56,31 @@ class Setup:
     def teacher_family(self) -> DetectorFamily:
         """The family of the teacher."""
         return family_of(self.teacher_cfg)
+
+    @cached_property
+    def class_map(self) -> ClassMap | None:
+        """Which of the teacher's classes those of the registered data are; None: the same."""
+        names = self.settings.teacher.classes
+        if not names:
+            return None
+        dataset = self.cfg.DATASETS.TRAIN[0]  # further ones have the same categories
+        return ClassMap.of_names(
+            MetadataCatalog.get(dataset).thing_classes,
+            names,
+            key="TEACHER.CLASSES",
+            data=f"{dataset} (DATASETS.TRAIN)",
+            num_classes=value_of(self.teacher_cfg, self.teacher_family.num_classes_key),
+        )
+
+    @cached_property
+    def matched_teacher_cfg(self) -> CfgNode:
+        """`teacher_cfg`, with as many classes as the student has of it."""
+        if self.class_map is None:
+            return self.teacher_cfg
+        matched = self.teacher_cfg.clone()
+        key = self.teacher_family.num_classes_key
+        matched.merge_from_list([key, len(self.class_map.columns)])
+        return matched
 
     @cached_property
     def stored(self) -> Stored:

@@ -82,6 +82,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     judging = choices.add_parser("evaluate", help="the teacher's COCO AP, from the cache alone")
     judging.add_argument("cache", help="folder or URL of the cache")
     judging.add_argument("--annotations", required=True, metavar="FILE", help="COCO annotations")
+    judging.add_argument(
+        "--classes", nargs="+", default=(), metavar="NAME",
+        help="all classes of the teacher, in its order; default: those of the annotations",
+    )  # fmt: skip
     judging.add_argument("--view", type=whole(0), metavar="V", help="default: every complete view")
     judging.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_import_argument(judging)

@@ -91,7 +91,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from .evaluate import evaluate_cache
 
     import_modules(args.imports, "--import")
-    found = evaluate_cache(args.cache, args.annotations, view=args.view)
+    found = evaluate_cache(args.cache, args.annotations, view=args.view, classes=args.classes)
     print(found.to_json() if args.json else found)
     return 0
 

@@ -25,6 +25,7 @@ from dataset.annotations import ImageTable, dataset_fingerprint
 from dataset.reading import Annotations, load_annotations
 from dataset.sets import among_several, stated_sets
 from dataset.views import Augmentation, View, ViewArrays, plan_views
+from detectors.classes import ClassMap
 from detectors.detections import unpack_detections
 from detectors.evaluate import box_evaluator, known_numbers
 from detectors.identity import other_dataset
@@ -81,13 +82,17 @@ class Evaluation:
         yield from (f"view {view}: incomplete, not evaluated" for view in self.incomplete)
 
 
-def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> Evaluation:
+def evaluate_cache(
+    cache: str, annotations: str, *, view: int | None = None, classes: Sequence[str] = ()
+) -> Evaluation:
     """Evaluate whole views of a cache with detectron2's COCO evaluation.
 
     Args:
         cache: folder or URL.
         annotations: COCO file whose images include the cache's, or those of one of its sets.
         view: which one; None for every view that is complete.
+        classes: names of the teacher's classes, in the order of its outputs, where the annotations
+            have some of them or another order.
 
     Raises:
         FileNotFoundError: there is no cache, or no annotation file.
@@ -101,6 +106,7 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     truth = load_annotations(annotations)
     for warning in truth.warnings():
         logger.warning("%s", warning)
+    class_map = _class_map(reader, truth, classes)
     augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
     truth = _in_cache(reader, truth)
     planned = _cached_images(reader, truth, augmentation)
@@ -109,19 +115,19 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
         raise ValueError(f"{cache} leaves out all of its images (DATASET.EXCLUDE): none is left")
     found: dict[int, dict[str, float]] = {}
     cropped = tuple(one for one in chosen if augmentation.cuts(one))
-    of_whole_images = _coco_evaluator(reader, truth)
+    of_whole_images = box_evaluator(truth, distributed=False)
     for number in chosen:
         evaluator = of_whole_images
         if number in cropped:
             shown = visible(truth, _views(images, images.ids, number, augmentation))
-            evaluator = _coco_evaluator(reader, shown)
+            evaluator = box_evaluator(shown, distributed=False)
         kept = np.isin(reader.index.image_id, images.ids)
         records = np.flatnonzero(kept & (reader.index.view == number)).tolist()
         evaluator.reset()
         with Progress(f"view {number}", total=len(records), unit="images") as progress:
             for start in range(0, len(records), _READ):
                 part = records[start : start + _READ]
-                _process(evaluator, reader, part, images, augmentation)
+                _process(evaluator, reader, part, images, augmentation, class_map)
                 progress.update(len(part))
         with redirect_stdout(StringIO()), _matching_shown(f"AP of view {number}"):
             results = evaluator.evaluate(img_ids=images.ids.tolist())
@@ -137,17 +143,22 @@ def evaluate_cache(cache: str, annotations: str, *, view: int | None = None) -> 
     )
 
 
-def image_detections(rows: NDArray[np.float32], view: View) -> Instances:
+def image_detections(
+    rows: NDArray[np.float32], view: View, classes: ClassMap | None = None
+) -> Instances:
     """Bring the final boxes of a view back to its image, as stock inference does.
 
     Args:
         rows: (D, 6) x1 y1 x2 y2 score class, XYXY_ABS in pixels of the view; unused rows score -1.
         view: that view.
+        classes: the only ones that are wanted, if not all.
 
     Returns:
         `pred_boxes` in pixels of the image, XYXY_ABS, with `scores` and `pred_classes`.
     """
-    found = unpack_detections(torch.tensor(rows), view.sizes[0])
+    of_teacher = torch.tensor(rows)
+    wanted = classes.detections(of_teacher) if classes else of_teacher
+    found = unpack_detections(wanted, view.sizes[0])
     of_view = found.pred_boxes.tensor.numpy()
     found.pred_boxes = Boxes(torch.tensor(view.transforms().inverse().apply_box(of_view)))
     # Boxes are clipped to the image, and those of which nothing is left dropped.
@@ -160,12 +171,13 @@ def _process(
     records: Sequence[int],
     images: ImageTable,
     augmentation: Augmentation,
+    classes: ClassMap | None,
 ) -> None:
     """Hand some records of one view to the evaluator."""
     number = int(reader.index.view[records[0]])
     views = _views(images, reader.index.image_id[records], number, augmentation)
     for view, fields in zip(views, reader.read_many(records), strict=True):
-        found = image_detections(fields["detections"], view)
+        found = image_detections(fields["detections"], view, classes)
         evaluator.process([{"image_id": view.image_id}], [{"instances": found}])
 
 
@@ -242,16 +254,30 @@ def _cached_images(
     )
 
 
-def _coco_evaluator(reader: CacheReader, annotations: Annotations) -> COCOEvaluator:
-    """detectron2's evaluator, for annotations with as many categories as the teacher's classes."""
-    categories = annotations.categories
-    num_classes = reader.manifest.detections["classes"]
+def _class_map(
+    reader: CacheReader, annotations: Annotations, classes: Sequence[str]
+) -> ClassMap | None:
+    """The annotated classes among the teacher's; None where they are the same.
+
+    Raises:
+        ValueError: there are not as many of both, and no names; or the names do not fit.
+    """
+    categories, num_classes = annotations.categories, reader.manifest.detections["classes"]
+    if classes:
+        return ClassMap.of_names(
+            tuple(categories.values()),
+            classes,
+            key="--classes",
+            data=annotations.path,
+            num_classes=num_classes,
+        )
     if num_classes != len(categories):
         raise ValueError(
             f"{annotations.path} has {len(categories)} categories, but the teacher of "
-            f"{reader.location} has {num_classes} classes"
+            f"{reader.location} has {num_classes} classes; if they are some of those, name all of "
+            "the teacher's with --classes"
         )
-    return box_evaluator(annotations, distributed=False)
+    return None
 
 
 @contextmanager

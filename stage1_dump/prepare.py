@@ -125,7 +125,7 @@ def prepare(cfg: CfgNode) -> Prepared:
     ours = setup.settings
     if not ours.cache.location:
         raise ValueError("CACHE.LOCATION is empty; expected a folder or s3://bucket/prefix")
-    sets = chosen_images(_find_sets(cfg, setup.trained_teacher_cfg), ours.dataset)
+    sets = chosen_images(_find_sets(setup), ours.dataset)
     images = joined(sets)
     excluded = _excluded(sets, images, ours.dataset)
     shard_records = _shard_records(setup)
@@ -227,17 +227,22 @@ def _codec(setup: Setup, preset: Preset) -> RecordCodec:
     return RecordCodec.of_preset(preset, setup.stored.signals, kept)
 
 
-def _find_sets(cfg: CfgNode, teacher_cfg: CfgNode) -> tuple[DataSet, ...]:
+def _find_sets(setup: Setup) -> tuple[DataSet, ...]:
     """The training data sets, with all their images.
 
     The images are not looked for: `plan` needs none, and who reads them looks.
     """
+    cfg, teacher_cfg = setup.cfg, setup.trained_teacher_cfg
     warnings = register_data(cfg, use=("TRAIN",), images=False)
     sets = find_sets(cfg.DATASETS.TRAIN)
-    # No error: a method may do without the teacher's classes. All sets have the same ones.
+    # No error: a method may do without the teacher's classes, and TEACHER.CLASSES match others. All
+    # sets have the same ones.
     classes = other_classes(teacher_cfg, sets[0].annotations)
-    if classes:
-        warnings.append(f"of the teacher, {classes}, if students are to have its classes")
+    if setup.class_map is None and classes:
+        warnings.append(
+            f"of the teacher, {classes}, if students are to have its classes; or name those that "
+            "it has in TEACHER.CLASSES"
+        )
     for warning in warnings:
         logger.warning("%s", warning)
     return sets

@@ -98,6 +98,8 @@ class Distiller(nn.Module):
         # float16, is refused or rounds under it.
         with torch.autocast(device.type, enabled=False):
             teacher = source.outputs(batch, shared.level_sizes, device)
+        if self._pair.classes is not None:
+            teacher = teacher.of_classes(self._pair.classes)
         return Step(
             pair=self._pair,
             detector=self.detector,

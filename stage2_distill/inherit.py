@@ -17,7 +17,8 @@ _SHOWN = 8
 def inherit(student: nn.Module, setup: Setup) -> dict[str, list[str]]:
     """Copy what `TEACHER.INHERIT` names of the teacher, where names and shapes agree.
 
-    Of the head every tensor that fits is taken; of the neck only whole layers, since a lateral's
+    Of the head every tensor that fits is taken, of layers that tell classes apart the rows of the
+    student's (`TEACHER.CLASSES`); of the neck only whole layers, since a lateral's
     bias is worth nothing without its weight.
 
     Args:
@@ -41,8 +42,22 @@ def inherit(student: nn.Module, setup: Setup) -> dict[str, list[str]]:
     found = {}
     for part in stated.split("+"):
         theirs = getattr(setup.teacher_family, part)(teacher).state_dict()
+        if part == "head":
+            theirs = _of_classes(theirs, setup)
         ours = getattr(setup.family, part)(student)
         found[part] = _copy(ours, theirs, part, stated)
+    return found
+
+
+def _of_classes(tensors: Mapping[str, Tensor], setup: Setup) -> Mapping[str, Tensor]:
+    """The tensors of the teacher's head, as if it had the student's classes alone."""
+    if setup.class_map is None:
+        return tensors
+    found = dict(tensors)
+    for layer, values in setup.teacher_family.class_layers.items():
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            if name in found:
+                found[name] = setup.class_map.rows(found[name], values)
     return found
 
 

@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from detectors import Setup, load_model, training_images
-from detectors.detections import unpack_detections
+from detectors.detections import pack_detections, unpack_detections
 from storage.schema import DETECTIONS
 
 from .cache_check import held_images
@@ -79,10 +79,14 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
 def _detections(teacher: Teacher, source: TeacherSource, item: dict[str, Any]) -> Instances:
     """The teacher's final boxes: those of the record, or what the teacher says now."""
     if isinstance(source, LiveTeacher):
-        return source.detections(item)
-    assert teacher.reader is not None
-    number = teacher.reader.record_number(item["image_id"], item["view"])
-    rows = torch.from_numpy(teacher.reader.read(number)[DETECTIONS].copy())
+        found = source.detections(item)
+        rows = pack_detections(found, len(found))
+    else:
+        assert teacher.reader is not None
+        number = teacher.reader.record_number(item["image_id"], item["view"])
+        rows = torch.from_numpy(teacher.reader.read(number)[DETECTIONS].copy())
+    if teacher.pair.classes is not None:
+        rows = teacher.pair.classes.detections(rows)
     return unpack_detections(rows, (int(item["image"].shape[-2]), int(item["image"].shape[-1])))
 
 

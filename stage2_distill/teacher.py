@@ -8,6 +8,7 @@ Shape letters: N images, K classes, R anchors an image, C channels, L levels, S 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from storage import CacheReader, Geometry, RecordCodec
 from .cache_check import open_cache
 from .methods import DETECTIONS, Pair, check_methods, needs_of
 from .teacher_batch import Grid, LevelSizes, TeacherBatch, assemble
+
+logger = logging.getLogger(__name__)
 
 # Of an item: the view without STUDENT_VIEWS, where these act and a live teacher may ask for it.
 TEACHER_IMAGE = "teacher_image"
@@ -220,6 +223,8 @@ def open_teacher(
         return None
     cfg = setup.trained_teacher_cfg if config.source == "live" else setup.teacher_cfg
     check_methods(setup)
+    if setup.class_map is not None:
+        logger.info("TEACHER.CLASSES: the student has %s", setup.class_map)
     reader = open_cache(setup, images) if config.source == "cache" else None
     needs = needs_of(setup)
     levels = tuple(reader.manifest.levels if reader else setup.stored.levels)

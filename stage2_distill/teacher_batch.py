@@ -12,11 +12,12 @@ W, A; positions level, H, W.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from detectors.classes import ClassMap
 from storage import Geometry, Signal
 from storage.codecs.placing import Placing
 
@@ -40,6 +41,8 @@ class TeacherBatch:
         inside: L tensors (N, 1, H_l, W_l) bool, whether the position does.
         further: signal name to the (N, ...) values of what only some families have.
         detections: (N, D, 6) float32, the final boxes of each view, see `pack_detections`.
+        foreign: (N, P) bool, the proposals whose deltas are of a class that the student lacks; None
+            where it has all of the teacher's.
     """
 
     features: list[Tensor]
@@ -49,6 +52,7 @@ class TeacherBatch:
     inside: list[Tensor] = field(default_factory=list)
     further: Mapping[str, Tensor] = field(default_factory=dict)
     detections: Tensor = field(default_factory=lambda: torch.empty(0, 0, 6))
+    foreign: Tensor | None = None
 
     @classmethod
     def of_values(
@@ -79,6 +83,27 @@ class TeacherBatch:
             inside=[levels[level] for level in grid.kept],
             further={name: one for name, one in values.items() if name not in _NAMED},
             **({} if detections is None else {"detections": detections}),
+        )
+
+    def of_classes(self, classes: ClassMap) -> TeacherBatch:
+        """The same, as if the teacher had the student's classes alone.
+
+        Scores are those of its classes, in its order; detections of other classes are no longer
+        used. The teacher's second stage gives deltas of its best class alone: where that is one
+        which the student lacks, they are `foreign`.
+        """
+        found = replace(
+            self,
+            probabilities=classes.scores(self.probabilities),
+            detections=classes.detections(self.detections),
+        )
+        logits = self.further.get("proposal_scores")
+        if logits is None:
+            return found
+        return replace(
+            found,
+            further={**self.further, "proposal_scores": classes.scores(logits)},
+            foreign=classes.is_foreign(logits[..., :-1].argmax(dim=-1)),
         )
 
 

@@ -36,6 +36,9 @@ class TeacherConfig:
     # What the student starts with of the teacher's weights, where names and shapes agree: nothing,
     # its head, or also its neck, the layers between the network and the pyramid.
     inherit: str = "none"
+    # Names of the teacher's classes, all of them, in the order of its outputs, for a student of
+    # some of them or in another order; its own are the categories of its data. Empty: the same.
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
@@ -45,3 +48,4 @@ class TeacherConfig:
         checks.integer("batch", at_least=1, at_most=2**16)
         checks.choice("precision", self.PRECISIONS)
         checks.choice("inherit", self.INHERITED)
+        checks.names("classes")

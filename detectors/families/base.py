@@ -11,9 +11,9 @@ G boxes of an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
@@ -61,6 +61,8 @@ class DetectorFamily(Protocol):
     replaced: tuple[str, ...]
     # The config key that holds the number of classes, such as MODEL.RETINANET.NUM_CLASSES.
     num_classes_key: str
+    # Layers of `head` that tell classes apart, to the rows of each class for a place.
+    class_layers: ClassVar[Mapping[str, int]]
 
     def size_divisibility(self, cfg: CfgNode) -> int:
         """The number of pixels to a multiple of which views are padded."""

@@ -69,6 +69,7 @@ class DenseFamily:
     node: str
     # See `DetectorFamily`.
     num_classes_key: str
+    class_layers: ClassVar[Mapping[str, int]] = {}
     # The nodes that the heads read, and those of their settings that act in training alone: two
     # teachers that differ in them, but not in their weights, compute the same outputs.
     training_only: ClassVar[Mapping[str, tuple[str, ...]]]

@@ -74,6 +74,7 @@ class FcosFamily(DenseFamily):
         "_transpose_dense_predictions",
     )
     num_classes_key = "MODEL.FCOS.NUM_CLASSES"
+    class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
     node = "FCOS"
     training_only: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "FCOS": (

@@ -43,6 +43,7 @@ class RetinaNetFamily(DenseFamily):
         "_transpose_dense_predictions",
     )
     num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
+    class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
     node = "RETINANET"
     training_only: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "RETINANET": (

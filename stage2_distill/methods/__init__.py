@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -124,7 +124,7 @@ def check_methods(setup: Setup) -> None:
 def _check_pairing(setup: Setup, method: type[Method], config: Any) -> None:
     """Refuse a teacher and a student that differ in what this method needs them to share."""
     ours = setup.family.pairing(setup.cfg)
-    theirs = setup.teacher_family.pairing(setup.teacher_cfg)
+    theirs = setup.teacher_family.pairing(setup.matched_teacher_cfg)
     for need in method.needs(config):
         for side, facts, cfg in (
             ("student", ours, setup.cfg),
@@ -144,8 +144,15 @@ def _check_pairing(setup: Setup, method: type[Method], config: Any) -> None:
         if different:
             raise ValueError(
                 f"teacher and student do not match: {'; '.join(different)}; the method "
-                f"{method.name} needs the {need} of both"
+                f"{method.name} needs the {need} of both{_hint(setup, different)}"
             )
+
+
+def _hint(setup: Setup, different: Sequence[str]) -> str:
+    """What to do where nothing but the number of classes differs."""
+    if len(different) > 1 or "number of classes" not in different[0] or setup.class_map:
+        return ""
+    return "; if the student's classes are some of the teacher's, set TEACHER.CLASSES"
 
 
 class TrainedLayers:

@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from detectors import DenseOutputs, DetectorFamily, Setup
+from detectors.classes import ClassMap
 from detectors.ranks import mean_over_ranks
 from detectors.stored import Stored
 from stage2_distill.teacher_batch import TeacherBatch
@@ -36,12 +37,14 @@ class Pair:
         student_levels: numbers of the student's levels that the teacher has one of the same stride
             to, finest first.
         teacher_levels: numbers of those, among the levels that are stored.
+        classes: the student's among the teacher's; None: they are the same, or of no matter.
     """
 
     setup: Setup
     stored: Stored
     student_levels: tuple[int, ...]
     teacher_levels: tuple[int, ...]
+    classes: ClassMap | None = None
 
     @classmethod
     def of(cls, setup: Setup, stored: Stored) -> Pair:
@@ -54,6 +57,7 @@ class Pair:
             stored=stored,
             student_levels=tuple(map(ours.index, shared)),
             teacher_levels=tuple(map(theirs.index, shared)),
+            classes=setup.class_map,
         )
 
     @property
@@ -113,7 +117,7 @@ class Step:
         pair: teacher and student.
         detector: the student.
         outputs: the student's, on the shared levels.
-        teacher: its outputs, on the same levels and grid.
+        teacher: its outputs, on the same levels and grid, of the student's classes.
         targets: ground truth of the N images.
         images: image id and view of each.
         iteration: of the training, from 0.

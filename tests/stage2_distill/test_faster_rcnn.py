@@ -198,17 +198,22 @@ def test_the_response_equals_a_slow_reference(beta: float) -> None:
     deltas, wanted = rng.normal(size=(images, rows, classes, 4)), rng.normal(size=(images, rows, 4))
     used = rng.random((images, rows)) < 0.6
     used[1] = False
+    foreign = rng.random((images, rows)) < 0.4
     divergence = distance = 0.0
     for i, p in zip(*used.nonzero(), strict=True):
         ours, target = softmax(mine[i, p]), softmax(theirs[i, p])
         divergence += sum(t * math.log(t / o) for o, t in zip(ours, target, strict=True))
         best = max(range(classes), key=lambda k: theirs[i, p, k])
-        for gap in np.abs(deltas[i, p, best] - wanted[i, p]):
+        for gap in np.abs(deltas[i, p, best] - wanted[i, p]) * ~foreign[i, p]:
             distance += gap - beta / 2 if gap >= beta else gap * gap / (2 * beta)
     tensors = [torch.tensor(one, dtype=torch.float32) for one in (mine, deltas, theirs, wanted)]
     count = int(used.sum())
     found = box_head_response(
-        *tensors, torch.tensor(used), beta=beta, count=torch.tensor(float(count))
+        *tensors,
+        torch.tensor(used),
+        beta=beta,
+        count=torch.tensor(float(count)),
+        foreign=torch.tensor(foreign),
     )
     assert [float(one) for one in found] == pytest.approx([divergence / count, distance / count])
 

@@ -83,6 +83,7 @@ def box_head_losses(
         used,
         beta=config.response_reg_beta,
         count=mean_over_ranks(count) if over_ranks else count,
+        foreign=teacher.foreign,
     )
     return {"box_cls": classification, "box_reg": regression}
 
@@ -96,6 +97,7 @@ def box_head_response(
     *,
     beta: float,
     count: Tensor,
+    foreign: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compare what two box heads say of the same boxes, in float32 also under autocast.
 
@@ -107,6 +109,8 @@ def box_head_response(
         used: (N, P) bool, rows that are proposals.
         beta: of the smooth L1; 0 is L1.
         count: scalar, the number of proposals to divide by.
+        foreign: (N, P) bool, rows whose deltas are of a class that the student lacks; they are left
+            out.
 
     Returns:
         Two scalars, zero without proposals: the divergence KL(teacher, student) of the softmaxes
@@ -119,6 +123,8 @@ def box_head_response(
         mine, theirs = (one.float().log_softmax(dim=2) for one in (logits, teacher_logits))
         divergence = F.kl_div(mine, theirs, reduction="none", log_target=True)
         regression = F.smooth_l1_loss(of_best.float(), teacher_deltas, reduction="none", beta=beta)
+        if foreign is not None:
+            regression = regression.masked_fill(foreign[..., None], 0.0)
         divisor = torch.where(count > 0, count, 1.0)
         sums = (one.sum(dim=2).masked_fill(~used, 0.0).sum() for one in (divergence, regression))
         cls, reg = (one / divisor for one in sums)
