@@ -1,4 +1,4 @@
-"""The command: reads a data folder, chooses, and writes three configs that the commands take."""
+"""The command: reads a data folder, chooses, and writes configs, and a script that takes them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from detectors.datasets import check_datasets
 from .arguments import MODEL_ZOO
 from .choices import Choices, choose
 from .families import KINDS, Kind
-from .text import Places, Start, detector_text, distill_text
+from .text import Places, Start, detector_text, distill_text, script_text
 
-NAMES = ("teacher.yaml", "student.yaml", "distill.yaml")
+NAMES = ("teacher.yaml", "student.yaml", "distill.yaml", "run.sh")
 _IMAGENET = "detectron2://ImageNetPretrained/MSRA/R-{}.pkl"
 _SHIPPED = Path(configs.__file__).parent
 
@@ -67,6 +67,7 @@ def write_configs(args: argparse.Namespace) -> int:
         detector_text("teacher", kind, teacher, chosen, places, device),
         detector_text("student", kind, student, chosen, places, device),
         distill_text(kind, chosen, places),
+        script_text(places),
     )
     output.mkdir(parents=True, exist_ok=True)
     for name, text in zip(NAMES, texts, strict=True):
@@ -178,9 +179,9 @@ def _summary(chosen: Choices, places: Places, check: str, device: str) -> list[s
         f"{chosen.num_used:,} training images with objects and {chosen.num_val:,} to evaluate on; "
         f"views of {side} px, {chosen.steps:,} steps of {chosen.batch} images.",
         "They are a beginning: read them, change what you know better, and run",
-        f"  {places.command('detectors train', 'teacher')}",
-        f"  {places.command('stage1_dump run', 'distill')}",
-        f"  {places.command('stage2_distill train', 'distill')}",
+        f"  sh {shlex.quote(f'{places.configs}/run.sh')}",
+        "which is",
+        *(f"  {one}" for one in places.commands),
         f"No image was opened. To try whether all can be read: {check}",
     ]
     if device == "cpu":

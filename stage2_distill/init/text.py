@@ -56,6 +56,25 @@ class Places:
         """A command line that takes one of the configs."""
         return f"python -m {name} --config-file {shlex.quote(f'{self.configs}/{config}.yaml')}"
 
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """From data to a distilled student; each goes on where it was stopped."""
+        return (
+            self.command("detectors train", "teacher") + " --resume",
+            self.command("stage1_dump run", "distill"),
+            self.command("stage2_distill train", "distill") + " --resume",
+        )
+
+
+def script_text(places: Places) -> str:
+    """All commands in one file for a shell."""
+    header = comment(
+        "The teacher, its cache, and the student: stopped, the same command again goes on. With "
+        "several GPUs, see docs/COCO.md for how each is started.",
+        0,
+    )
+    return "".join(f"{line}\n" for line in (header.rstrip(), "set -e", *places.commands))
+
 
 def detector_text(
     role: str, kind: Kind, start: Start, chosen: Choices, places: Places, device: str

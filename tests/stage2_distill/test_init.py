@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 
-import detectors.__main__
 import stage1_dump.__main__
 from configs.loader import load_config, settings, teacher_config
 from dataset.reading import load_annotations
@@ -93,12 +95,11 @@ def test_what_is_written_goes_through_the_three_commands(
     family: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = written(data, "--family", family)
-    printed = re.findall(r"python -m (\w+ \w+) --config-file (\S+)", capsys.readouterr().out)
-    assert printed[:3] == [
-        ("detectors train", "mine/teacher.yaml"),
-        ("stage1_dump run", "mine/distill.yaml"),
-        ("stage2_distill train", "mine/distill.yaml"),
-    ]
+    script = (folder / "run.sh").read_text()
+    printed = capsys.readouterr().out
+    assert all(f"  {line}\n" in printed for line in script.splitlines()[-3:])
+    steps = re.findall(r"^python -m (\w+) (.*)$", script, re.MULTILINE)
+    assert [module for module, _ in steps] == ["detectors", "stage1_dump", "stage2_distill"]
     distill = str(folder / "distill.yaml")
     assert stage1_dump.__main__.main(["plan", "--config-file", distill]) == 0
     assert main(["train", "--config-file", distill]) == 1
@@ -107,11 +108,21 @@ def test_what_is_written_goes_through_the_three_commands(
 
     for name in ("teacher", "student"):
         shrink(folder / f"{name}.yaml")
-    assert detectors.__main__.main(["train", "--config-file", str(folder / "teacher.yaml")]) == 0
-    views = ["VIEWS.SCALES", "(64,)", "VIEWS.MAX_SIZE", "64", "VIEWS.NUM", "1"]
-    assert stage1_dump.__main__.main(["run", "--config-file", distill, *views]) == 0
-    assert main(["train", "--config-file", distill, *views]) == 0
+    content = yaml.safe_load((folder / "distill.yaml").read_text())
+    content["VIEWS"] |= {"SCALES": [64], "MAX_SIZE": 64, "NUM": 1}
+    (folder / "distill.yaml").write_text(yaml.safe_dump(content))
+    for module, arguments in steps * 2:  # given again, it finds everything done
+        assert importlib.import_module(f"{module}.__main__").main(shlex.split(arguments)) == 0
     assert Path("output/mine/distill/student_final.pth").is_file()
+
+
+def test_the_script_ends_with_the_first_command_that_fails(data: Path) -> None:
+    written(data)
+    Path("python").write_text("#!/bin/sh\necho $2 >> ran\ntest $2 != stage1_dump\n")
+    Path("python").chmod(0o755)
+    done = subprocess.run(["sh", "mine/run.sh"], env={"PATH": f"{Path.cwd()}:/usr/bin:/bin"})
+    assert done.returncode == 1
+    assert Path("ran").read_text().split() == ["detectors", "stage1_dump"]
 
 
 @pytest.mark.parametrize(
