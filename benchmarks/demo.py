@@ -21,6 +21,8 @@ from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_si
 from .report import Report, write_json, write_report
 
 NUM_PICTURES = 6
+# Of each student, for the curve of its AP.
+NUM_EVALUATIONS = 4
 
 
 def run(
@@ -47,6 +49,9 @@ def run(
         check_data(data)
     for name in ("teacher", "cache", "baseline", "distilled", "pictures", "evaluation", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    # It imports PyTorch, which `--help` need not wait for.
+    from .models import machine, measure
+
     start = time.monotonic()
     job = Pipeline(
         folder=folder,
@@ -59,17 +64,17 @@ def run(
     job.write_configs()
     # The baseline needs no teacher, and the evaluations need no distilled student.
     teacher_weights, baseline = side_by_side(
-        job.train_teacher, lambda: job.train_student("baseline", source="none", seed=seed)
+        job.train_teacher, lambda: _train(job, "baseline", source="none", seed=seed)
     )
     job.dump()
     job.verify()
     distilled = folder / "distilled"
 
     def distill() -> dict[str, float]:
-        job.train_student(distilled.name, source="cache", seed=seed)
+        _train(job, distilled.name, source="cache", seed=seed)
         metrics, _ = side_by_side(
             lambda: job.evaluate("distilled", "distill", distilled / EXPORTED_NAME),
-            lambda: _draw(job, distilled / EXPORTED_NAME),
+            lambda: _draw(job, distilled / EXPORTED_NAME, baseline / EXPORTED_NAME),
         )
         return metrics
 
@@ -86,17 +91,29 @@ def run(
             "baseline": baseline_metrics,
             "distilled": distilled_metrics,
         },
-        students={"baseline": baseline, "distilled": distilled},
+        trainings={"teacher": teacher_weights.parent, "baseline": baseline, "distilled": distilled},
+        models=measure(
+            {
+                "teacher": (job.config("teacher"), teacher_weights),
+                "student": (job.config("distill"), distilled / EXPORTED_NAME),
+            }
+        ),
+        machine=machine(),
         pictures=sorted((folder / "pictures").glob("view_*.png")),
         total_seconds=time.monotonic() - start,
     )
 
 
-def _draw(job: Pipeline, student: Path) -> dict[str, float]:
+def _train(job: Pipeline, name: str, *, source: str, seed: int) -> Path:
+    return job.train_student(name, source=source, seed=seed, evaluations=NUM_EVALUATIONS)
+
+
+def _draw(job: Pipeline, student: Path, baseline: Path) -> dict[str, float]:
     """Draw what the student sees."""
     job.run(
         "pictures", "stage2_distill", "show", "--config-file", job.config("distill"),
-        "--count", NUM_PICTURES, "--output", job.folder / "pictures", "MODEL.WEIGHTS", student,
+        "--count", NUM_PICTURES, "--baseline", baseline, "--output", job.folder / "pictures",
+        "MODEL.WEIGHTS", student,
     )  # fmt: skip
     return {}
 

@@ -161,18 +161,39 @@ class Pipeline:
         self.run("verify", "storage", "verify", self.cache, "--level", "full")
 
     def train_student(
-        self, name: str, *, source: str, seed: int, keys: dict[str, Any] | None = None
+        self,
+        name: str,
+        *,
+        source: str,
+        seed: int,
+        keys: dict[str, Any] | None = None,
+        evaluations: int = 0,
     ) -> Path:
-        """Train a student anew and give its folder; `source` is TEACHER.SOURCE."""
+        """Train a student anew and give its folder.
+
+        Args:
+            name: of the folder.
+            source: TEACHER.SOURCE.
+            seed: of the student.
+            keys: further overrides.
+            evaluations: how often it is evaluated, the end included.
+        """
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         stated = {"TEACHER.SOURCE": source, "SEED": seed, "OUTPUT_DIR": folder, **(keys or {})}
         pairs = [part for pair in stated.items() for part in pair]
         self.run(
             name, "stage2_distill", "train", "--config-file", self.config("distill"),
-            *pairs, *_NO_EVALUATION,
+            *pairs, *(self._evaluating(evaluations) if evaluations else _NO_EVALUATION),
         )  # fmt: skip
         return folder
+
+    def _evaluating(self, times: int) -> tuple[Any, ...]:
+        """Overrides that make a student's training evaluate so many times."""
+        from configs.loader import load_config
+
+        iterations = load_config(str(self.config("distill"))).SOLVER.MAX_ITER
+        return "TEST.EVAL_PERIOD", max(1, iterations // times)
 
     def evaluate(self, name: str, config: str, weights: Path) -> dict[str, float]:
         """COCO metrics of a checkpoint on the validation images, in percent."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stage2_distill.pages import (
-    Curve,
+    class_table,
     curves,
-    logged_curves,
+    mean_curves,
     number,
     picture,
     table,
@@ -20,6 +21,12 @@ from stage2_distill.pages import (
 from storage import CacheReader
 
 from .pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from .models import Measured
+
+# What is evaluated on, see `Pipeline.evaluate`.
+_TESTED = "folder_val"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,9 @@ class Report:
         pipeline: the job; its folder, data and timings.
         seed: of both students.
         metrics: COCO metrics in percent of teacher, baseline and distilled.
-        students: training folders of baseline and distilled.
+        models: size and speed of teacher and student.
+        machine: what they were measured on.
+        trainings: folders of teacher, baseline and distilled.
         pictures: PNG files of `stage2_distill show`.
         total_seconds: wall time of all steps.
     """
@@ -38,7 +47,9 @@ class Report:
     pipeline: Pipeline
     seed: int
     metrics: Mapping[str, Mapping[str, float]]
-    students: Mapping[str, Path]
+    models: Mapping[str, Measured]
+    machine: str
+    trainings: Mapping[str, Path]
     pictures: Sequence[Path]
     total_seconds: float
 
@@ -53,12 +64,19 @@ def write_report(report: Report, path: Path) -> None:
         f"It is {gain:+.2f} AP from the baseline. All steps took {report.total_seconds:.0f} s.</p>",
         "<h2>Average precision on the validation images (COCO, percent)</h2>",
         _metrics_table(report.metrics),
-        "<h2>Losses</h2>",
-        picture(_loss_curves(report)),
+        "<h2>By class</h2>",
+        table(*class_table(report.metrics)),
+        "<h2>Curves</h2>",
+        '<p class="note">Losses on ground truth, and those of distillation, weighted. The '
+        "teacher's AP is that of its end.</p>",
+        _curves(report),
+        "<h2>Size and speed</h2>",
+        _models_table(report),
         "<h2>What the distilled student sees</h2>",
-        '<p class="note">Training views, one a row. GIs are the boxes on which teacher and '
-        "student disagree most.</p>",
-        *(picture(path.read_bytes()) for path in report.pictures),
+        '<p class="note">Views of training images: ground truth, and what teacher, baseline and '
+        "distilled student detect. GIs are the boxes on which teacher and student disagree most; "
+        "there the losses act.</p>",
+        *(picture(path.read_bytes(), _says(path)) for path in report.pictures),
         "<h2>Teacher cache</h2>",
         _cache_table(report.pipeline.cache),
         "<h2>Time</h2>",
@@ -74,6 +92,24 @@ def _metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
         for name, values in metrics.items()
     ]
     return table(["model", *columns], rows)
+
+
+def _says(path: Path) -> str:
+    """What a picture of `show` shows, for those who do not see it."""
+    image = path.stem.removeprefix("view_")
+    return f"Image {image} with boxes of ground truth, teacher, baseline, student, and GIs"
+
+
+def _models_table(report: Report) -> str:
+    rows = [
+        [name, f"{one.parameters / 1e6:.2f}", f"{one.ms_per_image:.1f}"]
+        for name, one in report.models.items()
+    ]
+    intro = (
+        "<p>One validation image at a time, the median; teacher and student in turns, on "
+        f"{escape(report.machine)}. The baseline is of the student's size.</p>"
+    )
+    return intro + table(["model", "million parameters", "ms per image"], rows)
 
 
 def _cache_table(location: Path) -> str:
@@ -95,23 +131,23 @@ def _cache_table(location: Path) -> str:
     return intro + table(["field", "MB", "bytes a record"], rows)
 
 
-def _loss_curves(report: Report) -> bytes:
-    """PNG of the detector's own losses of both students, and of the distillation losses."""
-    own: dict[str, Curve] = {}
-    distilled: dict[str, Curve] = {}
-    for name, folder in report.students.items():
-        for key, curve in logged_curves(folder).items():
-            if "_gid_" in key and key.startswith("loss_"):
-                distilled[key] = curve
-            elif key.startswith("loss_"):
-                own[f"{name}: {key}"] = curve
-    return curves({"losses on ground truth": own, "distillation losses, weighted": distilled})
+def _curves(report: Report) -> str:
+    """AP and losses of all three on the way; the teacher's AP is that of its end."""
+    panels = mean_curves({name: [one] for name, one in report.trainings.items()}, [_TESTED])
+    ap = f"{_TESTED}/AP"
+    if ap in panels:
+        steps = [step for curve in panels[ap].values() for step, _ in curve]
+        teacher = report.metrics["teacher"]["AP"]
+        panels[ap] = {"teacher": [(min(steps), teacher), (max(steps), teacher)], **panels[ap]}
+    return curves(panels)
 
 
 def write_json(report: Report, path: Path) -> None:
     """Write the figures of the report for scripts."""
     content = {
         "metrics": {name: dict(values) for name, values in report.metrics.items()},
+        "models": {name: asdict(one) for name, one in report.models.items()},
+        "machine": report.machine,
         "seed": report.seed,
         "seconds": report.pipeline.seconds,
         "total_seconds": report.total_seconds,

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from detectors.command import add_config_arguments, whole
+from detectors.command import add_config_arguments, add_image_arguments, whole
 from storage.example import add_example
 
 # Commands import what they need themselves, so that none waits for another's libraries.
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("show", help="draw views of some images with their boxes, as PNG")
     show.add_argument("--output", default="views.png", metavar="FILE", help="default: views.png")
-    show.add_argument("--images", type=whole(1, 100), default=4, help="default: 4")
+    add_image_arguments(show, "--images", default=4, at_most=100)
     show.add_argument("--views", type=whole(1, 100), default=4, help="of each image; default: 4")
     add_config_arguments(show)
 
@@ -214,27 +214,26 @@ def _voc(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _show(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    import numpy as np
     from detectron2.data import MetadataCatalog
 
     from configs.stock_keys import DISTILL
     from dataset.showing import draw_sheet
-    from detectors import Setup, training_images
+    from detectors import Setup, some_places, training_images
     from detectors.command import read_config, register_data
 
     setup = Setup(read_config(options, DISTILL))
     for warning in register_data(setup.cfg, use=("TRAIN",)):
         print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
     images = training_images(setup)
-    spread = np.linspace(0, len(images) - 1, min(options.images, len(images))).astype(int)
+    places = some_places(images, count=options.images, image_ids=options.image_ids)
     draw_sheet(
         options.output,
-        [images[number] for number in spread.tolist()],
+        [images[place] for place in places],
         setup.augmentation,
         views=range(options.views),
         class_names=MetadataCatalog.get(setup.cfg.DATASETS.TRAIN[0]).thing_classes,
     )
-    print(f"wrote {options.views} views of {len(spread)} images to {options.output}")
+    print(f"wrote {options.views} views of {len(places)} images to {options.output}")
     return 0
 
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dataset.drawing import GREEN, BoxGroup, Panel, draw_panels
 from dataset.views import Augmentation, plan_view, render
 from dataset.views.objects import view_objects
-
-# Inches of a picture's longer side.
-_SIDE = 2.6
 
 
 def draw_sheet(
@@ -36,41 +31,33 @@ def draw_sheet(
     Raises:
         FileNotFoundError, OSError, ValueError: as `dataset.views.render`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    size = (_SIDE * len(views), _SIDE * len(images))
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(images), len(views), squeeze=False)
-    for row, image in zip(grid, images, strict=True):
-        for axes, view in zip(row, views, strict=True):
-            _draw_view(axes, image, augmentation, view, class_names)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    draw_panels(
+        path,
+        [_panel(image, augmentation, view, class_names) for image in images for view in views],
+        columns=len(views),
+    )
 
 
-def _draw_view(
-    axes: Any,
+def _panel(
     image: Mapping[str, Any],
     augmentation: Augmentation,
     number: int,
     class_names: Sequence[str],
-) -> None:
-    from matplotlib.patches import Rectangle
-
+) -> Panel:
     size = {"height": image["height"], "width": image["width"]}
     view = plan_view(augmentation, image_id=image["image_id"], view=number, **size)
     rendered = render(image["file_name"], view)
     shown = view_objects(image, rendered.transforms, (view.height, view.width))
-    axes.imshow(rendered.pixels)
     plain = ", plain" if number in augmentation.plain else ""
-    title = f"{image['image_id']}, view {number}{plain}\n{view.height} x {view.width}"
-    axes.set_title(title, fontsize=7)
-    axes.set_axis_off()
-    # Pixels are drawn around whole numbers, boxes lie between them.
-    boxes = (np.asarray(shown.gt_boxes.tensor) - 0.5).tolist()
-    for (x1, y1, x2, y2), kind in zip(boxes, shown.gt_classes.tolist(), strict=True):
-        box = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="tab:orange")
-        axes.add_patch(box)
-        axes.text(x1, y1, class_names[kind], fontsize=5, color="tab:orange", va="bottom")
+    return Panel(
+        title=f"{image['image_id']}, view {number}{plain}\n{view.height} x {view.width}",
+        pixels=rendered.pixels,
+        groups=[
+            BoxGroup(
+                kind="ground truth",
+                boxes=shown.gt_boxes.tensor,
+                labels=[class_names[one] for one in shown.gt_classes.tolist()],
+                colour=GREEN,
+            )
+        ],
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.imports import MODULE
-from configs.rules import MAX_WHOLE, Whole
+from configs.rules import MAX_WHOLE, Number, Whole
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
 
@@ -79,6 +79,28 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_image_arguments(
+    parser: argparse.ArgumentParser, count: str, *, default: int, at_most: int = MAX_WHOLE
+) -> None:
+    """An option for a number of images, such as `--count`, or `--image-id` for `image_ids`."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        count,
+        type=whole(1, at_most),
+        default=default,
+        help=f"number of images, evenly spread over the data set (default: {default})",
+    )
+    which.add_argument(
+        "--image-id",
+        action="append",
+        default=[],
+        dest="image_ids",
+        type=int,
+        metavar="ID",
+        help="an image by its id, in their place; may be given several times",
+    )
+
+
 def add_import_argument(parser: argparse.ArgumentParser) -> None:
     """`--import`: `imports` are names of modules, for `configs.imports.import_modules`."""
     parser.add_argument(
@@ -134,15 +156,23 @@ def whole(at_least: int, at_most: int = MAX_WHOLE) -> Callable[[str], int]:
     return parse
 
 
-def positive(text: str) -> float:
-    """The type of an option that takes a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
+def number(**limits: float) -> Callable[[str], float]:
+    """The type of an option that takes a finite number within the limits of `Number`."""
+    rule = Number(**limits)
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not rule.accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {rule.expected}, got {text}")
+        return value
+
+    return parse
+
+
+positive = number(above=0)
 
 
 def byte_size(text: str) -> int:

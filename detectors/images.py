@@ -76,6 +76,32 @@ def _among_several(image: dict[str, Any], number: int) -> dict[str, Any]:
     return {**image, "image_id": id_among_several(own, number) if is_number else own}
 
 
+def some_places(
+    images: Sequence[dict[str, Any]], *, count: int, image_ids: Sequence[int] = ()
+) -> list[int]:
+    """Places of images to look at: those of some ids, or `count` evenly spread ones without ids.
+
+    Args:
+        images: detectron2's dataset dicts.
+        count: how many, at most.
+        image_ids: in the order that is wanted.
+
+    Raises:
+        ValueError: no image has one of the ids.
+    """
+    if not image_ids:
+        return np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist()
+    place_of = {image["image_id"]: place for place, image in enumerate(images)}
+    unknown = [str(one) for one in image_ids if one not in place_of]
+    if unknown:
+        raise ValueError(
+            f"--image-id {', '.join(unknown)}: not among the {len(images)} images to train on, "
+            f"whose ids are {min(place_of)} to {max(place_of)}; images may be left out for having "
+            "no objects (DATALOADER.FILTER_EMPTY_ANNOTATIONS), by DATASET, or by the cache"
+        )
+    return [place_of[one] for one in image_ids]
+
+
 def leave_out(
     images: list[dict[str, Any]], excluded: Collection[int], source: str
 ) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ import sys
 from detectors.command import (
     MAX_PROCESSES,
     add_config_arguments,
+    add_image_arguments,
     add_job_arguments,
+    number,
     read_config,
     run_command,
     whole,
@@ -31,7 +33,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_job_arguments(training)
     showing = commands.add_parser("show", help="draw boxes and GIs on views, as PNG")
     add_config_arguments(showing)
-    showing.add_argument("--count", type=whole(1), default=8, help="number of views")
+    add_image_arguments(showing, "--count", default=8)
+    showing.add_argument(
+        "--score", type=number(at_most=1), default=0.3, metavar="S",
+        help="draw detections of this score and above (default: 0.3)",
+    )  # fmt: skip
+    showing.add_argument(
+        "--baseline", metavar="FILE",
+        help="weights of another student of this config, such as one trained on ground truth "
+        "alone, to draw beside",
+    )  # fmt: skip
     showing.add_argument("--output", help="folder for the pictures; default: OUTPUT_DIR")
     comparing = commands.add_parser("fidelity", help="compare the cache with the live teacher")
     add_config_arguments(comparing)

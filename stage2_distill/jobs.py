@@ -40,8 +40,15 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 def show(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Draw teacher boxes, student boxes and GIs; print the path of every picture."""
     set_up(cfg, args, use=("TRAIN",))
-    paths = draw_views(Setup(cfg), count=args.count, folder=Path(args.output or cfg.OUTPUT_DIR))
-    with Progress("pictures", total=args.count, unit="views") as progress:
+    paths = draw_views(
+        Setup(cfg),
+        count=args.count,
+        folder=Path(args.output or cfg.OUTPUT_DIR),
+        image_ids=args.image_ids,
+        min_score=args.score,
+        baseline=args.baseline,
+    )
+    with Progress("pictures", total=len(args.image_ids) or args.count, unit="views") as progress:
         for path in progress.over(paths):
             progress.say(str(path), file=sys.stdout)
 

@@ -4,31 +4,71 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from dataset.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+
 Curve = Sequence[tuple[float, float]]
 
+# Of metrics that are the AP of one class.
+OF_CLASS = "AP-"
+_LOSS = "loss_"
+
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; color: #222; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: right; }
-th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
-img { max-width: 100%; } .note { color: #555; }
+:root { color-scheme: light dark; --ground: #fff; --ink: #222; --faint: #5a5a5a; --line: #bbb; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #17191c; --ink: #e4e4e4; --faint: #a8a8a8; --line: #555; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem;
+  background: var(--ground); color: var(--ink); overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
+.note, figcaption { color: var(--faint); }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .25rem .7rem; text-align: right; white-space: nowrap; }
+th { border-bottom: 1px solid var(--line); }
+td:first-child, th:first-child { text-align: left; position: sticky; left: 0; padding-left: 0;
+  background: var(--ground); }
+.wide img { display: block; width: 100%; min-width: 60rem; height: auto; }
+.curves { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
+figure { margin: 0; max-width: 36rem; } svg { width: 100%; height: auto; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 1rem; margin: 0; padding: 0; list-style: none;
+  font-size: .85rem; }
+.legend i { display: inline-block; width: 1.6rem; margin-right: .4rem; vertical-align: middle;
+  border-top: 3px solid; }
 """
-# Panels beside each other, and their size in inches.
-_COLUMNS = 2
-_PANEL = (5.5, 3.6)
+# Colours of curves, which are seen on a light and on a dark ground; then again with other lines.
+_COLOURS = (ORANGE, PURPLE, SKY, VERMILLION, GREEN, BLUE, "currentColor")
+_LINES = ("solid", "dashed", "dotted")
+# Matplotlib writes it where a page has the colour of its text.
+_INK = "#010203"
+_LOOK: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    # Letters are text, in a size that follows the drawing's; and the same page twice is the same.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "",
+}
+# What matplotlib would write of itself into each drawing.
+_UNSAID = ("Creator", "Date", "Format", "Type")
+# Of a panel, inches.
+_PANEL = (5.0, 3.0)
 
 
 def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
     """Write one page, whole or not at all; the sections are HTML."""
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>"
         f"<style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
     partial = path.with_name(path.name + ".partial")
@@ -42,12 +82,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def picture(png: bytes) -> str:
-    """A PNG, held by the page itself."""
-    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
+def picture(png: bytes, alt: str) -> str:
+    """A PNG, held by the page itself; `alt` says what it shows."""
+    data = base64.b64encode(png).decode()
+    return f'<p class="wide"><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></p>'
 
 
 def number(value: float | None) -> str:
@@ -55,42 +96,113 @@ def number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
-def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
-    """A PNG of curves over iterations; a label has one colour in all panels.
+def class_table(
+    metrics: Mapping[str, Mapping[str, float]],
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of AP by class: a row for each class, a column for each model.
 
     Args:
-        panels: title to label to points; one title at least.
+        metrics: model to COCO metrics, of which those named `AP-<class>` count.
     """
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    names = {name: None for values in metrics.values() for name in values}
+    cells = [
+        [name.removeprefix(OF_CLASS), *(number(one.get(name)) for one in metrics.values())]
+        for name in names
+        if name.startswith(OF_CLASS)
+    ]
+    return ["class", *metrics], cells
+
+
+def curves(panels: Mapping[str, Mapping[str, Curve]]) -> str:
+    """Curves over iterations, a drawing for each title; a label has one line in all of them."""
+    labels = dict.fromkeys(label for named in panels.values() for label in named)
+    kinds = itertools.product(_LINES, _COLOURS)
+    lines = dict(zip(labels, itertools.cycle(kinds), strict=False))
+    drawn = (_panel(title, named, lines) for title, named in panels.items())
+    return f'<div class="curves">{"".join(drawn)}</div>'
+
+
+def _panel(title: str, named: Mapping[str, Curve], lines: Mapping[str, tuple[str, str]]) -> str:
+    """A drawing of curves, with its title above and a legend of its own below.
+
+    Args:
+        title: what the curves show.
+        named: label to points.
+        lines: label to the style of its line and its colour.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    lines = -(-len(panels) // _COLUMNS)
-    figure = Figure(figsize=(_COLUMNS * _PANEL[0], lines * _PANEL[1]), layout="constrained")
-    FigureCanvasAgg(figure)
-    places = figure.subplots(lines, _COLUMNS, squeeze=False).flatten()
-    labels = list(dict.fromkeys(label for named in panels.values() for label in named))
-    palette = colormaps["tab20" if len(labels) > 10 else "tab10"]
-    for axes in places[len(panels) :]:
-        axes.set_axis_off()
-    for axes, (title, named) in zip(places, panels.items(), strict=False):
+    file = io.StringIO()
+    with rc_context(_LOOK):
+        figure = Figure(figsize=_PANEL, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
         for label, curve in named.items():
-            colour = palette(labels.index(label) % palette.N)
+            style, colour = lines[label]
             # A single point would not be seen.
-            marker = "o" if len(curve) == 1 else ""
-            axes.plot(*zip(*curve, strict=True), color=colour, marker=marker, label=_plain(label))
-        axes.set_title(_plain(title))
+            axes.plot(
+                *zip(*curve, strict=True), color=_INK if colour == "currentColor" else colour,
+                linestyle=style, marker="o" if len(curve) == 1 else "",
+            )  # fmt: skip
         axes.set_xlabel("iteration")
-        if named:
-            axes.legend(fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(_UNSAID))
+    drawing = file.getvalue().replace(_INK, "currentColor")
+    drawing = drawing[drawing.index("<svg") + len("<svg") :]
+    last = ", ".join(f"{label} {curve[-1][1]:.3g}" for label, curve in named.items())
+    alt = escape(f"{title} over iterations; at the end: {last}")
+    legend = "".join(
+        f'<li><i style="border-color:{colour};border-top-style:{style}"></i>{escape(label)}</li>'
+        for label, (style, colour) in ((label, lines[label]) for label in named)
+    )
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg role="img" aria-label="{alt}"{drawing}<ul class="legend">{legend}</ul></figure>'
+    )
 
 
-def _plain(text: str) -> str:
-    """Text that Matplotlib takes for no formula."""
-    return text.replace("$", r"\$")
+def mean_curves(
+    runs: Mapping[str, Sequence[Path]], datasets: Iterable[str]
+) -> dict[str, dict[str, Curve]]:
+    """Curves of trainings for `curves`, means over those of a row.
+
+    Args:
+        runs: row to the folders of its runs.
+        datasets: that were evaluated on.
+
+    Returns:
+        AP on each dataset, where some run evaluated more than once, and each loss, those of most
+        rows first: to row to curve.
+    """
+    logged = {row: [logged_curves(one) for one in folders] for row, folders in runs.items()}
+    found = [one for row in logged.values() for one in row]
+    periodic = [
+        name
+        for name in (f"{dataset}/AP" for dataset in datasets)
+        if any(len(one.get(name, ())) > 1 for one in found)
+    ]
+    losses = Counter(name for one in found for name in one if name.startswith(_LOSS))
+    names = [*periodic, *sorted(losses, key=lambda name: (-losses[name], name))]
+    return {
+        name: {
+            row: mean
+            for row, own in logged.items()
+            if (mean := _mean([one[name] for one in own if name in one]))
+        }
+        for name in names
+    }
+
+
+def _mean(found: Sequence[Curve]) -> Curve:
+    """The mean curve, at the iterations that all of them have."""
+    if not found:
+        return []
+    points = [dict(one) for one in found]
+    common = sorted(set.intersection(*(set(one) for one in points)))
+    return [(step, statistics.mean(one[step] for one in points)) for step in common]
 
 
 def logged_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,20 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from torch import Tensor
 
-from detectors import Setup, load_model, training_images
+from dataset.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    YELLOW,
+    BoxGroup,
+    Panel,
+    draw_panels,
+)
+from detectors import Setup, load_model, some_places, training_images
 from detectors.detections import pack_detections, unpack_detections
 from storage.schema import DETECTIONS
 
@@ -24,27 +38,40 @@ from .methods import DrawnBoxes
 from .sampler import Draw
 from .teacher import LiveTeacher, Teacher, TeacherSource, open_teacher
 
-# Boxes below this score would hide the others.
-_MIN_SCORE = 0.3
+_TRUTH, _TEACHER, _BASELINE, _STUDENT = GREEN, ORANGE, PURPLE, SKY
+# Of the kinds of a method's boxes, in their order.
+_KINDS = (YELLOW, BLUE, VERMILLION, BLACK)
 
 
 @torch.no_grad()
-def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
-    """Draw the first view of `count` training images, evenly spread over the dataset.
+def draw_views(
+    setup: Setup,
+    *,
+    count: int,
+    folder: Path,
+    image_ids: Sequence[int] = (),
+    min_score: float = 0.3,
+    baseline: str | None = None,
+) -> Iterator[Path]:
+    """Draw the first view of some training images.
 
-    Each picture has a panel of ground truth and the teacher's detections, one of the student's
-    detections, and one of each method that has boxes to show, such as the GIs.
+    Each picture has a panel of ground truth, of the teacher's and of the student's detections, and
+    of each method that has boxes to show, such as the GIs.
 
     Args:
         setup: of a distillation config; MODEL.WEIGHTS names the student.
-        count: number of pictures.
+        count: number of pictures, evenly spread over the dataset, where no ids are given.
         folder: where to write `view_<image id>.png`.
+        image_ids: of the images.
+        min_score: detections below it would hide the others.
+        baseline: weights of another student of the same config, whose detections get a panel too.
 
     Yields:
         The path of each picture as it is written.
 
     Raises:
-        ValueError: TEACHER.SOURCE is none, or the weights or the cache do not fit.
+        ValueError: TEACHER.SOURCE is none, the weights or the cache do not fit, or no image has one
+            of the ids.
     """
     cfg, family = setup.cfg, setup.family
     images = training_images(setup)
@@ -52,28 +79,45 @@ def draw_views(setup: Setup, *, count: int, folder: Path) -> Iterator[Path]:
     if teacher is None:
         raise ValueError("TEACHER.SOURCE is none: there is no teacher to show; use cache or live")
     images = held_images(images, teacher.reader)
+    places = some_places(images, count=count, image_ids=image_ids)
     student = load_model(cfg)
+    other = load_model(_with_weights(cfg, baseline)) if baseline else None
     distiller = build_distiller(setup, student, teacher).eval()
     source = teacher.source(student_format=cfg.INPUT.FORMAT)
     dataset = ViewDataset(images, setup, teacher.reader)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
-    folder.mkdir(parents=True, exist_ok=True)
-    for position in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist():
-        item = dataset[Draw(position=position, view=0)]
+
+    for place in places:
+        item = dataset[Draw(position=place, view=0)]
         outputs = family.run(student, [item])
         step = distiller.step([item], source, outputs)
-        shown = [method.drawn(step, method.begin(step)) for method in distiller.methods]
+        positive = distiller.positive(step, outputs)
+        found = [("teacher", _TEACHER, _detections(teacher, source, item))]
+        if other:
+            detected = family.detections(other, family.run(other, [item]))[0]
+            found.append(("baseline", _BASELINE, detected))
+        found.append(("student", _STUDENT, family.detections(student, outputs)[0]))
+        pixels = _rgb(item["image"], cfg)
+        panels = [
+            _truth_panel(pixels, item, names),
+            *(_detected_panel(pixels, *one, names, min_score) for one in found),
+            *(
+                _method_panel(pixels, drawn)
+                for method in distiller.methods
+                if (drawn := method.drawn(step, method.begin(step), positive))
+            ),
+        ]
         path = folder / f"view_{item['image_id']}.png"
-        _draw(
-            path,
-            _rgb(item["image"], cfg),
-            truth=item["instances"],
-            teacher=_confident(_detections(teacher, source, item)),
-            student=_confident(family.detections(student, outputs)[0]),
-            of_methods=[one for one in shown if one],
-            class_names=names,
-        )
+        # Three in a row at most, four as two and two.
+        draw_panels(path, panels, columns=2 if len(panels) == 4 else min(3, len(panels)))
         yield path
+
+
+def _with_weights(cfg: CfgNode, weights: str) -> CfgNode:
+    other = cfg.clone()
+    other.defrost()
+    other.MODEL.WEIGHTS = weights
+    return other
 
 
 def _detections(teacher: Teacher, source: TeacherSource, item: dict[str, Any]) -> Instances:
@@ -96,54 +140,49 @@ def _rgb(image: Tensor, cfg: CfgNode) -> np.ndarray:
     return pixels[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
 
 
-def _confident(found: Instances) -> Instances:
-    return found[found.scores >= _MIN_SCORE].to("cpu")
+def _truth_panel(pixels: np.ndarray, item: dict[str, Any], names: Sequence[str]) -> Panel:
+    truth = item["instances"]
+    group = BoxGroup(
+        kind="ground truth",
+        boxes=truth.gt_boxes.tensor,
+        labels=[names[one] for one in truth.gt_classes.tolist()],
+        colour=_TRUTH,
+    )
+    title = f"image {item['image_id']}, ground truth: {len(truth)} objects"
+    return Panel(title=title, pixels=pixels, groups=[group])
 
 
-def _draw(
-    path: Path,
+def _detected_panel(
     pixels: np.ndarray,
-    *,
-    truth: Instances,
-    teacher: Instances,
-    student: Instances,
-    of_methods: Sequence[Sequence[DrawnBoxes]],
-    class_names: Sequence[str],
-) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = 2 + len(of_methods)
-    figure = Figure(figsize=(4 * panels, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, *rest = figure.subplots(1, panels)
-    titles = ["teacher (white: ground truth)", "student", *(one[0].title for one in of_methods)]
-    for axes, title in zip((left, middle, *rest), titles, strict=True):
-        axes.imshow(pixels)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    _add_boxes(left, truth.gt_boxes.tensor, color="white")
-    for axes, found in ((left, teacher), (middle, student)):
-        labels = [
-            f"{class_names[c]} {s:.2f}"
-            for c, s in zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-        ]
-        _add_boxes(axes, found.pred_boxes.tensor, color="tab:orange", labels=labels)
-    for axes, drawn in zip(rest, of_methods, strict=True):
-        for one in drawn:
-            _add_boxes(axes, one.boxes, color="tab:cyan", labels=one.labels, style=one.style)
-    figure.savefig(path, dpi=80, bbox_inches="tight")
+    kind: str,
+    colour: str,
+    found: Instances,
+    names: Sequence[str],
+    min_score: float,
+) -> Panel:
+    found = found[found.scores >= min_score].to("cpu")
+    found_classes = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    group = BoxGroup(
+        kind=kind,
+        boxes=found.pred_boxes.tensor,
+        labels=[f"{names[number]} {score:.2f}" for number, score in found_classes],
+        colour=colour,
+    )
+    title = f"{kind}: {len(found)} boxes of score {min_score:g} or more"
+    return Panel(title=title, pixels=pixels, groups=[group])
 
 
-def _add_boxes(
-    axes: Any, boxes: Tensor, *, color: str, labels: Sequence[str] = (), style: str = "solid"
-) -> None:
-    """Add (n, 4) XYXY_ABS boxes with a text each, or none."""
-    from matplotlib.patches import Rectangle
-
-    for number, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
-        axes.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=style)
+def _method_panel(pixels: np.ndarray, drawn: Sequence[DrawnBoxes]) -> Panel:
+    kinds = dict.fromkeys(one.kind for one in drawn)
+    colours = dict(zip(kinds, itertools.cycle(_KINDS), strict=False))
+    groups = [
+        BoxGroup(
+            kind=one.kind,
+            boxes=one.boxes,
+            labels=one.labels,
+            colour=colours[one.kind],
+            style=one.style,
         )
-        if labels:
-            axes.text(x1, y1, labels[number], fontsize=6, color=color, va="bottom")
+        for one in drawn
+    ]
+    return Panel(title=drawn[0].title, pixels=pixels, groups=groups)

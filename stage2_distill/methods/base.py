@@ -242,8 +242,14 @@ class Method(nn.Module):
         """Further figures of the last step, for the log."""
         return {}
 
-    def drawn(self, step: Step, begun: Any) -> list[DrawnBoxes]:
-        """What a picture of one image shows of the method; nothing of most."""
+    def drawn(self, step: Step, begun: Any, positive: Tensor) -> list[DrawnBoxes]:
+        """What a picture of a step of one image shows of the method; nothing of most.
+
+        Args:
+            step: of one image.
+            begun: what `begin` gave.
+            positive: (1, R) bool, as `assigned` takes it.
+        """
         return []
 
     def agreement(self, begun: Any, other: Any) -> tuple[int, int] | None:
@@ -276,16 +282,18 @@ class Method(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnBoxes:
-    """Boxes of one picture.
+    """Boxes of one kind in a method's panel.
 
     Attributes:
+        title: of the panel, the same for all kinds.
+        kind: what they are, for the legend; each has a colour of its own.
         boxes: (n, 4) XYXY_ABS, pixels of the view, on the host.
         labels: a text for each.
         style: of the lines, a word of matplotlib.
-        title: what they are.
     """
 
+    title: str
+    kind: str
     boxes: Tensor
     labels: Sequence[str]
     style: str
-    title: str

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ..pages import Curve, curves, logged_curves, picture, table, write_page
+from ..pages import curves, mean_curves, table, write_page
 from .summary import Summary
-
-_LOSS = "loss_"
 
 
 def write_html(summary: Summary, path: Path) -> None:
@@ -24,40 +20,13 @@ def write_html(summary: Summary, path: Path) -> None:
             "<h2>By class, mean over seeds</h2>",
             table(*summary.class_table(dataset)),
         ]
-    panels = _panels(summary)
+    folders: dict[str, list[Path]] = {}
+    for run in summary.runs:
+        folders.setdefault(run.row, []).append(run.folder)
+    panels = mean_curves(folders, summary.tables)
     if panels:
-        sections += ["<h2>Curves, mean over seeds</h2>", picture(curves(panels))]
+        sections += ["<h2>Curves, mean over seeds</h2>", curves(panels)]
     if summary.unfinished:
         lines = "".join(f"<li>{escape(line)}</li>" for line in summary.unfinished)
         sections += ["<h2>Runs without a result</h2>", f"<ul>{lines}</ul>"]
     write_page(path, title, sections)
-
-
-def _panels(summary: Summary) -> dict[str, dict[str, Curve]]:
-    """Title to row to its curve: AP where it was evaluated more than once, and each loss."""
-    by_row: dict[str, list[dict[str, list[tuple[int, float]]]]] = {}
-    for run in summary.runs:
-        by_row.setdefault(run.row, []).append(logged_curves(run.folder))
-    logged = {name: None for runs in by_row.values() for one in runs for name in one}
-    periodic = [
-        name
-        for name in (f"{dataset}/AP" for dataset in summary.tables)
-        if any(len(one.get(name, ())) > 1 for runs in by_row.values() for one in runs)
-    ]
-    panels: dict[str, dict[str, Curve]] = {}
-    for name in [*periodic, *sorted(one for one in logged if one.startswith(_LOSS))]:
-        panels[name] = {
-            row: mean
-            for row, runs in by_row.items()
-            if (mean := _mean([one[name] for one in runs if name in one]))
-        }
-    return panels
-
-
-def _mean(found: Sequence[Curve]) -> Curve:
-    """The mean curve, at the iterations that all of them have."""
-    if not found:
-        return []
-    points = [dict(one) for one in found]
-    common = sorted(set.intersection(*(set(one) for one in points)))
-    return [(step, statistics.mean(one[step] for one in points)) for step in common]

@@ -11,12 +11,11 @@ from typing import Any
 
 from detectors.origin import origin
 
-from ..pages import number
+from ..pages import OF_CLASS, class_table, number
 from .plan import Run
 from .runs_file import Row
 from .statistics import Difference, paired_difference, spread
 
-CLASS_PREFIX = "AP-"
 _OTHERS = ("AP50", "AP75")
 
 
@@ -134,17 +133,7 @@ class Summary:
 
     def class_table(self, dataset: str) -> tuple[list[str], list[list[str]]]:
         """Header and cells: a row for every class, a column for every row."""
-        table = self.tables[dataset]
-        names = {name: None for row in table.values() for name in row.means}
-        cells = [
-            [
-                one.removeprefix(CLASS_PREFIX),
-                *(number(row.means.get(one)) for row in table.values()),
-            ]
-            for one in names
-            if one.startswith(CLASS_PREFIX)
-        ]
-        return ["class", *table], cells
+        return class_table({name: row.means for name, row in self.tables[dataset].items()})
 
 
 def summarise(
@@ -221,7 +210,7 @@ def _means(results: list[Mapping[str, float]], names: Iterable[str]) -> dict[str
 
 
 def _is_empty(results: Mapping[str, float]) -> bool:
-    return results["AP"] == 0 and not any(name.startswith(CLASS_PREFIX) for name in results)
+    return results["AP"] == 0 and not any(name.startswith(OF_CLASS) for name in results)
 
 
 def _cells(row: RowSummary) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -51,12 +53,31 @@ def test_the_report_is_one_file_that_needs_no_other(report: Report, tmp_path: Pa
     path = tmp_path / "report.html"
     write_report(report, path)
     page = path.read_text()
-    assert page.count("data:image/png;base64,") == 1 + len(report.pictures)
+    assert page.count("data:image/png;base64,") == len(report.pictures)
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<b>data" not in page
     assert "&lt;b&gt;data" in page
     for name in ("features", "scores", "deltas", "record", "distilled"):
         assert f"<td>{name}</td>" in page
+
+
+def test_the_report_compares_teacher_baseline_and_distilled(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    of_classes = {"teacher": 30.0, "baseline": 10.0, "distilled": 20.0}
+    metrics = {
+        name: {**values, "AP-star": of_classes[name]} for name, values in report.metrics.items()
+    }
+    write_report(replace(report, metrics=metrics), path)
+    page = path.read_text()
+    assert "<tr><td>star</td><td>30.00</td><td>10.00</td><td>20.00</td></tr>" in page
+    (ap,) = re.findall('<svg role="img" aria-label="folder_val/AP over iterations[^"]*"', page)
+    assert re.findall(r"teacher|baseline|distilled", ap) == ["teacher", "baseline", "distilled"]
+    assert "<figcaption>loss_cls</figcaption>" in page and "loss_gid_feature" in page
+    assert page.count("boxes of ground truth, teacher, baseline, student, and GIs") == 6
+    sizes = {name: one.parameters for name, one in report.models.items()}
+    assert sizes["teacher"] > sizes["student"]
+    assert f"<td>student</td><td>{sizes['student'] / 1e6:.2f}</td>" in page
+    assert escape(report.machine) in page
 
 
 def test_a_step_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:

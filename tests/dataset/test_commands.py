@@ -137,9 +137,16 @@ def test_show_draws_views_with_their_boxes(
     assert capsys.readouterr().out == f"wrote 3 views of 2 images to {sheet}\n"
     with Image.open(sheet) as drawn:
         pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
-        # A row for each image with objects, a column for each view.
-        assert drawn.width / drawn.height == pytest.approx(3 / 2, abs=0.01)
-    orange = (pixels == [255, 127, 14]).all(axis=1)
-    assert orange.sum() > 50
+        # A row for each image with objects, a column for each view; 3 wide views, 2 titles.
+        assert 1.5 < drawn.width / drawn.height < 2.25
+    green = (pixels == [0, 158, 115]).all(axis=1)
+    assert green.sum() > 50
+    one = [*arguments[:3], "--image-id", "7", *arguments[3:]]
+    assert main(one) == 0
+    assert capsys.readouterr().out == f"wrote 3 views of 1 images to {sheet}\n"
+    one[4] = "99"
+    assert main(one) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--image-id 99: not among the 2 images to train on" in line
     assert main([*arguments, "INPUT.CROP.ENABLED", "True"]) == 1
     assert "INPUT.CROP.ENABLED is True, but views are cropped by" in capsys.readouterr().err

@@ -5,6 +5,7 @@ Source: Dai et al., General Instance Distillation for Object Detection, CVPR 202
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -33,6 +34,8 @@ from .gism import (
 from .losses import gid_losses, needed_signals
 from .pooling import GiPooler
 
+# KINDS, in pictures.
+_SHOWN_KINDS = ("positive", "semi-positive", "negative", "other")
 # Two GIs are the same from this IoU on.
 _MATCHING_IOU = 0.9
 
@@ -131,11 +134,7 @@ class Gid(Method):
 
     def assigned(self, step: Step, begun: _Begun, positive: Tensor) -> _Chosen:
         """Tell the kinds of the GIs, keep those of the mode, and begin to read them back."""
-        found = begun.instances
-        if self.config.boxes == "ground_truth":
-            kinds = torch.zeros_like(found.anchor_index)
-        else:
-            kinds = kinds_of(found, positive, [one.gt_boxes.tensor for one in step.targets])
+        found, kinds = begun.instances, self._kinds(step, begun, positive)
         chosen = filter_by_mode(found, kinds, self.config.mode)
         reading = Readback(begun.finite.flags, kinds, found.valid, chosen.boxes, chosen.valid)
         places = step.family.assign_boxes(
@@ -191,19 +190,28 @@ class Gid(Method):
         """Numbers of GIs by kind, means over the images."""
         return self._counts
 
-    def drawn(self, step: Step, begun: _Begun) -> list[DrawnBoxes]:
-        """The GIs: the teacher's boxes solid, the student's dashed."""
-        found = begun.instances.of_image(0)
-        sides = ((found.from_teacher, "solid"), (~found.from_teacher, "dashed"))
-        return [
-            DrawnBoxes(
-                boxes=found[ours].boxes.cpu(),
-                labels=[f"{score:.2f}" for score in found[ours].scores.tolist()],
-                style=style,
-                title="general instances (solid: teacher's box, dashed: student's)",
+    def drawn(self, step: Step, begun: _Begun, positive: Tensor) -> list[DrawnBoxes]:
+        """The GIs of the mode, numbered from the best: a group for each kind and side."""
+        kinds = self._kinds(step, begun, positive)
+        chosen = filter_by_mode(begun.instances, kinds, self.config.mode)[0]
+        groups = []
+        for (number, kind), teachers in itertools.product(enumerate(_SHOWN_KINDS), (True, False)):
+            own = chosen.valid & (kinds[0] == number) & (chosen.from_teacher == teachers)
+            places = own.nonzero().squeeze(1).tolist()
+            scores = chosen.scores[own].tolist()
+            groups.append(
+                DrawnBoxes(
+                    title=f"{int(chosen.valid.sum())} GIs of teacher (solid) and student (dashed)",
+                    kind=f"GI, {kind}",
+                    boxes=chosen.boxes[own].cpu(),
+                    labels=[
+                        f"{place + 1} {kind} {score:.2f}"
+                        for place, score in zip(places, scores, strict=True)
+                    ],
+                    style="solid" if teachers else "dashed",
+                )
             )
-            for ours, style in sides
-        ]
+        return groups
 
     def agreement(self, begun: _Begun, other: _Begun) -> tuple[int, int]:
         """How many GIs some GI of the other side has an IoU of 0.9 or more with."""
@@ -212,6 +220,13 @@ class Gid(Method):
         return int(ours.valid.sum()), sum(
             _count_matched(ours.of_image(image), theirs.of_image(image)) for image in images
         )
+
+    def _kinds(self, step: Step, begun: _Begun, positive: Tensor) -> Tensor:
+        """(N, G) int64, indices into KINDS; annotated objects are positive."""
+        found = begun.instances
+        if self.config.boxes == "ground_truth":
+            return torch.zeros_like(found.anchor_index)
+        return kinds_of(found, positive, [one.gt_boxes.tensor for one in step.targets])
 
     def _pooled_of(self, features: list[Tensor]) -> list[Tensor]:
         """The levels that GIs are pooled from; none of a teacher's, where nothing needs them."""

@@ -94,7 +94,7 @@ def test_curves_are_means_over_seeds_and_of_ap_where_it_was_evaluated_on_the_way
         {"iteration": 9, "loss_cls": 1.0, "lr": 0.1, "val/AP": 3.0},
     )
     seen: list[dict[str, dict[str, list[tuple[int, float]]]]] = []
-    monkeypatch.setattr(page, "curves", lambda panels: seen.append(panels) or b"")
+    monkeypatch.setattr(page, "curves", lambda panels: seen.append(panels) or "")
     page.write_html(summary_of([first, second], {first: "", second: ""}), tmp_path / "sweep.html")
     assert seen == [{"val/AP": {"first": [(9, 2.0)]}, "loss_cls": {"first": [(9, 2.0)]}}]
 
