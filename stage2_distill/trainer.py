@@ -13,6 +13,7 @@ from torch import nn
 
 from detectors import export_model, training_images, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
+from detectors.plain_config import plain_config
 from detectors.scaling import fitted_to_ranks
 from detectors.trainer import Trainer
 
@@ -99,11 +100,11 @@ class DistillTrainer(Trainer):
         return [printer if isinstance(w, StepPrinter) else w for w in super().build_writers()]
 
     def after_train(self) -> None:
-        """Export the student as a plain checkpoint, and a LazyConfig where no YAML builds it."""
+        """Export the student: a plain checkpoint, and the config by which detectron2 builds it."""
         super().after_train()
         if comm.is_main_process() and self.iter >= self.max_iter:
             path = Path(self.cfg.OUTPUT_DIR) / EXPORTED_NAME
             export_model(self.trained, path)
             lazy = self.setup.family.lazy_config(self.cfg)
-            if lazy:
-                path.with_suffix(".py").write_text(lazy)
+            config = lazy or plain_config(self.cfg, path)
+            path.with_suffix(".py" if lazy else ".yaml").write_text(config)

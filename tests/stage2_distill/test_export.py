@@ -1,0 +1,175 @@
+"""A trained student in the hands of detectron2 alone, as docs/EXPORT.md has it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import make_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from PIL import Image
+
+from configs.nodes import NODES, register_node
+from dataset.synthetic import SyntheticConfig, write_synthetic
+from detectors import Setup, export_model
+from detectors.evaluate import evaluate
+from detectors.plain_config import plain_config
+from tests.detectors.backbones.cases import model as on_backbone
+from tests.stage2_distill.conftest import Configure
+from tests.stage2_distill.runs import train
+from tests.tiny import DETECTOR, FASTER_RCNN, FCOS, random_detector, write_config
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```$", (ROOT / "docs/EXPORT.md").read_text(), re.DOTALL | re.MULTILINE
+)
+YAML, FCOS_PY, DETECT, EVALUATE, TRACE = BLOCKS
+# What the traced model gives for an image of another size, beside the model itself.
+COMPARE = """
+other = torch.randint(0, 256, (3, 80, 64)).float()
+with torch.no_grad():
+    eager = detect(model, [{"image": other}])[0]["instances"]
+    again = torch.jit.load("student.ts")(other)
+again = adapter.outputs_schema(again)[0]["instances"]
+assert len(eager) == len(again) > 0
+assert torch.equal(eager.pred_boxes.tensor, again.pred_boxes.tensor)
+assert all(torch.equal(eager.get(name), again.get(name)) for name in ("scores", "pred_classes"))
+"""
+TELL = """
+print(json.dumps(found.pred_boxes.tensor.tolist()))
+"""
+RUN = """
+import json, os, sys
+for folder, text in json.loads(sys.stdin.read()):
+    os.chdir(folder)
+    exec(text, {"json": json})
+ours = {"configs", "dataset", "detectors", "stage2_distill", "storage"}
+assert not ours & {name.split(".")[0] for name in sys.modules}
+"""
+SIZES = {"INPUT": {"MIN_SIZE_TEST": 64, "MAX_SIZE_TEST": 96}, "DATALOADER": {"NUM_WORKERS": 0}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "retinanet": DETECTOR["MODEL"],
+    "faster_rcnn": FASTER_RCNN,
+    "fcos": {**DETECTOR["MODEL"], **FCOS},
+}
+
+
+def exported(folder: Path, model: dict[str, Any]) -> CfgNode:
+    """Write what a training leaves of a student, of random weights; its config."""
+    folder.mkdir()
+    write_synthetic(folder / "data", SyntheticConfig(train=1, val=2, size=90), workers=1)
+    cfg = write_config(folder / "config.yaml", {**DETECTOR, **SIZES, "MODEL": model})
+    cfg.MODEL.WEIGHTS = str(folder / "student_final.pth")
+    export_model(random_detector(cfg, seed=1), folder / "student_final.pth")
+    text = Setup(cfg).family.lazy_config(cfg)
+    name, text = ("py", text) if text else ("yaml", plain_config(cfg, Path("student_final.pth")))
+    (folder / f"student_final.{name}").write_text(text)
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "image.jpg")
+    return cfg
+
+
+def test_the_page_s_examples_run_without_this_project(tmp_path: Path) -> None:
+    cfgs = {name: exported(tmp_path / name, model) for name, model in FAMILIES.items()}
+    traced = TRACE + COMPARE
+    parts = {
+        "retinanet": YAML + DETECT + EVALUATE + traced + TELL,
+        "faster_rcnn": YAML + DETECT + traced + TELL,
+        "fcos": FCOS_PY + traced,
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN], cwd=tmp_path, capture_output=True, text=True,
+        input=json.dumps([(str(tmp_path / name), text) for name, text in parts.items()]),
+        env={"PATH": "", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
+    for boxes, (name, cfg) in zip(told, cfgs.items(), strict=False):
+        ours = DefaultPredictor(cfg)(read_image(str(tmp_path / name / "image.jpg"), "BGR"))
+        assert len(boxes) == 5 and boxes == ours["instances"].pred_boxes.tensor.tolist()
+    assert len(told) == 2
+
+
+def test_a_training_leaves_a_config_that_stock_detectron2_reads(configure: Configure) -> None:
+    trainer = train(configure())
+    output = Path(trainer.cfg.OUTPUT_DIR)
+    cfg = get_cfg()
+    cfg.merge_from_file(str(output / "student_final.yaml"))
+    assert Path(cfg.MODEL.WEIGHTS) == output / "student_final.pth"
+    assert cfg.OUTPUT_DIR == get_cfg().OUTPUT_DIR
+    model = build_model(cfg)
+    assert not DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    ours = evaluate(trainer.cfg, trainer.detector.eval())["folder_val"]
+    assert evaluate(trainer.cfg, model.eval())["folder_val"] == ours
+    assert cfg.SOLVER.BASE_LR == trainer.cfg.SOLVER.BASE_LR
+
+
+def built_by_its_first_lines(folder: Path, text: str) -> CfgNode:
+    """The config that the lines of the comment make."""
+    path = folder / "student_final.yaml"
+    path.write_text(text)
+    steps = "\n".join(re.findall(r"^#     (.*)$", text, re.MULTILINE))
+    names: dict[str, Any] = {"get_cfg": get_cfg, "CfgNode": CfgNode}
+    exec(steps.replace(path.name, str(path)), names)
+    return names["cfg"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"MODEL": on_backbone("mobilenet_v2")},
+        {
+            "MODEL": {
+                **on_backbone("swin"),
+                **FCOS,
+                "BACKBONE": on_backbone("swin", "fcos_")["BACKBONE"],
+            }
+        },
+    ],
+    ids=["a backbone of ours", "an FCOS on one"],
+)
+def test_the_config_s_first_lines_say_what_else_is_needed(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    ours = write_config(tmp_path / "config.yaml", {**DETECTOR, **content})
+    found = built_by_its_first_lines(tmp_path, plain_config(ours, tmp_path / "student_final.pth"))
+    torch.manual_seed(0)
+    stock = build_model(found).state_dict()
+    torch.manual_seed(0)
+    wanted = build_model(ours).state_dict()
+    assert stock.keys() == wanted.keys()
+    assert all(torch.equal(stock[name], wanted[name]) for name in wanted)
+
+
+def test_modules_and_nodes_of_the_user_s_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "my_module", ModuleType("my_module"))
+    with patch.dict(NODES):
+        register_node(make_dataclass("Mine", [("width", int, 1)], namespace={"node": "MINE"}))
+        cfg = write_config(
+            tmp_path / "config.yaml", {**DETECTOR, "IMPORTS": ["my_module"], "MINE": {"WIDTH": 2}}
+        )
+        text = plain_config(cfg, tmp_path / "student_final.pth")
+    assert built_by_its_first_lines(tmp_path, text).MINE.WIDTH == 2
+
+
+def test_the_config_of_a_resnet_needs_detectron2_alone(tmp_path: Path) -> None:
+    cfg = write_config(tmp_path / "config.yaml", DETECTOR)
+    text = plain_config(cfg, Path("student_final.pth"))
+    assert "import" not in text.partition("\n\n")[0]
+    assert yaml.safe_load(text).keys() <= get_cfg().keys()
