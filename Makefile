@@ -47,6 +47,7 @@ benchmarks: setup
 	$(VENV) -m benchmarks.cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 	$(VENV) -m benchmarks.dump
 	$(VENV) -m benchmarks.write_speed
+	$(VENV) -m benchmarks.colours
 	$(VENV) -m benchmarks.distill
 	set -e; for family in fcos faster_rcnn; do \
 		$(VENV) -m benchmarks.fidelity --family $$family; done

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .colour import ColourStep, Pixels, rounded
+from .colour import ColourStep, Pixels, looked_up, rounded
 
 
 @dataclass(frozen=True)
@@ -20,4 +20,4 @@ class Brightness(ColourStep):
     @staticmethod
     def changed(strength: int, pixels: Pixels) -> Pixels:
         """See `ColourStep`."""
-        return np.take(rounded(np.arange(256) * strength), pixels)
+        return looked_up(rounded(np.arange(256) * strength), pixels)

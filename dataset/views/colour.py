@@ -9,7 +9,7 @@ Shape letters: N views, H and W pixels.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 # A factor of 1, and how to round what was multiplied by one.
 ONE = 1 << 16
-_HALF = ONE >> 1
+HALF = ONE >> 1
 # Rows.
 _STRIP = 16
 
@@ -79,20 +79,56 @@ class ColourStep(Step):
         """Change (H, W, 3) pixels by a strength in whole units."""
 
 
-def in_strips(change: Callable[[Pixels], Pixels], pixels: Pixels) -> Pixels:
-    """Apply what looks at each pixel alone to a few rows at a time, which stay in the cache."""
+def looked_up(levels: NDArray[np.int64], pixels: Pixels) -> Pixels:
+    """Every level exchanged for one of 256; numpy would make an index of each pixel first."""
+    changed = bytearray(pixels).translate(levels.astype(np.uint8).tobytes())
+    return np.frombuffer(changed, np.uint8).reshape(pixels.shape)
+
+
+def in_strips(
+    change: Callable[[NDArray[Any]], Iterable[NDArray[Any]]],
+    pixels: Pixels,
+    dtype: type[np.integer[Any]] = np.uint8,
+) -> Pixels:
+    """Apply what looks at each pixel alone to a few rows at a time, which stay in the cache.
+
+    Args:
+        change: gives, of planes (3, h, W), those after it, 0 to 255; it may write into them.
+        pixels: (H, W, 3).
+        dtype: of the planes that it takes.
+    """
+    height, width, channels = pixels.shape
     changed = np.empty_like(pixels)
-    for start in range(0, len(pixels), _STRIP):
-        changed[start : start + _STRIP] = change(pixels[start : start + _STRIP])
+    buffer = np.empty((channels, min(height, _STRIP), width), dtype)
+    for start in range(0, height, _STRIP):
+        strip = slice(start, min(start + _STRIP, height))
+        planes = buffer[:, : strip.stop - start]
+        # One channel after the other, here and back: triples take numpy several times as long.
+        for channel in range(channels):
+            planes[channel] = pixels[strip, :, channel]
+        for channel, plane in enumerate(change(planes)):
+            changed[strip, :, channel] = plane
     return changed
 
 
-def rounded(scaled: NDArray[Any]) -> Pixels:
-    """Whole levels, 0 to 255, of levels in units of 1/65536."""
-    return np.clip((scaled + _HALF) >> 16, 0, 255).astype(np.uint8)
+def rounded(scaled: NDArray[Any]) -> NDArray[Any]:
+    """Whole levels, 0 to 255, in place of levels in units of 1/65536."""
+    scaled += HALF
+    return cut(scaled)
 
 
-def grey_of(pixels: Pixels) -> NDArray[np.int32]:
-    """Luminance of (H, W, 3) pixels, (H, W), by the weights of ITU-R 601 as Pillow has them."""
-    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
-    return (19595 * red + 38470 * green + 7471 * blue + _HALF) >> 16
+def cut(scaled: NDArray[Any]) -> NDArray[Any]:
+    """As `rounded`, of levels that have the half already."""
+    scaled >>= 16
+    return np.clip(scaled, 0, 255, out=scaled)
+
+
+def grey_of(planes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Luminance of planes (3, h, W), (h, W), by the weights of ITU-R 601 as Pillow has them."""
+    red, green, blue = planes
+    grey = 19595 * red
+    grey += 38470 * green
+    grey += 7471 * blue
+    grey += HALF
+    grey >>= 16
+    return grey

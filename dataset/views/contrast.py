@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .colour import ONE, ColourStep, Pixels, rounded
+from .colour import ONE, ColourStep, Pixels, looked_up, rounded
 
 
 @dataclass(frozen=True)
@@ -20,5 +20,8 @@ class Contrast(ColourStep):
     @staticmethod
     def changed(strength: int, pixels: Pixels) -> Pixels:
         """See `ColourStep`."""
-        mean = (int(pixels.sum(dtype=np.uint64)) << 16) // pixels.size
-        return np.take(rounded(np.arange(256) * strength + ((ONE - strength) * mean >> 16)), pixels)
+        # 32 bits hold the sum of a row, and are added up in half the time.
+        rows = pixels.reshape(len(pixels), -1).sum(axis=1, dtype=np.uint32)
+        mean = (int(rows.sum(dtype=np.uint64)) << 16) // pixels.size
+        levels = np.arange(256) * strength + ((ONE - strength) * mean >> 16)
+        return looked_up(rounded(levels), pixels)

@@ -29,31 +29,60 @@ class Hue(ColourStep):
     @staticmethod
     def changed(strength: int, pixels: Pixels) -> Pixels:
         """See `ColourStep`."""
-        return in_strips(partial(_turned, strength), pixels)
+        return in_strips(partial(_turned, _shares(strength)), pixels)
 
 
-def _turned(turn: int, pixels: Pixels) -> Pixels:
-    channels = [pixels[..., channel].astype(np.int32) for channel in range(3)]
-    high = np.maximum(np.maximum(channels[0], channels[1]), channels[2])
-    spread = high - np.minimum(np.minimum(channels[0], channels[1]), channels[2])
-    hue = _hue(channels, high, spread) + turn
-    turned = np.empty_like(pixels)
-    for channel, sixths in enumerate((5, 3, 1)):
-        place = (hue + sixths * _SIXTH) % _CIRCLE
-        share = np.clip(np.minimum(place, 4 * _SIXTH - place), 0, _SIXTH)
-        turned[..., channel] = high - ((spread * share + _SIXTH // 2) // _SIXTH)
+def _turned(shares: Sequence[NDArray[np.uint16]], planes: Pixels) -> Pixels:
+    """Turn the hues of planes (3, h, W); `shares` as `_shares` has them."""
+    high = planes.max(axis=0)
+    spread = high - planes.min(axis=0)
+    hue = _hue(planes, high, spread)
+    wide = spread.astype(np.uint16)
+    turned = np.empty_like(planes)
+    for plane, share in zip(turned, shares, strict=True):
+        # At most 255 x 256 and a half: 16 bits hold it.
+        part = share.take(hue)
+        part *= wide
+        part += _SIXTH // 2
+        part //= _SIXTH
+        np.subtract(high, part, out=plane, casting="unsafe")
     return turned
 
 
-def _hue(
-    channels: Sequence[NDArray[np.int32]], high: NDArray[np.int32], spread: NDArray[np.int32]
-) -> NDArray[np.int32]:
-    """Hues in units of the circle, (H, W); that of grey does not matter."""
-    red, green, blue = channels
-    is_red = high == red
-    is_green = ~is_red & (high == green)
+def _shares(turn: int) -> list[NDArray[np.uint16]]:
+    """Of each channel, by hue from -256 on: what part of the spread it lies below the highest."""
+    hue = np.arange(-_SIXTH, 5 * _SIXTH + 1) + turn
+    places = [(hue + sixths * _SIXTH) % _CIRCLE for sixths in (5, 3, 1)]
+    shares = [np.clip(np.minimum(one, 4 * _SIXTH - one), 0, _SIXTH) for one in places]
+    return [one.astype(np.uint16) for one in shares]
+
+
+def _hue(planes: Pixels, high: Pixels, spread: Pixels) -> NDArray[np.intp]:
+    """Hues, (h, W), in units of the circle, from -256 to 1280 counted from 0; of grey any."""
+    red, green, blue = planes.astype(np.int16)
+    is_red, is_green = high == planes[0], high == planes[1]
     difference = np.where(is_red, green - blue, np.where(is_green, blue - red, red - green))
-    start = np.where(is_red, 0, np.where(is_green, 2, 4)) * _SIXTH
-    least = np.maximum(spread, 1)
-    # Rounded to the nearest.
-    return start + (2 * _SIXTH * difference + least) // (2 * least)
+    start = np.where(is_red, _STARTS[0], np.where(is_green, _STARTS[1], _STARTS[2]))
+    number = difference.astype(np.intp)
+    number += 255
+    number <<= 8
+    number += spread
+    start += _QUOTIENTS.take(number)
+    return start.astype(np.intp)
+
+
+def _quotients() -> NDArray[np.int16]:
+    """256 x difference / spread to the nearest, for differences from -255 on and 256 spreads each.
+
+    No difference of two channels is larger than the spread of the three; that of grey is 0.
+    """
+    spreads = np.maximum(np.arange(256), 1)
+    differences = np.arange(-255, 256)[:, None]
+    exact = (2 * _SIXTH * differences + spreads) // (2 * spreads)
+    return np.clip(exact, -_SIXTH, _SIXTH).astype(np.int16).ravel()
+
+
+# Division is the slowest of all, and there are few pairs to divide.
+_QUOTIENTS = _quotients()
+# Where the hues of red, green and blue are.
+_STARTS = np.array([1, 3, 5], np.int16) * _SIXTH

@@ -7,8 +7,9 @@ from functools import partial
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .colour import ONE, ColourStep, Pixels, grey_of, in_strips, rounded
+from .colour import HALF, ONE, ColourStep, Pixels, cut, grey_of, in_strips
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,13 @@ class Saturation(ColourStep):
     @staticmethod
     def changed(strength: int, pixels: Pixels) -> Pixels:
         """See `ColourStep`."""
-        return in_strips(partial(_changed, strength), pixels)
+        return in_strips(partial(_changed, strength), pixels, np.int32)
 
 
-def _changed(strength: int, pixels: Pixels) -> Pixels:
-    grey = grey_of(pixels)[..., None] * (ONE - strength)
-    return rounded(pixels.astype(np.int32) * strength + grey)
+def _changed(strength: int, planes: NDArray[np.int32]) -> NDArray[np.int32]:
+    grey = grey_of(planes)
+    grey *= ONE - strength
+    grey += HALF  # here, where there is one plane
+    planes *= strength
+    planes += grey
+    return cut(planes)

@@ -10,7 +10,7 @@ from detectron2.data.transforms import ColorTransform, Transform
 from numpy.typing import NDArray
 
 from dataset.views import Step
-from dataset.views.colour import Pixels, grey_of
+from dataset.views.colour import Pixels, grey_of, in_strips
 
 
 @dataclass(frozen=True)
@@ -36,4 +36,4 @@ class Grayscale(Step):
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    return np.repeat(grey_of(pixels)[..., None].astype(np.uint8), 3, axis=2)
+    return in_strips(lambda planes: [grey_of(planes)] * 3, pixels, np.int32)
