@@ -63,6 +63,8 @@ def default_config() -> CfgNode:
     cfg.SOLVER.PREEMPTION_SIGNAL = ""
     # Evaluations in a row without a better AP after which a training ends; 0: it never does.
     cfg.TEST.PATIENCE = 0
+    # Sets of which only the images are known: a teacher's views of them are distilled by.
+    cfg.DATASETS.UNLABELED = ()
     # The family of a detector whose class does not tell it; see `detectors.families`.
     cfg.MODEL.FAMILY = ""
     for name, keys in BACKBONES.items():

@@ -258,6 +258,20 @@ REFUSALS = (
         reason="there is nothing to train on; name a registered dataset",
     ),
     Refusal(
+        key="DATASETS.UNLABELED",
+        readers=(TRAIN,),
+        allowed=_empty,
+        reason="a detector without a teacher learns nothing from images without labels; leave it "
+        "empty",
+    ),
+    Refusal(
+        key="DATASETS.UNLABELED",
+        readers=(DISTILL,),
+        allowed=lambda cfg, value: not value or cfg.TEACHER.SOURCE != "none",
+        reason="TEACHER.SOURCE is none, and without a teacher nothing is learnt from images "
+        "without labels; leave it empty",
+    ),
+    Refusal(
         key="DATASETS.TEST",
         readers=(EVAL,),
         allowed=_not_empty,

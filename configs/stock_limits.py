@@ -62,6 +62,7 @@ LIMITS: dict[str, Rule] = {
     "DATASETS.PROPOSAL_FILES_TRAIN": _NAMES,
     "DATASETS.TEST": _NAMES,
     "DATASETS.TRAIN": _NAMES,
+    "DATASETS.UNLABELED": _NAMES,
     "INPUT.CROP.SIZE": Several(item=_POSITIVE, at_least=2, at_most=2),
     "INPUT.CROP.TYPE": Choice(("relative_range", "relative", "absolute", "absolute_range")),
     "INPUT.FORMAT": Choice(("BGR", "RGB", "L", "YUV-BT.601")),

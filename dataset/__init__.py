@@ -10,6 +10,8 @@ takes seconds):
     dataset.checking     is the data what its annotations say?
     dataset.synthetic    a small set to try things on
     dataset.split        a training and a validation set from one annotation file
+    dataset.unlabeled    a set of which only the images are known
+    dataset.sets         several data sets as one
     dataset.voc          Pascal VOC's layout in COCO's
     dataset.download     COCO 2017
 """

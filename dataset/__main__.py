@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         "subset": _subset,
         "split": _split,
         "voc": _voc,
+        "unlabeled": _unlabeled,
         "show": _show,
     }
     try:
@@ -93,6 +94,16 @@ def _parser() -> argparse.ArgumentParser:
         help="default: VOC's 20; without names: those found, sorted",
     )  # fmt: skip
 
+    unlabeled = commands.add_parser(
+        "unlabeled", help="write a set without labels, for DATASETS.UNLABELED, linking images"
+    )
+    unlabeled.add_argument("--images", help="folder of the images")
+    unlabeled.add_argument("--annotations", help="COCO file, of which the images alone are taken")
+    unlabeled.add_argument("--output", required=True, help="folder to write; may hold other splits")
+    unlabeled.add_argument(
+        "--split", default="unlabeled", metavar="NAME", help="default: %(default)s"
+    )
+
     show = commands.add_parser("show", help="draw views of some images with their boxes, as PNG")
     show.add_argument("--output", default="views.png", metavar="FILE", help="default: views.png")
     add_image_arguments(show, "--images", default=4, at_most=100)
@@ -108,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add_example(split, "--annotations export/result.json --output datasets/mine --val 0.2 --seed 1")
     years = "VOCdevkit/VOC2007 VOCdevkit/VOC2012"
     add_example(voc, f"--input {years} --output datasets/voc --splits trainval test")
+    add_example(unlabeled, "--images photos --output datasets/mine")
     config = "configs/distill/r50_2x_from_r101_1x_jitter_1024.yaml"
     add_example(show, f"--output views.png --config-file {config}")
     return parser
@@ -210,6 +222,24 @@ def _voc(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     print("".join(f"{note}\n" for note in converted.notes), end="")
     print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(converted.classes)}")
+    return 0
+
+
+def _unlabeled(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from dataset.unlabeled import write_folder, write_without_labels
+
+    output, split = options.output, options.split
+    if options.annotations:
+        found = write_without_labels(
+            options.annotations, output, split=split, images=options.images
+        )
+    elif options.images:
+        found = write_folder(options.images, output, split=split)
+    else:
+        parser.error("unlabeled: give --images, --annotations or both")
+    print("".join(f"left out: {line}\n" for line in found.left_out), end="")
+    print(f"{split}: {found.num_images} images, which stay in {found.root}")
+    print(f"set DATASET.FOLDER {output}, and DATASETS.UNLABELED \"('folder_{split}',)\"")
     return 0
 
 

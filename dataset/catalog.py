@@ -37,11 +37,15 @@ def is_written(path: str) -> bool:
     return _folder.cache_info().currsize > 0 and path.startswith(_folder().name + os.sep)
 
 
-def write_coco(name: str) -> None:
+def write_coco(name: str, *, labelled: bool = True) -> None:
     """Write what a registered function gives as a COCO file, and let detectron2 know where it is.
 
     The file is deleted when the process ends. Its image root is `image_root` of the metadata, or
     the folder that all images have in common, so that file names do not depend on the machine.
+
+    Args:
+        name: of the data set.
+        labelled: whether it is to have classes.
 
     Raises:
         FileNotFoundError: the image root does not exist.
@@ -51,8 +55,8 @@ def write_coco(name: str) -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     metadata = MetadataCatalog.get(name)
-    classes = metadata.get("thing_classes")
-    if not classes:
+    classes = metadata.get("thing_classes") or []
+    if labelled and not classes:
         raise ValueError(
             f"dataset {name!r}: its metadata lack the names of its classes; add "
             f"MetadataCatalog.get({name!r}).set(thing_classes=[...])"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataset.boxes import BoxWarnings
 from dataset.elements import Problem
 from dataset.tables import ImageTable, ObjectTable
+
+# Kind of the errors that a file has for lack of objects or categories.
+LABELS = "labels"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +62,25 @@ class Annotations:
         if self.errors:
             more = self._and_more(len(self.errors) - 1, "errors")
             raise ValueError(f"{self.path}: {self.errors[0].sentence}{more}")
+
+    def unlabelled(self) -> Annotations:
+        """The same as a set of which only the images are known, which needs no categories.
+
+        Raises:
+            ValueError: it holds objects.
+        """
+        count = self.counts["annotations"]
+        if count:
+            raise ValueError(
+                f"{self.path}: holds {count} objects, but DATASETS.UNLABELED is of images without; "
+                "name the set in DATASETS.TRAIN, or write one without them: python -m dataset "
+                "unlabeled --annotations FILE --output FOLDER"
+            )
+        return replace(
+            self,
+            errors=tuple(one for one in self.errors if one.kind != LABELS),
+            notes=tuple(one for one in self.notes if one.kind != "category"),
+        )
 
     @property
     def class_ids(self) -> dict[int, int]:

@@ -35,7 +35,7 @@ class Problem:
 
     Attributes:
         image: file name of the image, "image <id>" where there is none, or "" for the dataset.
-        kind: a word to group by: section, image, duplicate, missing, unreadable, size,
+        kind: a word to group by: section, labels, image, duplicate, missing, unreadable, size,
             annotation, category, box.
         message: what was expected and what was found.
         severity: "error" or "warning".

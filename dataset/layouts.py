@@ -82,6 +82,13 @@ def new_places(folder: Path, split: str) -> tuple[Path, Path]:
     return places
 
 
+def link_images(root: Path, output: Path, link: Path) -> None:
+    """Link a split's image folder to where its images lie, unless the output has them anyway."""
+    if root.resolve() not in (output.resolve(), (output / "images").resolve()):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(root.absolute())
+
+
 def _image_folders(folder: Path, split: str) -> tuple[Path, ...]:
     images, own = folder / "images", folder / split
     return (images / split, own, images, own / "images", folder)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dataset.boxes import BoxWarnings, all_normalized, judge_boxes
 from dataset.coco_json import iterate_sections
-from dataset.contents import Annotations
+from dataset.contents import LABELS, Annotations
 from dataset.elements import (
     ElementError,
     Problem,
@@ -129,14 +129,15 @@ class FileReader:
         if lacking:
             held = ", ".join(f"`{name}`" for name in list(self.found)[:_SHOWN_NAMES])
             self._add(
-                "section",
+                "section" if "images" in lacking else LABELS,
                 "not COCO annotations, there is no list "
                 + " and no list ".join(f"`{section}`" for section in lacking)
                 + (f"; the file holds {held}" if held else ""),
             )
         for section in ("images", "categories"):
             if self.found.get(section) and not self.counts[section]:
-                self._add("section", f"the list `{section}` is empty")
+                kind = "section" if section == "images" else LABELS
+                self._add(kind, f"the list `{section}` is empty")
 
     def _conclude(self) -> Annotations:
         images = _image_table(self.images)

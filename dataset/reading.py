@@ -21,13 +21,17 @@ _KEPT_FILES = 4
 
 
 def load_annotations(
-    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    labelled: bool = True,
 ) -> Annotations:
     """Read an annotation file, and refuse what cannot be used.
 
     Args:
         path: the COCO annotation file.
         root: the image folder, where images are used: then no file name may lead out of it.
+        labelled: whether it is to hold objects and categories; else no object may be in it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -35,6 +39,8 @@ def load_annotations(
             names the file, the image or object, what is wrong and what to write.
     """
     annotations = read_annotations(path, root)
+    if not labelled:
+        annotations = annotations.unlabelled()
     annotations.refuse()
     return annotations
 

@@ -69,11 +69,11 @@ def register_folder(
     return found
 
 
-def adopt(name: str) -> Annotations:
+def adopt(name: str, *, labelled: bool = True) -> Annotations:
     """Read a registered dataset, refuse what cannot be used, and let detectron2 have it.
 
     detectron2's own names, and those that a user's code registered, as a COCO file or as a
-    function, are read by us from here on.
+    function, are read by us from here on. One that is not labelled has images alone.
 
     Raises:
         FileNotFoundError, ValueError: as `locate`, `dataset.reading.load_annotations` and
@@ -82,15 +82,19 @@ def adopt(name: str) -> Annotations:
     from detectron2.data import DatasetCatalog
 
     if is_function(name):
-        write_coco(name)
+        write_coco(name, labelled=labelled)
     json_file, image_root = locate(name)
     annotations = read_annotations(json_file, image_root)
     if is_written(json_file):
         annotations = replace(annotations, path=f"dataset {name!r}")
-    annotations.refuse()
-    _name_classes(name, annotations)
+    if labelled:
+        annotations.refuse()
+        _name_classes(name, annotations)
+    else:
+        annotations = annotations.unlabelled()
+        annotations.refuse()
     DatasetCatalog.remove(name)
-    DatasetCatalog.register(name, partial(_load, name, json_file, image_root))
+    DatasetCatalog.register(name, partial(_load, name, json_file, image_root, labelled))
     return annotations
 
 
@@ -101,10 +105,13 @@ def is_coco(name: str) -> bool:
     return MetadataCatalog.get(name).get("evaluator_type") == "coco" or is_function(name)
 
 
-def _load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
+def _load(
+    name: str, json_file: str, image_root: str, labelled: bool = True
+) -> list[dict[str, Any]]:
     """What detectron2 calls for a dataset's dicts."""
-    annotations = load_annotations(json_file, image_root)
-    _name_classes(name, annotations)
+    annotations = load_annotations(json_file, image_root, labelled=labelled)
+    if labelled:
+        _name_classes(name, annotations)
     return dataset_dicts(annotations, image_root)
 
 

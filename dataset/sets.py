@@ -33,6 +33,7 @@ class DataSet:
         image_root: folder that holds its images.
         annotations: all that the file holds; images have their ids among all sets.
         images: those of its images that are in use.
+        labelled: whether it is trained on with its objects; else its images alone are known.
     """
 
     name: str
@@ -40,25 +41,34 @@ class DataSet:
     image_root: str
     annotations: Annotations
     images: ImageTable
+    labelled: bool = True
 
 
-def find_sets(names: Sequence[str]) -> tuple[DataSet, ...]:
+def find_sets(names: Sequence[str], unlabelled: Sequence[str] = ()) -> tuple[DataSet, ...]:
     """Find registered data sets that are used together, with all their images.
+
+    Args:
+        names: of those with labels.
+        unlabelled: of those without, which come behind them.
 
     Raises:
         FileNotFoundError, ValueError: as `locate`, `load_annotations` and `among_several`.
     """
-    return tuple(find_set(names, number) for number in range(len(names)))
+    count = len(names) + len(unlabelled)
+    return tuple(
+        find_set((*names, *unlabelled), number, labelled=number < len(names))
+        for number in range(count)
+    )
 
 
-def find_set(names: Sequence[str], number: int) -> DataSet:
+def find_set(names: Sequence[str], number: int, *, labelled: bool = True) -> DataSet:
     """Find one of several registered data sets by its position.
 
     Raises:
         FileNotFoundError, ValueError: as `find_sets`.
     """
     path, image_root = locate(names[number])
-    annotations = load_annotations(path)
+    annotations = load_annotations(path, labelled=labelled)
     if is_written(path):
         annotations = replace(annotations, path=f"dataset {names[number]!r}")
     if len(names) > 1:
@@ -69,6 +79,7 @@ def find_set(names: Sequence[str], number: int) -> DataSet:
         image_root=image_root,
         annotations=annotations,
         images=annotations.images,
+        labelled=labelled,
     )
 
 
@@ -132,9 +143,10 @@ def stated_sets(fingerprint: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def without_objects(sets: Sequence[DataSet]) -> int:
-    """Count the images in use that have no object, or crowds alone."""
+    """Count the images in use of labelled sets that have no object, or crowds alone."""
     return sum(
         int((~np.isin(one.images.ids, objects.image_ids[~objects.crowds])).sum())
         for one in sets
         for objects in [one.annotations.objects]
+        if one.labelled
     )

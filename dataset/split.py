@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dataset.coco_json import of_images, write_reduced
 from dataset.contents import Annotations
 from dataset.image_files import require_images
-from dataset.layouts import folders_near, new_places
+from dataset.layouts import folders_near, link_images, new_places
 from dataset.reading import load_annotations
 from dataset.registry import find_image_root
 
@@ -104,9 +104,7 @@ def write_split(
     parts = tuple(_part(name, whole, names, mask) for name, mask in chosen)
     for part, (file, link) in zip(parts, places, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        if root.resolve() not in (target.resolve(), (target / "images").resolve()):
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(root.absolute())
+        link_images(root, target, link)
         write_reduced(source, file, part.reduced)
     return Parted(parts=parts, root=root, notes=tuple(notes), num_classes=len(whole.categories))
 

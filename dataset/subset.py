@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.sets import DataSet
+from dataset.sets import DataSet, id_among_several
 
 if TYPE_CHECKING:
     from configs.nodes import DatasetConfig
@@ -90,6 +90,8 @@ def _known_ids(key: str, path: str, sets: Sequence[DataSet]) -> NDArray[np.int64
     """Read a list, and refuse ids that no set has."""
     ids = read_image_list(key, path)
     unknown = np.setdiff1d(ids, np.concatenate([one.annotations.images.ids for one in sets]))
+    # A cache of more sets has lists of its own.
+    unknown = unknown[unknown < id_among_several(0, len(sets))]
     if len(unknown):
         sources = " or ".join(one.annotations.path for one in sets)
         raise ValueError(

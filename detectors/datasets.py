@@ -46,10 +46,14 @@ class _Categories:
 
 def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[str]:
     """See `detectors.command.register_data`."""
+    # Who trains on the ones has use for the others; plain training refuses them.
+    unlabelled = cfg.DATASETS.UNLABELED if "TRAIN" in use else ()
     if cfg.DATASET.FOLDER:
         needed = [name for key in use for name in cfg.DATASETS[key]]
-        register_folder(cfg.DATASET.FOLDER, needed=needed)
+        register_folder(cfg.DATASET.FOLDER, needed=[*needed, *unlabelled])
     used = _used(cfg, use)
+    for name in unlabelled:
+        adopt(name, labelled=False)
     compared = [one.categories for one in used]
     if "TRAIN" not in use and compared:
         compared = [*_training_categories(cfg, compared[0]), *compared]
@@ -101,9 +105,14 @@ def _known_categories(name: str) -> dict[int, str]:
 
 
 def _find_images(cfg: CfgNode, used: Iterable[_Set]) -> None:
-    names, dataset = cfg.DATASETS.TRAIN, Setup(cfg).settings.dataset
+    labelled, dataset = len(cfg.DATASETS.TRAIN), Setup(cfg).settings.dataset
     trained = {one.name for one in used if one.key == "DATASETS.TRAIN"}
-    sets = [find_set(names, number) for number, name in enumerate(names) if name in trained]
+    names = (*cfg.DATASETS.TRAIN, *(cfg.DATASETS.UNLABELED if trained else ()))
+    sets = [
+        find_set(names, number, labelled=number < labelled)
+        for number, name in enumerate(names)
+        if name in trained or number >= labelled
+    ]
     if sets:
         left_out = excluded_ids(sets, dataset)
         for chosen in chosen_images(sets, dataset):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.transforms import AugInput
 from torch import Tensor
 
-from configs.nodes import DatasetConfig
 from dataset.pixels import read_pixels
 from dataset.sets import find_sets, id_among_several, joined
 from dataset.subset import chosen_images, excluded_ids
@@ -36,20 +35,41 @@ def training_images(setup: Setup) -> list[dict[str, Any]]:
     Raises:
         ValueError: none is left after filtering.
     """
-    cfg, dataset = setup.cfg, setup.settings.dataset
+    cfg = setup.cfg
     names = tuple(cfg.DATASETS.TRAIN)
     images = [
         image if len(names) == 1 else _among_several(image, number)
         for number, name in enumerate(names)
         for image in _images_of(name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     ]
-    chosen, excluded = _stated_ids(names, dataset)
+    return _stated(setup, images, f"DATASETS.TRAIN {names}")
+
+
+def unlabelled_images(setup: Setup) -> list[dict[str, Any]]:
+    """The images of DATASETS.UNLABELED, likewise; each says that it is `unlabelled`.
+
+    Raises:
+        ValueError: there are such sets, and none of their images is left.
+    """
+    names = tuple(setup.cfg.DATASETS.UNLABELED)
+    images = [
+        {**_among_several(image, number), "unlabelled": True}
+        for number, name in enumerate(names, start=len(setup.cfg.DATASETS.TRAIN))
+        for image in DatasetCatalog.get(name)
+    ]
+    return _stated(setup, images, f"DATASETS.UNLABELED {names}") if names else []
+
+
+def _stated(setup: Setup, images: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Those of the images that DATASET chooses and does not leave out."""
+    dataset = setup.settings.dataset
+    chosen, excluded = _stated_ids(setup)
     if chosen is not None:
         images = [x for x in images if x["image_id"] in chosen]
     if not images:
         raise ValueError(
-            f"DATASETS.TRAIN {names}: no image to train on is among those of DATASET.IMAGE_LIST "
-            "and DATASET.MAX_IMAGES"
+            f"{source}: no image to train on is among those of DATASET.IMAGE_LIST and "
+            "DATASET.MAX_IMAGES"
         )
     return leave_out(images, excluded, f"DATASET.EXCLUDE {dataset.exclude}")
 
@@ -129,12 +149,13 @@ def leave_out(
     return kept
 
 
-def _stated_ids(names: Sequence[str], dataset: DatasetConfig) -> tuple[set[int] | None, set[int]]:
+def _stated_ids(setup: Setup) -> tuple[set[int] | None, set[int]]:
     """Ids that DATASET chooses, None for all, and those that it leaves out."""
+    dataset = setup.settings.dataset
     if not (dataset.image_list or dataset.max_images or dataset.exclude):
         return None, set()
     # The plan chooses among all images, with and without objects.
-    sets = find_sets(names)
+    sets = find_sets(setup.cfg.DATASETS.TRAIN, setup.cfg.DATASETS.UNLABELED)
     chosen = joined(chosen_images(sets, dataset)).ids
     return set(chosen.tolist()), set(excluded_ids(sets, dataset).tolist())
 

@@ -46,7 +46,8 @@ class Estimate:
         preset: title of the config's, in `presets`.
         images, views, records, buckets, shards: counts.
         excluded: images among them that are left out; sizes and times count them in.
-        without_objects: images among them that have no object, or crowds alone.
+        unlabelled: images among them that are of DATASETS.UNLABELED.
+        without_objects: images of the other sets that have no object, or crowds alone.
         trains_without_objects: whether a training of this config shows them.
         shard_records: records of a full shard.
         presets: the size under every preset.
@@ -66,6 +67,7 @@ class Estimate:
     preset: str
     images: int
     excluded: int
+    unlabelled: int
     without_objects: int
     trains_without_objects: bool
     views: int
@@ -100,6 +102,8 @@ class Estimate:
         )
         if self.excluded:
             yield f"left out: {self.excluded:,} images (DATASET.EXCLUDE); all numbers count them"
+        if self.unlabelled:
+            yield f"unlabelled: {self.unlabelled:,} images (DATASETS.UNLABELED)"
         if self.without_objects:
             unused = " are not trained on (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
             yield f"without objects: {self.without_objects:,} images" + (
@@ -181,6 +185,7 @@ def estimate(
         preset=title,
         images=len(prepared.images),
         excluded=len(prepared.excluded),
+        unlabelled=sum(len(one.images) for one in prepared.sets if not one.labelled),
         without_objects=without_objects(prepared.sets),
         trains_without_objects=not prepared.setup.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         views=index.num_views,

@@ -228,15 +228,15 @@ def _codec(setup: Setup, preset: Preset) -> RecordCodec:
 
 
 def _find_sets(setup: Setup) -> tuple[DataSet, ...]:
-    """The training data sets, with all their images.
+    """The training data sets, those without labels last, with all their images.
 
     The images are not looked for: `plan` needs none, and who reads them looks.
     """
     cfg, teacher_cfg = setup.cfg, setup.trained_teacher_cfg
     warnings = register_data(cfg, use=("TRAIN",), images=False)
-    sets = find_sets(cfg.DATASETS.TRAIN)
+    sets = find_sets(cfg.DATASETS.TRAIN, cfg.DATASETS.UNLABELED)
     # No error: a method may do without the teacher's classes, and TEACHER.CLASSES match others. All
-    # sets have the same ones.
+    # labelled sets have the same ones.
     classes = other_classes(teacher_cfg, sets[0].annotations)
     if setup.class_map is None and classes:
         warnings.append(

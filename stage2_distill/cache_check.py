@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from dataset.changes import changed_annotations
-from dataset.registry import locate
-from dataset.sets import find_sets
+from dataset.sets import DataSet, find_sets
 from dataset.tables import ImageTable
 from detectors import Setup
 from detectors.identity import changed_images, differing_facts, other_sets, wanted_facts
@@ -71,8 +70,8 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
             f"{missing[0]}; finish it with: python -m stage1_dump run --config-file ..."
         )
     notes = read_logs(location)
-    for number, dataset in enumerate(setup.cfg.DATASETS.TRAIN):
-        warning = changed_annotations(notes, locate(dataset)[0], number)
+    for number, one in enumerate(_sets(setup)):
+        warning = changed_annotations(notes, one.path, number)
         if warning:
             logger.warning("%s", warning)
     return reader
@@ -84,7 +83,7 @@ def held_images(images: list[dict[str, Any]], reader: CacheReader | None) -> lis
     Raises:
         ValueError: no image is left.
     """
-    if reader is None:
+    if reader is None or not images:
         return images
     return leave_out(images, reader.manifest.excluded, f"the cache {reader.location}")
 
@@ -102,7 +101,7 @@ def _differences(
         )
     if any(one.name.startswith("augmentation.") for one in found):
         return  # every image would seem to have changed
-    other = other_sets(reader.manifest, reader.index, find_sets(setup.cfg.DATASETS.TRAIN))
+    other = other_sets(reader.manifest, reader.index, _sets(setup))
     if other:
         yield other
         return
@@ -112,6 +111,10 @@ def _differences(
             f"{'; '.join(changes)} (dump a cache of these annotations to another CACHE.LOCATION, "
             "or leave such images out with DATASET.IMAGE_LIST)"
         )
+
+
+def _sets(setup: Setup) -> tuple[DataSet, ...]:
+    return find_sets(setup.cfg.DATASETS.TRAIN, setup.cfg.DATASETS.UNLABELED)
 
 
 def _table(images: Sequence[dict[str, Any]]) -> ImageTable:

@@ -26,7 +26,7 @@ from .methods import DETECTIONS, needs_of
 from .packing import pack_in_worker
 from .pixels import PixelCheck
 from .prefetch import DeviceLoader, PartSampler, plan_lead
-from .sampler import Draw, ViewBatchSampler
+from .sampler import Draw, Unlabelled, ViewBatchSampler
 from .student_views import student_augmentation
 from .teacher import TEACHER_IMAGE
 
@@ -43,9 +43,9 @@ class ViewDataset(Dataset[dict[str, Any]]):
     """Annotated images, each under any of its views, with the teacher's codes where cached.
 
     An item is detectron2's input dict (`image`, `instances`, `height`, `width`, `image_id`,
-    `file_name`) with `view`, and, from the cache, `codes`: field name to array, and `detections`
-    where a method needs them. With STUDENT_VIEWS `image` is the student's alone, and
-    `teacher_image` what the teacher sees.
+    `file_name`) with `view` and whether it is `unlabelled`, and, from the cache, `codes`: field
+    name to array, and `detections` where a method needs them. With STUDENT_VIEWS `image` is the
+    student's alone, and `teacher_image` what the teacher sees.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
             "image_id": image["image_id"],
             "file_name": image["file_name"],
             "view": draw.view,
+            "unlabelled": image.get("unlabelled", False),
         }
         return item, rendered
 
@@ -138,19 +139,28 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
     """Build this rank's loader of images, which are as for `ViewDataset`.
 
     Raises:
-        ValueError: no image is left to train on.
+        ValueError: no image is left to train on, or a batch cannot be shared as asked for.
     """
     cfg, ours = setup.cfg, setup.settings
     world_size = comm.get_world_size()
+    labelled = [one for one in images if not one.get("unlabelled")]
+    images = [*labelled, *(one for one in images if one.get("unlabelled"))]
+    if cfg.DATASETS.UNLABELED and len(images) == len(labelled):
+        raise ValueError(f"DATASETS.UNLABELED {tuple(cfg.DATASETS.UNLABELED)}: no image is left")
     sampler = ViewBatchSampler(
         is_wide=np.array([x["width"] > x["height"] for x in images], dtype=bool),
+        unlabelled=Unlabelled(
+            images=len(images) - len(labelled),
+            of_batch=unlabelled_of_batch(cfg, world_size) if len(labelled) < len(images) else 0,
+            parts=cfg.SOLVER.ACCUMULATE,
+        ),
         num_views=ours.views.num,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
         rank=comm.get_rank(),
         world_size=world_size,
         group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        repeat_factors=repeat_factors(cfg, images),
+        repeat_factors=repeat_factors(cfg, labelled),
         last_views=ours.views.last,
         last_from=cfg.SOLVER.MAX_ITER - ours.views.last_iters,
     )
@@ -182,6 +192,24 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
     )  # fmt: skip
     on_device = DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE), lead.parts)
     return DataParts(loader=on_device, sampler=sampler)
+
+
+def unlabelled_of_batch(cfg: CfgNode, world_size: int) -> int:
+    """How many images of a batch of all ranks are without labels, by DISTILL.UNLABELED_SHARE.
+
+    Raises:
+        ValueError: that is none, or not every part of a step on every rank keeps a labelled one.
+    """
+    share, batch = cfg.DISTILL.UNLABELED_SHARE, cfg.SOLVER.IMS_PER_BATCH
+    count, most = round(share * batch), batch - world_size * cfg.SOLVER.ACCUMULATE
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"DISTILL.UNLABELED_SHARE {share:g} of SOLVER.IMS_PER_BATCH {batch} is {count} images; "
+            f"expected 1 to {max(1, most)}, since each rank ({world_size}) and part "
+            f"(SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}) keeps a labelled image beside them; "
+            "change the share, or raise SOLVER.IMS_PER_BATCH"
+        )
+    return count
 
 
 def repeat_factors(cfg: CfgNode, images: Sequence[Mapping[str, Any]]) -> np.ndarray | None:

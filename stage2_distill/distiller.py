@@ -92,6 +92,8 @@ class Distiller(nn.Module):
         assert self._pair is not None
         # On the way before anything that a GPU is waited for.
         targets = _targets(batch, outputs)
+        unlabelled = [item.get("unlabelled", False) for item in batch]
+        assert unlabelled == sorted(unlabelled), "images without labels come last"
         device = outputs.logits.device
         shared = outputs.on_levels(self._pair.student_levels)
         # The student's mixed precision is not the teacher's; and stacking codes, which may be
@@ -109,11 +111,19 @@ class Distiller(nn.Module):
             images=[(item["image_id"], item["view"]) for item in batch],
             iteration=iteration,
             global_counts=self._setup.settings.distill.counts == "global",
+            unlabelled=sum(unlabelled),
         )
 
     def positive(self, step: Step, outputs: DenseOutputs) -> Tensor:
         """(N, R) bool, the places that the detector assigns to an object of a step."""
-        return self._positive(self._training_step(outputs, step.targets), outputs)
+        return self._positive(self._own_step(step, outputs), outputs)
+
+    def _own_step(self, step: Step, outputs: DenseOutputs) -> TrainingStep:
+        """What the detector's training says of the images with labels."""
+        if not step.unlabelled:
+            return self._training_step(outputs, step.targets)
+        labelled = len(step.targets) - step.unlabelled
+        return self._training_step(outputs.first(labelled), step.targets[:labelled])
 
     def _training_step(self, outputs: DenseOutputs, targets: Sequence[Instances]) -> TrainingStep:
         together = self._setup.settings.distill.counts == "global"
@@ -122,8 +132,11 @@ class Distiller(nn.Module):
         )
 
     def _positive(self, own: TrainingStep, outputs: DenseOutputs) -> Tensor:
+        """Those of the shared levels; an image without labels has none."""
         assert self._pair is not None
-        return outputs.places_on(self._pair.student_levels, own.positive)
+        found = outputs.places_on(self._pair.student_levels, own.positive)
+        lacking = len(outputs.logits) - len(found)
+        return torch.cat([found, found.new_zeros(lacking, found.shape[1])]) if lacking else found
 
     def _all_losses(self, step: Step, outputs: DenseOutputs) -> dict[str, Tensor]:
         """Own losses, and those of the methods.
@@ -139,8 +152,10 @@ class Distiller(nn.Module):
         methods = self.methods
         for method in methods:
             step = replace(step, targets=method.ground_truth(step))
+        if any(method.labels_images for method in methods):
+            step = replace(step, unlabelled=0)
         begun = [method.begin(step) for method in methods]
-        own = self._training_step(outputs, step.targets)
+        own = self._own_step(step, outputs)
         positive = self._positive(own, outputs)
         chosen = [
             method.assigned(step, one, positive) for method, one in zip(methods, begun, strict=True)

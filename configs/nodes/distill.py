@@ -25,6 +25,10 @@ class DistillConfig:
     counts: str = "rank"
     # Iterations over which the weights of all methods rise linearly from zero; 0: none.
     warmup_iters: int = 0
+    # Share of a batch that is of DATASETS.UNLABELED, where that names sets: images without labels,
+    # which the methods alone learn from. Each rank, and each part of SOLVER.ACCUMULATE, keeps a
+    # labelled image.
+    unlabeled_share: float = 0.5
 
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
@@ -33,3 +37,4 @@ class DistillConfig:
             raise checks.refusal("methods", "each name once")
         checks.choice("counts", self.COUNTS)
         checks.integer("warmup_iters", at_least=0)
+        checks.number("unlabeled_share", above=0.0, at_most=1.0)

@@ -61,6 +61,10 @@ class FcosOutputs(DenseOutputs):
         found = super().on_levels(kept)
         return replace(found, centerness=self.places_on(kept, self.centerness))
 
+    def first(self, count: int) -> Self:
+        """See `DenseOutputs`."""
+        return replace(super().first(count), centerness=self.centerness[:count])
+
 
 class FcosFamily(DenseFamily):
     """The `DetectorFamily` of detectron2's FCOS."""

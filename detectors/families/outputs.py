@@ -63,6 +63,16 @@ class DenseOutputs:
             anchors_per_level=[self.anchors_per_level[level] for level in kept],
         )
 
+    def first(self, count: int) -> Self:
+        """The outputs of the first images alone."""
+        return replace(
+            self,
+            features=[one[:count] for one in self.features],
+            logits=self.logits[:count],
+            deltas=self.deltas[:count],
+            image_sizes=self.image_sizes[:count],
+        )
+
     def places_on(self, kept: Sequence[int], values: Tensor) -> Tensor:
         """Of (N, R, ...) values, those of some levels alone."""
         if list(kept) == list(range(len(self.features))):

@@ -5,7 +5,8 @@ Shape letters: N images, K classes, P rows for proposals, Q proposals of one ima
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from detectron2.structures import Instances
@@ -67,6 +68,12 @@ class RcnnOutputs(DenseOutputs):
     def signals(self) -> dict[str, Tensor]:
         """See `DenseOutputs`; in training, those of the RPN alone."""
         return super().signals() | (self.second.signals() if self.second else {})
+
+    def first(self, count: int) -> Self:
+        """See `DenseOutputs`; in training."""
+        assert self.second is None, "proposals are of all images together"
+        pyramid = {name: one[:count] for name, one in self.pyramid.items()}
+        return replace(super().first(count), pyramid=pyramid)
 
 
 def by_class(deltas: Tensor, logits: Tensor) -> Tensor:

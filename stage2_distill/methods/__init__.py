@@ -105,7 +105,8 @@ def needs_of(setup: Setup) -> dict[str, list[str]]:
     """What a training reads of the teacher: signal, or `DETECTIONS`, to the methods that do."""
     found: dict[str, list[str]] = {}
     for method, config in chosen_methods(setup):
-        for need in method.needs(config):
+        further = method.needs_unlabelled if setup.cfg.DATASETS.UNLABELED else ()
+        for need in dict.fromkeys((*method.needs(config), *further)):
             found.setdefault(need, []).append(method.name)
     return found
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -25,6 +26,9 @@ from .pyramids import Total, of_this_rank
 
 # The teacher's final boxes, which every record has beside its signals.
 DETECTIONS = "detections"
+
+# Score from which on a detection stands for an object of an image without labels.
+_SURE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,8 @@ class Step:
         detector: the student.
         outputs: the student's, on the shared levels.
         teacher: its outputs, on the same levels and grid, of the student's classes.
-        targets: ground truth of the N images.
+        targets: ground truth of the N images; those without labels have no object.
+        unlabelled: how many images have no labels, the last ones.
         images: image id and view of each.
         iteration: of the training, from 0.
         global_counts: whether losses are divided by counts over all ranks.
@@ -132,6 +137,7 @@ class Step:
     images: Sequence[tuple[int, int]]
     iteration: int
     global_counts: bool
+    unlabelled: int = 0
 
     @property
     def family(self) -> DetectorFamily:
@@ -147,6 +153,20 @@ class Step:
     def objects(self) -> tuple[Tensor, Tensor]:
         """Ground truth as boxes (N, M, 4) and valid (N, M), see `batched_boxes`."""
         return batched_boxes(self.targets)
+
+    @cached_property
+    def objects_or_detections(self) -> tuple[Tensor, Tensor]:
+        """As `objects`, and of images without labels what the teacher is sure of.
+
+        For methods whose `needs_unlabelled` names `DETECTIONS`.
+        """
+        if not self.unlabelled:
+            return self.objects
+        boxes, valid = self.objects
+        found, scores = self.teacher.detections[..., :4], self.teacher.detections[..., 4]
+        is_sure = scores >= _SURE
+        is_sure[: len(is_sure) - self.unlabelled] = False
+        return torch.cat([boxes, found.to(boxes.dtype)], dim=1), torch.cat([valid, is_sure], dim=1)
 
     @cached_property
     def boxes(self) -> tuple[Tensor, Tensor]:
@@ -180,6 +200,11 @@ class Method(nn.Module):
     weights: ClassVar[Mapping[str, str]]
     # Presets whose codes miss the limits of fidelity for this method, with what was measured.
     too_coarse: ClassVar[Mapping[str, str]] = {}
+    # What it reads beside `needs` where images without labels are among the others.
+    needs_unlabelled: ClassVar[tuple[str, ...]] = ()
+    # Whether its `ground_truth` gives labels to images that have none, so that the detector's own
+    # losses are of these too.
+    labels_images: ClassVar[bool] = False
 
     def __init__(self, config: Any, pair: Pair) -> None:
         """Args: its node; teacher and student.

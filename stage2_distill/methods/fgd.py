@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from configs.nodes import FgdConfig
 
-from .base import Pair, Step
+from .base import DETECTIONS, Pair, Step
 from .features import AdaptedMethod
 from .layers import per_level
 from .pyramids import Total, check_alike, num_images, of_this_rank, precise
@@ -230,6 +230,7 @@ class Fgd(AdaptedMethod):
     too_coarse: ClassVar[dict[str, str]] = {
         "compact": "its attention singles out positions, whose errors moved its terms by up to 5%"
     }
+    needs_unlabelled: ClassVar[tuple[str, ...]] = (DETECTIONS,)
     config: FgdConfig
 
     def __init__(self, config: FgdConfig, pair: Pair) -> None:
@@ -245,7 +246,7 @@ class Fgd(AdaptedMethod):
         return fgd_losses(
             student,
             teacher,
-            *step.objects,
+            *step.objects_or_detections,
             inside,
             blocks=self.blocks,
             strides=self._strides,

@@ -78,11 +78,15 @@ def _joined(target: Instances, detections: Tensor) -> Instances:
 
 
 class Pseudo(Method):
-    """Has no loss of its own: the detector, and every other method, learns from more objects."""
+    """Has no loss of its own: the detector, and every other method, learns from more objects.
+
+    An image without labels has what the teacher detects for labels, and none but that.
+    """
 
     name = "pseudo"
     Config = PseudoConfig
     weights: ClassVar[dict[str, str]] = {}
+    labels_images = True
     config: PseudoConfig
 
     def __init__(self, config: PseudoConfig, pair: Pair) -> None:

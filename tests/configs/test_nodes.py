@@ -123,6 +123,7 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "methods": [(), "gid", ("",), (3,), ("gid", "gid")],
         "counts": ["node", 1],
         "warmup_iters": [-1, LARGE, 1.5],
+        "unlabeled_share": [0.0, -0.1, 1.1, NAN, "x"],
     },
     PkdConfig: {"weight": WEIGHTS, "levels": NAMES},
     CwdConfig: {"weight": WEIGHTS, "temperature": [0.0, -1.0, 1e7, NAN, "x"], "levels": NAMES},

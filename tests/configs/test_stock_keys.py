@@ -65,6 +65,7 @@ CASES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("INPUT.MASK_FORMAT", "bitmask", STAGE_COMMANDS),
     ("DATASETS.TRAIN", (), (TRAIN, *STAGE_COMMANDS)),
     ("DATASETS.TEST", (), (EVAL,)),
+    ("DATASETS.UNLABELED", ("folder_more",), (TRAIN,)),
     ("MODEL.MASK_ON", True, ALL),
     ("MODEL.KEYPOINT_ON", True, ALL),
     ("MODEL.LOAD_PROPOSALS", True, ALL),

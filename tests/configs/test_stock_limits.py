@@ -29,6 +29,7 @@ REFUSED: dict[str, list[Any]] = {
     "DATASETS.PROPOSAL_FILES_TRAIN": [(1,), None],
     "DATASETS.TEST": [("",), (1,), None],
     "DATASETS.TRAIN": [("",), (1,), None],
+    "DATASETS.UNLABELED": [("",), (1,), None],
     "INPUT.CROP.SIZE": [[0.0, 0.5], [0.5], [0.5, 0.5, 0.5], [2.0, 2.0], None],
     "INPUT.CROP.TYPE": ["square", 1],
     "INPUT.FORMAT": ["CMYK", "", 1],

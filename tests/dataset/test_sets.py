@@ -67,7 +67,9 @@ def test_lists_hold_ids_of_any_set_and_a_number_of_images_is_of_each(tmp_path: P
     )
     assert listed == [3, STEP + 7, STEP + 9] and limited == [3, STEP + 7]
     assert excluded_ids(sets, DatasetConfig(exclude=str(path))).tolist() == listed
-    path.write_text(f"{2 * STEP}\n")
+    path.write_text(f"3\n{2 * STEP}\n")  # of a cache of a third set
+    assert joined(chosen_images(sets, DatasetConfig(image_list=str(path)))).ids.tolist() == [3]
+    path.write_text(f"{STEP + 1}\n")
     with pytest.raises(ValueError, match=r"1 images that are not in \S+ or \S+, the first has"):
         chosen_images(sets, DatasetConfig(image_list=str(path)))
 

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from stage2_distill.sampler import Draw, ViewBatchSampler
+from stage2_distill.sampler import Draw, Unlabelled, ViewBatchSampler
 
 
 def make_sampler(num_images: int = 10, **changes: object) -> ViewBatchSampler:
@@ -130,3 +130,62 @@ def test_repeats_are_the_same_after_a_resumption_and_on_any_number_of_ranks() ->
     for batch, *parts in zip(whole, *ranks, strict=True):
         together = [draw for part in parts for draw in part]
         assert sorted(together, key=batch.index) == batch
+
+
+# The last four of the images have no labels; of these one is wide.
+MIXED = {"unlabelled": Unlabelled(images=4, of_batch=2), "batch_size": 6}
+
+
+def without_labels(draw: Draw) -> bool:
+    return draw.position >= 6
+
+
+def test_a_batch_has_so_many_images_without_labels_behind_the_others() -> None:
+    for batch in islice(make_sampler(**MIXED), 30):
+        assert [without_labels(draw) for draw in batch] == [False] * 4 + [True] * 2
+        assert len({draw.position % 3 == 0 for draw in batch}) == 1
+
+
+def test_labelled_images_are_drawn_as_if_they_were_alone() -> None:
+    mixed = [draw for draw in draws(make_sampler(**MIXED), 30) if not without_labels(draw)]
+    assert mixed == draws(make_sampler(6), 30)
+
+
+def test_every_view_of_an_image_without_labels_is_shown_as_often_as_the_others() -> None:
+    nodes = {**MIXED, "group_by_aspect": False}
+    shown = [draw for draw in draws(make_sampler(**nodes), 30) if without_labels(draw)]
+    assert Counter((draw.position, draw.view) for draw in shown) == {
+        (position, view): 5 for position in range(6, 10) for view in range(3)
+    }
+
+
+def test_without_one_of_the_same_orientation_another_comes() -> None:
+    wide = np.array([True, False] * 3 + [False] * 4)
+    batches = list(islice(make_sampler(**MIXED, is_wide=wide), 30))
+    assert any(wide[batch[0].position] for batch in batches)
+    counts: dict[int, int] = {}
+    for draw in (draw for batch in batches for draw in batch[4:]):
+        assert without_labels(draw) and draw.epoch == counts.get(draw.position, 0)
+        counts[draw.position] = draw.epoch + 1
+
+
+def test_images_without_labels_are_the_same_after_a_resumption_and_on_any_ranks() -> None:
+    whole = list(islice(make_sampler(**MIXED), 25))
+    resumed = make_sampler(**MIXED)
+    resumed.first_iter = 11
+    assert list(islice(resumed, 14)) == whole[11:]
+    ranks = [islice(make_sampler(**MIXED, rank=rank, world_size=3), 25) for rank in range(3)]
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert not any(without_labels(part[0]) for part in parts)
+        together = [draw for part in parts for draw in part]
+        assert sorted(together, key=batch.index) == batch
+
+
+def test_every_part_of_a_rank_s_batch_begins_with_labelled_images() -> None:
+    in_parts = {**MIXED, "unlabelled": Unlabelled(images=4, of_batch=2, parts=3)}
+    for whole, batch in zip(
+        islice(make_sampler(**MIXED), 9), islice(make_sampler(**in_parts), 9), strict=True
+    ):
+        assert sorted(batch, key=whole.index) == whole
+        for start in range(0, 6, 2):
+            assert not without_labels(batch[start])

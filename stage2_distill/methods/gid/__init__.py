@@ -99,8 +99,17 @@ class Gid(Method):
 
     @classmethod
     def check(cls, config: GidConfig, setup: Setup) -> None:
-        """See `Method`: of the box head, and of a score that the detector has no outputs for."""
+        """See `Method`: of the box head, of a score that the detector has no outputs for, and of
+        choices by ground truth where images have none."""
         check_box_head(setup, config)
+        for key, usual in (("boxes", "general"), ("mode", "all")):
+            if setup.cfg.DATASETS.UNLABELED and getattr(config, key) != usual:
+                name = f"GID.{key.upper()}"
+                raise ValueError(
+                    f"{place_of(setup.cfg, name)}{name} is {getattr(config, key)!r}, which asks "
+                    "for ground truth, but images of DATASETS.UNLABELED have none; set it to "
+                    f"{usual}, or leave DATASETS.UNLABELED empty"
+                )
         signals = [one.name for one in setup.family.signals(setup.cfg)]
         if config.score == "centered" and "centerness" not in signals:
             raise ValueError(
