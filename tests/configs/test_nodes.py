@@ -85,6 +85,7 @@ WRONG: dict[type, dict[str, list[Any]]] = {
         "batch": [0, 2**16 + 1, 1.5],
         "precision": ["float64", 16],
         "inherit": ["backbone", "neck", "head+neck", True],
+        "classes": ["cat", ("",), (3,)],
     },
     CacheConfig: {
         "location": [None, "ftp://host/cache", "file:///cache"],
