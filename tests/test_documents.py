@@ -19,20 +19,30 @@ from unittest.mock import patch
 import pytest
 
 from configs.loader import default_config, load_config
+from tests import test_help
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAX_README_LINES = 150
+# Where else commands are written down, as comments or to be run.
+SCRIPTS = [
+    ROOT / "Makefile",
+    ROOT / "CHANGELOG.md",
+    ROOT / "tools" / "dump_slurm.sh",
+    *(path for path in sorted(ROOT.glob("configs/**/*.yaml")) if " -m " in path.read_text()),
+]
 
 PACKAGES = sorted(one.parent.name for one in ROOT.glob("*/__init__.py"))
-OTHERS = {"pytest", "pip", "venv"}  # modules whose commands are not ours to check
+OTHERS = {"mypy", "pip", "pytest", "ruff", "venv"}  # modules whose commands are not ours to check
 
+_RUN = r"(?:\bpython3?|\btorchrun\b.*?|\$\(VENV\)|\$\(PYTHON\))"
 _PARSING = {
     name: getattr(argparse.ArgumentParser, name)
     for name in ("parse_args", "parse_known_args", "parse_intermixed_args")
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+scripts = pytest.mark.parametrize("page", SCRIPTS, ids=lambda page: page.name)
 
 
 def test_the_readme_is_short() -> None:
@@ -67,6 +77,56 @@ def test_commands_exist_and_know_their_options(page: Path) -> None:
     assert not wrong
 
 
+@scripts
+def test_commands_in_scripts_and_comments_exist(page: Path) -> None:
+    found = list(commands(page))
+    assert found
+    assert not [f"{one.text}: {reason}" for one in found if (reason := fault(one))]
+
+
+@pages
+def test_options_that_are_named_by_themselves_exist(
+    page: Path, known_options: dict[str, set[str]]
+) -> None:
+    """Those of a subcommand, such as `verify --level`, are that one's; others are of any."""
+    unknown = []
+    for mention, _ in code_of(page.read_text()):
+        first, *_ = mention.split() or [""]
+        is_known = first in known_options or first.startswith("--")
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", mention) if is_known else []:
+            if option not in known_options.get(first, known_options[""]):
+                unknown.append(mention)
+    assert not unknown
+
+
+@pages
+def test_targets_of_make_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    variables = {*re.findall(r"\$\((?:if \$\()?([A-Z]+)\)", makefile)}
+    for line, _ in code_of(page.read_text()):
+        if line.startswith("make "):
+            words = line.partition("#")[0].split()[1:]
+            named = {word.partition("=")[0] for word in words if "=" in word}
+            assert named <= variables, line
+            assert {word for word in words if word.isalpha()} <= targets, line
+
+
+@pytest.fixture(scope="module")
+def known_options() -> dict[str, set[str]]:
+    """Subcommand to its options; under "" those of all commands."""
+    found: dict[str, set[str]] = {"": set()}
+    for command in test_help.commands():
+        with pytest.MonkeyPatch.context() as patched:
+            parser = test_help.parser_of(command, patched)
+        for one in test_help.with_subcommands(parser):
+            options = {name for action in one._actions for name in action.option_strings}
+            found[""] |= options
+            if one is not parser:
+                found.setdefault(one.prog.split()[-1], set()).update(options)
+    return found
+
+
 @pages
 def test_overrides_of_commands_are_config_keys(page: Path) -> None:
     written: set[str] = set()  # folders of configs that a command before writes
@@ -96,6 +156,7 @@ def test_config_keys_of_code_exist(page: Path) -> None:
         ("    torchrun -m detectors train --config-file $C \\\n        --no", "--no"),
         ("    python -m stage1_dump status  # CACHE is missing", "cache"),
         ("```sh\npython -m stage1_dump status\n```", "cache"),
+        ("    python tools/carry.py pck wheels", "pck"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_is_found(tmp_path: Path, text: str, expected: str) -> None:
@@ -107,10 +168,10 @@ def test_a_wrong_command_is_found(tmp_path: Path, text: str, expected: str) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A `python -m` or `torchrun -m` command of a page.
+    """A `python -m`, `torchrun -m` or `python tools/...` command of a page.
 
     Attributes:
-        module: after -m.
+        module: after -m, or the script's.
         arguments: after the module, variables of the page put in.
         whole: of a block, to be typed as it is; else a mention in a sentence, which may leave
             arguments out.
@@ -207,15 +268,17 @@ def entry_point(module: str) -> ModuleType:
 def commands(page: Path) -> Iterator[Command]:
     """The commands of a page that are ours, in its order."""
     variables: dict[str, str] = {}
-    for line, whole in code_of(page.read_text()):
+    lines = code_of if page.suffix == ".md" else lines_of
+    for line, whole in lines(page.read_text()):
         for name, value in variables.items():
             line = re.sub(rf"\${name}\b", value, line)
         if assigned := re.fullmatch(r"([A-Z]+)=(\S+)", line):
             variables[assigned[1]] = assigned[2]
-        found = re.search(r"\b(?:python|torchrun\b.*?) -m ([\w.]+) ?(.*)", line)
+        found = re.search(rf"{_RUN} (?:-m ([\w.]+)|(tools/\w+)\.py) ?(.*)", line)
         if found and found[1] not in OTHERS:
-            arguments = tuple(shlex.split(found[2], comments=True))
-            yield Command(module=found[1], arguments=arguments, whole=whole)
+            arguments = tuple(shlex.split(found[3], comments=True))
+            module = found[1] or found[2].replace("/", ".")
+            yield Command(module=module, arguments=arguments, whole=whole)
 
 
 def has_key(node: object, key: str) -> bool:
@@ -242,6 +305,12 @@ def code_of(text: str) -> Iterator[tuple[str, bool]]:
     yield from ((line.strip(), True) for line in re.findall(indented, prose, flags=re.MULTILINE))
     for mention in re.findall(r"`([^`]+)`", re.sub(indented, "", prose, flags=re.MULTILINE)):
         yield " ".join(mention.split()), False
+
+
+def lines_of(text: str) -> Iterator[tuple[str, bool]]:
+    """Lines of a script or a config, comments too: mentions, since variables stand in them."""
+    for line in text.replace("\\\n", " ").splitlines():
+        yield line.strip(" \t#"), False
 
 
 def links(page: Path) -> list[tuple[str, str]]:

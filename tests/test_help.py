@@ -23,7 +23,7 @@ SLOW = ("torch", "torchvision", "detectron2", "pycocotools", "matplotlib")
 UNUSED = (*SLOW, "zarr", "numpy", "tqdm", "yaml")
 
 
-def _commands() -> Iterator[str]:
+def commands() -> Iterator[str]:
     """Names of modules with a command line: `python -m NAME`, but a path for a script."""
     yield from PACKAGES
     for module in pkgutil.iter_modules(benchmarks.__path__):
@@ -32,7 +32,7 @@ def _commands() -> Iterator[str]:
     yield from ("tools/setup_env.py", "tools/carry.py")
 
 
-def _parser(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
     """The parser that a command makes, caught before it parses anything."""
     caught = []
 
@@ -48,19 +48,19 @@ def _parser(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentP
     return caught[0]
 
 
-def _with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+def with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             yield from action.choices.values()
 
 
-@pytest.mark.parametrize("command", list(_commands()))
+@pytest.mark.parametrize("command", list(commands()))
 def test_every_help_ends_with_an_example_that_the_command_accepts(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parser = _parser(command, monkeypatch)
-    for one in _with_subcommands(parser):
+    parser = parser_of(command, monkeypatch)
+    for one in with_subcommands(parser):
         _, heading, example = one.format_help().rpartition("\n\nexample:\n  ")
         assert heading, f"{one.prog}: no example at the end of its help"
         assert example.startswith(f"{one.prog} ") and example.count("\n") == 1
@@ -97,12 +97,12 @@ for program in {programs!r}:
 def test_help_imports_nothing_that_takes_time(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = [one.prog.split()[2:] for one in _with_subcommands(_parser(package, monkeypatch))]
+    programs = [one.prog.split()[2:] for one in with_subcommands(parser_of(package, monkeypatch))]
     assert len(programs) > 2
     assert _imported(_run_help(programs), UNUSED) == set()
 
 
 def test_help_of_the_benchmarks_imports_neither_pytorch_nor_detectron2() -> None:
-    programs = [[command] for command in _commands() if command.startswith("benchmarks.")]
+    programs = [[command] for command in commands() if command.startswith("benchmarks.")]
     assert len(programs) > 5
     assert _imported(_run_help(programs), SLOW) == set()
