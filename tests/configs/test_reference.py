@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,11 @@ def test_every_key_of_a_node_has_default_limit_and_meaning() -> None:
     ]
     assert [one[:2] for one in found] == ours
     assert all(all(cells) for cells in found)
+
+
+def test_the_page_begins_with_a_link_to_every_node() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "CONFIG.md").read_text()
+    assert [name for name in OWN_NODES if f"[`{name}`](#node-{name.lower()})" not in page] == []
 
 
 def test_limit_and_meaning_of_a_key_are_those_of_its_node() -> None:
