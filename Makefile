@@ -48,6 +48,7 @@ benchmarks: setup
 	$(VENV) -m benchmarks.dump
 	$(VENV) -m benchmarks.write_speed
 	$(VENV) -m benchmarks.colours
+	$(VENV) -m benchmarks.versions
 	$(VENV) -m benchmarks.distill
 	set -e; for family in fcos faster_rcnn; do \
 		$(VENV) -m benchmarks.fidelity --family $$family; done
