@@ -160,9 +160,10 @@ class FasterRcnnFamily(DenseFamily):
     ) -> TrainingStep:
         """See `DetectorFamily`. The labels are the RPN's before it samples from them.
 
-        The RPN divides by a constant per image. The box head takes the mean over the proposals that
-        a rank samples: with `global_counts`, over those of all ranks. What each rank samples stays
-        its own draw, so that only the weight of the images is the same for any number of ranks.
+        The RPN divides by a constant per image, and the box head takes the mean over the proposals
+        that a rank samples: with `global_counts`, of the images, and over the proposals, of all
+        ranks. What each rank samples stays its own draw, so that only the weight of the images is
+        the same for any number of ranks.
         """
         labels, matched = _label(model.proposal_generator, outputs, targets)
         return TrainingStep(
@@ -300,9 +301,11 @@ def _losses(
     proposals = _proposals(rpn, outputs)
     chosen, of_boxes = model.roi_heads(None, _narrowed(outputs).pyramid, proposals, targets)
     if global_counts:
-        own = logits.new_tensor(float(sum(map(len, chosen))), dtype=torch.float32)
+        # Ranks may differ in what they sample, and in how many of their images have labels.
+        own = logits.new_tensor([sum(map(len, chosen)), len(targets)], dtype=torch.float32)
         share = own / mean_over_ranks(own)
-        of_boxes = {name: loss * share for name, loss in of_boxes.items()}
+        of_boxes = {name: loss * share[0] for name, loss in of_boxes.items()}
+        of_rpn = {name: loss * share[1] for name, loss in of_rpn.items()}
     return {**of_boxes, **of_rpn}
 
 

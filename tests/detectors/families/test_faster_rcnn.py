@@ -119,24 +119,26 @@ def test_anchors_beyond_the_boundary_are_neither_matched_nor_assigned(tmp_path: 
         assert not assigned[number, ~inside].any() and assigned[number, inside].any()
 
 
-def test_global_counts_weigh_the_box_head_by_what_all_ranks_sample(
+def test_global_counts_weigh_each_stage_by_what_all_ranks_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_detector(configured(tmp_path), seed=2).train()
     batch = random_batch(SIZES)
     targets = [item["instances"] for item in batch]
     found = []
+    # As if others sampled three times as many, of five times as many images: the means of both
+    # ranks are twice our own, and three times.
+    means = torch.tensor([2.0, 3.0])
+    monkeypatch.setattr(faster_rcnn, "mean_over_ranks", lambda own: own * means)
     for together in (False, True):
-        # As if another rank sampled three times as many: the mean of both is twice our own.
-        monkeypatch.setattr(faster_rcnn, "mean_over_ranks", lambda own: own * 2)
         torch.manual_seed(7)
         with EventStorage():
             outputs = FAMILY.run(model, batch)
             step = FAMILY.training_step(model, outputs, targets, global_counts=together)
             found.append(step.losses())
     for name, loss in found[0].items():
-        halved = name in ("loss_cls", "loss_box_reg")
-        torch.testing.assert_close(found[1][name], loss / (2 if halved else 1))
+        of_boxes = name in ("loss_cls", "loss_box_reg")
+        torch.testing.assert_close(found[1][name], loss / (2 if of_boxes else 3))
 
 
 @pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON"])
