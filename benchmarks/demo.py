@@ -19,6 +19,7 @@ from storage.example import add_example
 from .families import FAMILIES, add_family
 from .pipeline import EXPORTED_NAME, Pipeline, StepError, check_data, side_by_side
 from .report import Report, write_json, write_report
+from .result_tables import in_words
 
 NUM_PICTURES = 6
 # Of each student, for the curve of its AP.
@@ -50,7 +51,9 @@ def run(
     for name in ("teacher", "cache", "baseline", "distilled", "pictures", "evaluation", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     # It imports PyTorch, which `--help` need not wait for.
-    from .models import machine, measure
+    from detectors.origin import machine
+
+    from .models import measure
 
     start = time.monotonic()
     job = Pipeline(
@@ -98,7 +101,7 @@ def run(
                 "student": (job.config("distill"), distilled / EXPORTED_NAME),
             }
         ),
-        machine=machine(),
+        machine=in_words(machine()),
         pictures=sorted((folder / "pictures").glob("view_*.png")),
         total_seconds=time.monotonic() - start,
     )

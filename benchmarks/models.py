@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -71,13 +68,3 @@ def _seconds(model: nn.Module, batch: Any) -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def machine() -> str:
-    """What PyTorch computes on here, in words."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    name = found[1] if found else platform.machine()
-    if torch.cuda.is_available():
-        name = f"{torch.cuda.get_device_name()} beside {name}"
-    return f"{name}, {os.cpu_count()} cores, PyTorch's threads: {torch.get_num_threads()}"

@@ -32,7 +32,8 @@ def gpu_table(results: Path) -> Iterator[str]:
     for path in sorted(results.glob("gpu_*.json")):
         run = json.loads(path.read_text())
         seconds = sum(part["seconds"] for part in run["parts"])
-        yield from (f"{_place(run['machine'])}; {run['date']}. Its parts took {seconds:.0f} s.", "")
+        told = f"{in_words(run['machine'])}; {run['date']}"
+        yield from (f"{told}. Its parts took {seconds:.0f} s.", "")
         yield from _header(["part", "what", "measured", "limit", ""])
         for part in run["parts"]:
             yield from map(_line, _part_rows(part))
@@ -153,7 +154,7 @@ def _set(results: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _source(content: dict[str, Any]) -> Iterator[str]:
     """A line: machine, date and command, as far as they are known."""
-    told = [_place(content["machine"])] if "machine" in content else []
+    told = [in_words(content["machine"])] if "machine" in content else []
     told += [content["date"]] if "date" in content else []
     told += [f"`{content['command']}`"] if "command" in content else []
     sentences = ["; ".join(told)] if told else []
@@ -162,7 +163,7 @@ def _source(content: dict[str, Any]) -> Iterator[str]:
         yield from (". ".join(sentences) + ".", "")
 
 
-def _place(machine: str | dict[str, Any]) -> str:
+def in_words(machine: str | dict[str, Any]) -> str:
     """A machine in words; figures that were entered say it in words already."""
     if isinstance(machine, str):
         return machine
