@@ -98,13 +98,18 @@ def test_records_are_encoded_by_the_codec_of_the_page_and_checked_without_it(dum
         _ = reader.codec
 
 
-def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:
+@pytest.fixture(scope="module")
+def bare(dumped: Path) -> list[str]:
+    """Configs that name no modules, `bare_*.yaml`, and the options that do."""
     for name in ("teacher.yaml", "student.yaml"):
         text = re.sub(r"\nIMPORTS: \(.*?\)\n", "\n", (dumped / name).read_text(), flags=re.DOTALL)
         (dumped / f"bare_{name}").write_text(text.replace(" teacher.yaml", " bare_teacher.yaml"))
-    imports = [word for module in reversed(MODULES) for word in ("--import", module)]
+    return [word for module in reversed(MODULES) for word in ("--import", module)]
+
+
+def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path, bare: list[str]) -> None:
     command = COMMANDS[1].replace("student.yaml", "bare_student.yaml CACHE.LOCATION output/other")
-    run(dumped, command, *imports)
+    run(dumped, command, *bare)
     caches = [dumped / "output" / name for name in ("cache", "other")]
     ours, theirs = (CacheReader(str(cache)).manifest for cache in caches)
     assert ours == theirs
@@ -114,3 +119,26 @@ def test_a_cache_names_no_code_and_is_the_same_by_option(dumped: Path) -> None:
         # The log keeps the config as it was, for people: no command reads it.
         is_noted = path.parent.name == "log" and path.name == "config.json"
         assert (b"my_project" in path.read_bytes()) == is_noted
+
+
+def test_two_sets_are_distilled_with_crop_jitter_and_colours(dumped: Path, bare: list[str]) -> None:
+    nodes = {
+        "_BASE_": "bare_student.yaml",
+        "DATASETS": {"TRAIN": ["birds_train", "birds_val"], "TEST": []},
+        "VIEWS": {
+            "CROP": ["relative_range", 0.7, 0.7], "SCALES": [], "MAX_SIZE": 0,
+            "SCALE_RANGE": [0.5, 1.5], "FIXED_SIZE": [64, 96], "BRIGHTNESS": [0.6, 1.4],
+            "SATURATION": [0.6, 1.4], "HUE": [-0.1, 0.1],
+        },
+        "CACHE": {"LOCATION": "output/wide_cache"},
+        "OUTPUT_DIR": "output/wide",
+        "VERSION": 2,
+    }  # fmt: skip
+    (dumped / "wide_student.yaml").write_text(yaml.safe_dump(nodes))
+    for command in COMMANDS[1:3]:
+        run(dumped, command.replace("student.yaml", "wide_student.yaml"), *bare)
+    manifest = CacheReader(str(dumped / "output/wide_cache")).manifest
+    assert [one["name"] for one in manifest.dataset["sets"]] == ["birds_train", "birds_val"]
+    steps = [one["name"] for one in manifest.augmentation["steps"]]
+    assert {"crop", "resize_scale", "fixed_size", "brightness", "hue", "grey"} <= {*steps}
+    assert (dumped / "output/wide/student_final.pth").is_file()
