@@ -2,7 +2,8 @@
 
 ms of CPU  of the whole process, system time included: encoding, digests, putting, reading back, the
            commit. Without what Zstandard takes for the same records, which no writer can save
-threads    the same shards written by two threads and by one, in turns; needs two idle cores
+threads    the same shards written by two threads and by one, in turns; needs two idle cores. Beside
+           it, what this machine makes of two threads that only write files and read them back
 
 Everything is written to a file system in memory, where there is one: a disk would bound both.
 
@@ -12,6 +13,7 @@ Everything is written to a file system in memory, where there is one: a disk wou
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import statistics
@@ -43,6 +45,7 @@ THREADS_LIMIT = 1.8
 
 _SHARDS = 6
 _ROUNDS = 5
+_FILE_BYTES = 64 << 20
 _IN_MEMORY = "/dev/shm"
 _ROOM_BYTES = 1 << 30  # more than any of the stores; containers may have little of it
 
@@ -53,7 +56,7 @@ def measure(output: Path) -> list[Row]:
     for preset in CPU_LIMITS_MS:
         arrays = make_arrays(codec_of(preset))
         rows += [cpu_row(output, preset, arrays), threads_row(output, preset, arrays)]
-    return rows
+    return [*rows, files_row(output)]
 
 
 def cpu_row(folder: Path, preset: str, arrays: Arrays) -> Row:
@@ -87,18 +90,44 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 
 def threads_row(folder: Path, preset: str, arrays: Arrays) -> Row:
     """Write the same shards by one thread and by two."""
+
+    def seconds(num_threads: int) -> float:
+        with _new_writer(folder, preset) as writer, ThreadPoolExecutor(num_threads) as pool:
+            shards = writer.missing()
+            return seconds_of(lambda: list(pool.map(partial(writer.write, arrays=arrays), shards)))
+
+    name = f"writing {preset} records, two threads / one"
+    return Row(name=name, value=_two_to_one(seconds), limit=THREADS_LIMIT, at_least=True)
+
+
+def files_row(folder: Path) -> Row:
+    """Write files, of some size of a shard, and read them back, by one thread and by two."""
+    data = np.random.default_rng(0).bytes(_FILE_BYTES)
+
+    def there_and_back(path: Path) -> None:
+        path.write_bytes(data)
+        path.read_bytes()
+        path.unlink()
+
+    def seconds(num_threads: int) -> float:
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as place,
+            ThreadPoolExecutor(num_threads) as pool,
+        ):
+            paths = [Path(place, str(number)) for number in range(_SHARDS)]
+            return seconds_of(lambda: list(pool.map(there_and_back, paths)))
+
+    name = "writing and reading plain files, two threads / one"
+    return Row(name=name, value=_two_to_one(seconds), limit=math.inf)
+
+
+def _two_to_one(seconds: Callable[[int], float]) -> float:
+    """How much faster two threads are than one, which take turns."""
     ratios = []
     for _ in range(_ROUNDS):
-        alone, together = (_seconds_of(number, folder, preset, arrays) for number in (1, 2))
+        alone, together = (seconds(number) for number in (1, 2))
         ratios.append(alone / together)
-    name = f"writing {preset} records, two threads / one"
-    return Row(name=name, value=statistics.median(ratios), limit=THREADS_LIMIT, at_least=True)
-
-
-def _seconds_of(num_threads: int, folder: Path, preset: str, arrays: Arrays) -> float:
-    with _new_writer(folder, preset) as writer, ThreadPoolExecutor(num_threads) as pool:
-        shards = writer.missing()
-        return seconds_of(lambda: list(pool.map(partial(writer.write, arrays=arrays), shards)))
+    return statistics.median(ratios)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The text of the three configs: what was chosen, each value with the reason for it."""
+"""The text of the configs, what was chosen with the reason for each value, and of the script."""
 
 from __future__ import annotations
 
