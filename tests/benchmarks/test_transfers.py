@@ -61,7 +61,7 @@ def test_waits_are_told_from_what_the_gpu_does_alone() -> None:
 
 @pytest.mark.parametrize(
     ("family", "methods"),
-    [("retinanet", METHODS), ("fcos", ("gid", "fgd")), ("faster_rcnn", ("gid", "fgd"))],
+    [("retinanet", METHODS), ("fcos", ("gid",)), ("faster_rcnn", ("gid",))],
 )
 def test_a_step_of_mixed_sizes_keeps_the_limits(
     family: str, methods: Sequence[str], tmp_path: Path
