@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from configs.markdown import markdown_table
 
 # Students of `benchmarks.accuracy` that no preset names.
 _STUDENTS = {
@@ -34,9 +37,8 @@ def gpu_table(results: Path) -> Iterator[str]:
         seconds = sum(part["seconds"] for part in run["parts"])
         told = f"{in_words(run['machine'])}; {run['date']}"
         yield from (f"{told}. Its parts took {seconds:.0f} s.", "")
-        yield from _header(["part", "what", "measured", "limit", ""])
-        for part in run["parts"]:
-            yield from map(_line, _part_rows(part))
+        rows = chain.from_iterable(map(_part_rows, run["parts"]))
+        yield from markdown_table(["part", "what", "measured", "limit", ""], rows)
         yield ""
 
 
@@ -56,24 +58,24 @@ def accuracy_table(results: Path, name: str) -> Iterator[str]:
     }
     yield from _source(content)
     columns = [f"over {title}, 95% interval" for title in others.values()]
-    yield from _header([_FAMILIES[content["family"]], *(f"seed {one}" for one in seeds), "mean",
-                        *columns])  # fmt: skip
+    header = [_FAMILIES[content["family"]], *(f"seed {one}" for one in seeds), "mean", *columns]
     blank = [""] * len(columns)
-    yield _line(["teacher", *[""] * len(seeds), f"{found['teacher']:.1f}", *blank])
+    rows = [["teacher", *[""] * len(seeds), f"{found['teacher']:.1f}", *blank]]
     for student, values in found["students"].items():
         cells = [f"{value:.1f}" for value in (*values.values(), _mean(values))]
         apart = [_difference(found["differences"].get(f"{student} - {one}")) for one in others]
-        yield _line([_student(student), *cells, *apart])
+        rows.append([_student(student), *cells, *apart])
+    yield from markdown_table(header, rows)
 
 
 def means_table(results: Path, *names: str) -> Iterator[str]:
     """Mean AP of each kind of student, a column for every set of `benchmarks.accuracy`."""
     sets = [_set(results, name)[1] for name in names]
-    yield from _header(["", *(one["title"] for one in sets)])
-    yield _line(["teacher", *(f"{one['teacher']:.1f}" for one in sets)])
+    rows = [["teacher", *(f"{one['teacher']:.1f}" for one in sets)]]
     for student in sets[0]["students"]:
         means = (_mean(one["students"][student]) for one in sets)
-        yield _line([_student(student), *(f"{mean:.1f}" for mean in means)])
+        rows.append([_student(student), *(f"{mean:.1f}" for mean in means)])
+    yield from markdown_table(["", *(one["title"] for one in sets)], rows)
 
 
 def limits_table(results: Path, *names: str) -> Iterator[str]:
@@ -81,11 +83,15 @@ def limits_table(results: Path, *names: str) -> Iterator[str]:
     contents = [_read(results, name) for name in names]
     for content in contents:
         yield from _source(content)
-    yield from _header(["what", "measured", "limit", ""])
-    for content in contents:
-        for row in content["rows"]:
-            if row["name"].rpartition(": ")[2] not in _FIDELITY:
-                yield _line([row["name"], *_against_limit(row)])
+    rows = (row for content in contents for row in content["rows"])
+    yield from markdown_table(
+        ["what", "measured", "limit", ""],
+        (
+            [row["name"], *_against_limit(row)]
+            for row in rows
+            if row["name"].rpartition(": ")[2] not in _FIDELITY
+        ),
+    )
 
 
 def fidelity_table(results: Path, *names: str) -> Iterator[str]:
@@ -93,14 +99,15 @@ def fidelity_table(results: Path, *names: str) -> Iterator[str]:
     contents = [_read(results, name) for name in names]
     for content in contents:
         yield from _source(content)
-    yield from _header(["family, trained on, preset, method", *_FIDELITY])
     found: dict[str, dict[str, str]] = {}
     for row in (row for content in contents for row in content["rows"]):
         subject, _, what = row["name"].rpartition(": ")
         if what in _FIDELITY:
             found.setdefault(subject, {})[what] = _fidelity_cell(_FIDELITY[what], row)
-    for subject, cells in found.items():
-        yield _line([subject, *(cells.get(what, "") for what in _FIDELITY)])
+    yield from markdown_table(
+        ["family, trained on, preset, method", *_FIDELITY],
+        ([subject, *(one.get(what, "") for what in _FIDELITY)] for subject, one in found.items()),
+    )
 
 
 def sweep_table(results: Path, name: str, dataset: str = "") -> Iterator[str]:
@@ -113,20 +120,20 @@ def sweep_table(results: Path, name: str, dataset: str = "") -> Iterator[str]:
     yield from _source(content)
     several = any(len(one[dataset or known[0]]["ap"]) > 1 for one in rows.values())
     extra = [f"over {content['first_row']}, 95% interval", "spread"] if several else []
-    yield from _header(["", "seeds", "AP", "AP50", *extra])
+    lines = []
     for row, by_dataset in rows.items():
         one = by_dataset[dataset or known[0]]
         cells = [_number(one["mean"]), _number(one["means"].get("AP50"))]
         apart = [_difference(_interval(one["difference"])), _number(one["spread"])]
-        yield _line([row, str(len(one["ap"])), *cells, *(apart if several else [])])
+        lines.append([row, str(len(one["ap"])), *cells, *(apart if several else [])])
+    yield from markdown_table(["", "seeds", "AP", "AP50", *extra], lines)
 
 
 def plain_table(results: Path, name: str) -> Iterator[str]:
     """Columns and rows as the file has them."""
     content = _read(results, name)
     yield from _source(content)
-    yield from _header(content["columns"])
-    yield from map(_line, content["rows"])
+    yield from markdown_table(content["columns"], content["rows"])
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:
@@ -226,12 +233,3 @@ def _difference(found: dict[str, Any] | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
-
-
-def _header(cells: Sequence[str]) -> Iterator[str]:
-    yield _line(cells)
-    yield "|" + "---|" * len(cells)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -12,12 +12,13 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
 from configs import backbones, fcos_node, loader
+from configs.markdown import markdown_table
 from configs.nodes import NODES, OWN_NODES
 from configs.rules import MAX_WHOLE
 from configs.stock_keys import COMMANDS, OF_HEADS, REFUSALS, STAGES, STUDENTS
@@ -36,7 +37,7 @@ def node_tables() -> Iterator[str]:
         about = about.removeprefix(f"Node {name}: ")
         meanings = _meanings(node)
         yield from ("", f"### Node {name}", "", about[0].upper() + about[1:], "")
-        yield from _table(
+        yield from markdown_table(
             ["key", "default", "may be", "is"],
             (
                 [f"`{key}`", _code(one.default), _allowed(node, one.name), meanings[one.name]]
@@ -49,7 +50,7 @@ def node_tables() -> Iterator[str]:
 def added_keys() -> Iterator[str]:
     """The keys that we add to detectron2's nodes, and the nodes that we add to MODEL."""
     defaults = loader.default_config()
-    yield from _table(
+    yield from markdown_table(
         ["key", "default", "may be", "is"],
         (
             [f"`{key}`", _code(value_of(defaults, key)), _short(LIMITS[key].expected), meaning]
@@ -65,7 +66,7 @@ def refused_keys() -> Iterator[str]:
         if one not in OF_HEADS:
             where = _GROUPS.get(one.readers) or ", ".join(f"`{name}`" for name in one.readers)
             reasons.setdefault((where, _without_values(one.reason)), []).append(f"`{one.key}`")
-    yield from _table(
+    yield from markdown_table(
         ["key", "refused by", "why, and what to do"],
         (["<br>".join(keys), where, why] for (where, why), keys in reasons.items()),
     )
@@ -80,7 +81,7 @@ def limited_keys() -> Iterator[str]:
             keys.setdefault(_short(rule.expected), []).append(f"`{key}`")
     rows = [[", ".join(names), expected] for expected, names in keys.items()]
     rows += [[f"`{key}`", expected] for key, expected, _ in TOGETHER]
-    yield from _table(["keys", "may be"], rows)
+    yield from markdown_table(["keys", "may be"], rows)
 
 
 def _added() -> dict[str, str]:
@@ -170,10 +171,3 @@ def _without_values(reason: str) -> str:
 
 def _code(value: Any) -> str:
     return f"`{value!r}`"
-
-
-def _table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "---|" * len(header)
-    for cells in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.progress import Progress
+from storage.whole import write_whole
 
 # Elements that are handed over together. More of them would fill the processor's caches with
 # polygons.
@@ -102,9 +103,7 @@ def write_reduced(source: Path, target: Path, reduced: Callable[[str, Any], Any]
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Write a file that is either the old or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=indent) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, indent=indent) + "\n")
 
 
 def _read_text(name: str) -> str:

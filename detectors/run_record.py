@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from configs.stock_limits import leaves
+from storage.whole import write_whole
 
 from .versions import library_versions
 
@@ -65,10 +66,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of the run, whole or not at all."""
-        path = folder / RECORD_NAME
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        partial.replace(path)
+        write_whole(folder / RECORD_NAME, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def read_record(folder: Path) -> RunRecord | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from storage.whole import write_whole
 
 Curve = Sequence[tuple[float, float]]
 
@@ -71,9 +72,7 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
         f"<title>{escape(title)}</title>"
         f"<style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from configs.stock_keys import DISTILL
 from detectors.command import read_config
+from storage.whole import write_whole
 
 from .page import write_html
 from .plan import plan_runs
 from .runs_file import read_rows
 from .schedule import Schedule
 from .slots import find_slots
-from .summary import Summary, summarise, write_json, write_text
+from .summary import Summary, summarise, write_json
 from .worker import only_sweep, refuse_strays
 
 
@@ -58,5 +59,5 @@ def sweep(args: argparse.Namespace) -> int:
 
 def _write(summary: Summary, output: Path) -> None:
     write_json(summary, output / "sweep.json")
-    write_text(output / "sweep.md", summary.markdown())
+    write_whole(output / "sweep.md", summary.markdown())
     write_html(summary, output / "sweep.html")

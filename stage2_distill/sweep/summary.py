@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.markdown import markdown_table
 from detectors.origin import origin
+from storage.whole import write_whole
 
 from ..pages import OF_CLASS, class_table, number
 from .plan import Run
@@ -106,8 +108,12 @@ class Summary:
         """The tables as a page of Markdown."""
         lines = [f"# {Path(self.runs_file).stem}", "", *self.intro(), ""]
         for dataset in self.tables:
-            lines += [f"## {dataset}", "", *_markdown(*self.main_table(dataset)), ""]
-            lines += ["AP by class, mean over seeds:", "", *_markdown(*self.class_table(dataset))]
+            lines += [f"## {dataset}", "", *markdown_table(*self.main_table(dataset)), ""]
+            lines += [
+                "AP by class, mean over seeds:",
+                "",
+                *markdown_table(*self.class_table(dataset)),
+            ]
             lines.append("")
         lines += [f"- {line}" for line in self.unfinished]
         return "\n".join(lines).rstrip() + "\n"
@@ -166,14 +172,7 @@ def summarise(
 
 def write_json(summary: Summary, path: Path) -> None:
     """Write the figures, whole or not at all."""
-    write_text(path, json.dumps(summary.to_json(), indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_whole(path, json.dumps(summary.to_json(), indent=1) + "\n")
 
 
 def _table(by_row: dict[str, dict[int, Mapping[str, float]]]) -> dict[str, RowSummary]:
@@ -225,14 +224,3 @@ def _cells(row: RowSummary) -> Iterator[str]:
     yield str(len(row.ap))
     for name in _OTHERS:
         yield number(row.means.get(name))
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield _line(header)
-    yield "|" + "---|" * len(header)
-    for cells in rows:
-        yield _line(cells)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from storage.whole import write_whole
+
 from .plan import CONFIG_NAME, Run
 from .slots import Slot
 
@@ -39,9 +41,7 @@ class Child:
         self.run, self.slot = run, slot
         resume = ["--resume"] if run.is_begun else []
         path = run.folder / CONFIG_NAME
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(run.cfg.dump())
-        partial.replace(path)
+        write_whole(path, run.cfg.dump())
         command = [sys.executable, "-m", "stage2_distill", "train", *resume]
         command += ["--config-file", str(path)]
         with open(run.folder / LOG_NAME, "a") as log:
