@@ -27,12 +27,9 @@ class Paired:
     def half_width(self) -> float | None:
         """Half the 95% interval of the mean, by Student's t; None with one seed."""
         # The package imports PyTorch, which `--help` need not wait for.
-        from stage2_distill.sweep.statistics import student_t
+        from stage2_distill.sweep.statistics import half_width
 
-        count = len(self.by_seed)
-        if count < 2:
-            return None
-        return float(student_t(count - 1) * statistics.stdev(self.by_seed) / count**0.5)
+        return half_width(self.by_seed)
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -11,7 +11,6 @@ import json
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -80,7 +79,10 @@ def _lossless(folder: Path) -> Iterator[Path]:
 
 
 def _versions() -> str:
-    found = (f"{name} {version(name)}" for name in LIBRARIES)
+    from detectors.versions import library_versions
+
+    versions = library_versions()
+    found = (f"{name} {versions[name]}" for name in LIBRARIES)
     return f"{', '.join(found)}, Python {platform.python_version()}, {platform.machine()}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -36,11 +36,15 @@ def paired_difference(values: Mapping[int, float], first: Mapping[int, float]) -
     found = [values[seed] - first[seed] for seed in values if seed in first]
     if not found:
         return None
-    half_width = None
-    if len(found) > 1:
-        error = statistics.stdev(found) / math.sqrt(len(found))
-        half_width = student_t(len(found) - 1) * error
-    return Difference(mean=statistics.mean(found), half_width=half_width, seeds=len(found))
+    return Difference(mean=statistics.mean(found), half_width=half_width(found), seeds=len(found))
+
+
+def half_width(differences: Sequence[float]) -> float | None:
+    """Half the 95% interval of their mean, by Student's t; None of one, which tells nothing."""
+    if len(differences) < 2:
+        return None
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return student_t(len(differences) - 1) * error
 
 
 def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
