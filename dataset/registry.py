@@ -87,12 +87,11 @@ def adopt(name: str, *, labelled: bool = True) -> Annotations:
     annotations = read_annotations(json_file, image_root)
     if is_written(json_file):
         annotations = replace(annotations, path=f"dataset {name!r}")
-    if labelled:
-        annotations.refuse()
-        _name_classes(name, annotations)
-    else:
+    if not labelled:
         annotations = annotations.unlabelled()
-        annotations.refuse()
+    annotations.refuse()
+    if labelled:
+        _name_classes(name, annotations)
     DatasetCatalog.remove(name)
     DatasetCatalog.register(name, partial(_load, name, json_file, image_root, labelled))
     return annotations

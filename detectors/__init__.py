@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .checkpoint import SafeCheckpointer, export_model, load_model, weights_path
     from .families import DenseOutputs, DetectorFamily, family_of, register_family
     from .fingerprint import config_fingerprint, teacher_fingerprint
-    from .images import some_places, to_model_image, training_images, unlabelled_images
+    from .images import distilled_images, some_places, to_model_image, training_images
     from .setup import Setup
 
 # Before any other package of ours is imported by its name, which a folder of the user's may have.
@@ -28,7 +28,7 @@ _MODULES = {
     "checkpoint": ("SafeCheckpointer", "export_model", "load_model", "weights_path"),
     "families": ("DenseOutputs", "DetectorFamily", "family_of", "register_family"),
     "fingerprint": ("config_fingerprint", "teacher_fingerprint"),
-    "images": ("some_places", "to_model_image", "training_images", "unlabelled_images"),
+    "images": ("distilled_images", "some_places", "to_model_image", "training_images"),
     "setup": ("Setup",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -39,6 +39,7 @@ __all__ = [
     "SafeCheckpointer",
     "Setup",
     "config_fingerprint",
+    "distilled_images",
     "export_model",
     "family_of",
     "load_model",
@@ -47,7 +48,6 @@ __all__ = [
     "teacher_fingerprint",
     "to_model_image",
     "training_images",
-    "unlabelled_images",
     "weights_path",
 ]
 

@@ -45,12 +45,16 @@ def training_images(setup: Setup) -> list[dict[str, Any]]:
     return _stated(setup, images, f"DATASETS.TRAIN {names}")
 
 
-def unlabelled_images(setup: Setup) -> list[dict[str, Any]]:
-    """The images of DATASETS.UNLABELED, likewise; each says that it is `unlabelled`.
+def distilled_images(setup: Setup) -> list[dict[str, Any]]:
+    """The `training_images`, then those of DATASETS.UNLABELED, each of which says `unlabelled`.
 
     Raises:
-        ValueError: there are such sets, and none of their images is left.
+        ValueError: none is left of the ones, or of the others where there are such sets.
     """
+    return [*training_images(setup), *_unlabelled_images(setup)]
+
+
+def _unlabelled_images(setup: Setup) -> list[dict[str, Any]]:
     names = tuple(setup.cfg.DATASETS.UNLABELED)
     images = [
         {**_among_several(image, number), "unlabelled": True}

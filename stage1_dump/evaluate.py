@@ -108,8 +108,7 @@ def evaluate_cache(
         logger.warning("%s", warning)
     class_map = _class_map(reader, truth, classes)
     augmentation = Augmentation.of_fingerprint(reader.manifest.augmentation)
-    truth = _in_cache(reader, truth)
-    planned = _cached_images(reader, truth, augmentation)
+    truth, planned = _in_cache(reader, truth, augmentation)
     images = planned.without(reader.manifest.excluded)
     if not len(images):
         raise ValueError(f"{cache} leaves out all of its images (DATASET.EXCLUDE): none is left")
@@ -217,37 +216,25 @@ def _choose(reader: CacheReader, view: int | None, incomplete: tuple[int, ...]) 
     return chosen
 
 
-def _in_cache(reader: CacheReader, truth: Annotations) -> Annotations:
-    """Annotations with the ids that a cache of several sets gives their images.
+def _in_cache(
+    reader: CacheReader, truth: Annotations, augmentation: Augmentation
+) -> tuple[Annotations, ImageTable]:
+    """Annotations with the ids that a cache gives their images, and those of these that it holds.
 
     Raises:
-        ValueError: they are of none of its sets.
+        ValueError: they are not those that the cache, or one of its sets, was planned from.
     """
     stored = stated_sets(reader.manifest.dataset)
-    if len(stored) == 1:
-        return truth
     for number, one in enumerate(stored):
-        found = among_several(truth, number)
-        if dataset_fingerprint(_held(reader, found.images))["sha256"] == one["sha256"]:
-            return found
-    raise ValueError(
-        f"{truth.path} does not describe the images of a set of {reader.location}, which are "
-        + ", ".join(one["name"] for one in stored)
-    )
-
-
-def _held(reader: CacheReader, table: ImageTable) -> ImageTable:
-    return table.rows(np.flatnonzero(np.isin(table.ids, reader.index.image_id)))
-
-
-def _cached_images(
-    reader: CacheReader, truth: Annotations, augmentation: Augmentation
-) -> ImageTable:
-    """The annotated images that the cache holds, which must be those that it was planned from."""
-    held = _held(reader, truth.images)
-    digest = dataset_fingerprint(held)["sha256"]
-    if digest in [one["sha256"] for one in stated_sets(reader.manifest.dataset)]:
-        return held
+        found = among_several(truth, number) if len(stored) > 1 else truth
+        held = found.images.rows(np.flatnonzero(np.isin(found.images.ids, reader.index.image_id)))
+        if dataset_fingerprint(held)["sha256"] == one["sha256"]:
+            return found, held
+    if len(stored) > 1:
+        raise ValueError(
+            f"{truth.path} does not describe the images of a set of {reader.location}, which are "
+            + ", ".join(one["name"] for one in stored)
+        )
     changes = other_dataset(reader.index, held, augmentation)
     raise ValueError(
         f"{truth.path} does not describe the images of {reader.location}: {'; '.join(changes)}"

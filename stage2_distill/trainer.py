@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
-from detectors import export_model, training_images, unlabelled_images, weights_path
+from detectors import distilled_images, export_model, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.plain_config import plain_config
 from detectors.scaling import fitted_to_ranks
@@ -59,7 +59,7 @@ class DistillTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         # All of this is checked before any model is built; the data is cut for the ranks first.
         self.cfg = fitted_to_ranks(cfg)
-        images = [*training_images(self.setup), *unlabelled_images(self.setup)]
+        images = distilled_images(self.setup)
         self._teacher = open_teacher(self.setup, images)
         if self.setup.settings.teacher.inherit != "none":
             weights_path(self.setup.trained_teacher_cfg.MODEL.WEIGHTS)

@@ -14,7 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from configs.stock_keys import DISTILL
-from detectors import Setup, training_images, unlabelled_images, weights_path
+from detectors import Setup, distilled_images, weights_path
 from detectors.command import one_line, read_config, register_data
 from detectors.datasets import require_fit
 from detectors.run_record import RunRecord, known_config, read_record, run_digest
@@ -155,7 +155,7 @@ def _check_run(cfg: CfgNode) -> None:
     require_fit(cfg, ("TRAIN", "TEST"))
     if cfg.MODEL.WEIGHTS:
         weights_path(cfg.MODEL.WEIGHTS)
-    images = [*training_images(setup), *unlabelled_images(setup)]
+    images = distilled_images(setup)
     teacher = open_teacher(setup, images)
     source, inherits = setup.settings.teacher.source, setup.settings.teacher.inherit
     if source == "live" or inherits != "none":
