@@ -14,7 +14,6 @@ from detectron2.utils.events import EventStorage
 from configs.loader import load_config
 from dataset.__main__ import main as dataset_main
 from dataset.synthetic import SyntheticConfig, write_synthetic
-from detectors import export_model
 from detectors.__main__ import main as detectors_main
 from stage1_dump.__main__ import main as dump_main
 from stage1_dump.dump import run as dump
@@ -22,9 +21,8 @@ from stage2_distill import methods
 from stage2_distill.__main__ import main
 from stage2_distill.trainer import DistillTrainer
 from storage import CacheReader
-from tests.stage2_distill.methods.test_in_training import TEACHERS, WRITERS
+from tests.stage2_distill.methods.test_in_training import TEACHERS, WRITERS, write_homes
 from tests.stage2_distill.runs import build, losses_of, train, train_until
-from tests.tiny import random_detector, write_config
 
 Capture = pytest.CaptureFixture[str]
 Write = Callable[..., Path]
@@ -61,14 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def homes(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of each family a teacher, and its cache `exact` of images with and without labels."""
-    found = {}
-    for name, teacher in TEACHERS.items():
-        home = found[name] = tmp_path_factory.mktemp(name)
-        (home / "data").symlink_to(data)
-        cfg = write_config(home / "teacher.yaml", teacher)
-        export_model(random_detector(cfg, seed=1), home / "teacher.pth")
-        dump(load_config(str(WRITERS[name](home, home, "exact", **NODES))))
-    return found
+    return write_homes(data, tmp_path_factory, **NODES)
 
 
 def frozen(family: str) -> dict[str, Any]:

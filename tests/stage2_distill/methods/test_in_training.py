@@ -76,16 +76,23 @@ WRITERS: dict[str, Write] = {
 
 @pytest.fixture(scope="module")
 def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of each family `data/`, `teacher.yaml`, `teacher.pth` and the cache `exact`."""
+    """See `write_homes`."""
     data = tmp_path_factory.mktemp("data")
     write_synthetic(data, SyntheticConfig(train=6, val=2, size=90), workers=1)
+    return write_homes(data, tmp_path_factory)
+
+
+def write_homes(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, **nodes: Any
+) -> dict[str, Path]:
+    """Of each family `data/`, `teacher.yaml`, `teacher.pth` and the cache `exact`."""
     found = {}
     for name, teacher in TEACHERS.items():
         home = found[name] = tmp_path_factory.mktemp(name)
         (home / "data").symlink_to(data)
         cfg = write_config(home / "teacher.yaml", teacher)
         export_model(random_detector(cfg, seed=1), home / "teacher.pth")
-        dump(load_config(str(WRITERS[name](home, home, "exact"))))
+        dump(load_config(str(WRITERS[name](home, home, "exact", **nodes))))
     return found
 
 
