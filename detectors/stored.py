@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from detectron2.config import CfgNode
@@ -67,7 +68,12 @@ class Stored:
         """K of the detections."""
         return int(value_of(self.cfg, self.family.num_classes_key))
 
-    @property
+    @cached_property
+    def size_divisibility(self) -> int:
+        """The detector pads images to multiples of this, pixels."""
+        return self.family.size_divisibility(self.cfg)
+
+    @cached_property
     def kept(self) -> tuple[int, ...]:
         """Numbers of the levels that are kept, among those of the detector."""
         names = list(self.family.levels(self.cfg))
@@ -75,8 +81,16 @@ class Stored:
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Grids of the kept levels for views padded to `height` x `width` pixels."""
-        sizes = self.family.geometry(self.cfg, height, width).level_sizes
-        return Geometry(height, width, tuple(sizes[level] for level in self.kept))
+        size = (height, width)
+        if size not in self._geometries:
+            sizes = self.family.geometry(self.cfg, *size).level_sizes
+            self._geometries[size] = Geometry(*size, tuple(sizes[level] for level in self.kept))
+        return self._geometries[size]
+
+    @cached_property
+    def _geometries(self) -> dict[tuple[int, int], Geometry]:
+        """Those that are known: each image of each step asks for one."""
+        return {}
 
     def values(self, outputs: DenseOutputs) -> dict[str, Tensor]:
         """The kept signals of a batch, by name."""

@@ -247,7 +247,7 @@ def _seen(item: dict[str, Any]) -> Tensor:
 
 def _geometry(stored: Stored, image: Tensor) -> Geometry:
     """Grids of a (3, H, W) view that is padded on its own."""
-    return stored.geometry(*padded_size(image, stored.family.size_divisibility(stored.cfg)))
+    return stored.geometry(*padded_size(image, stored.size_divisibility))
 
 
 def padded_size(image: Tensor, divisibility: int) -> tuple[int, int]:
