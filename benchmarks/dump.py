@@ -74,10 +74,11 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured: a folder to work in, records, size of the views in pixels, device."""
+    """What is measured: a folder to work in, images and views of each, size in pixels, device."""
 
     folder: Path
     images: int
+    views: int
     size: ViewSize
     batch: int
     device: str
@@ -166,7 +167,11 @@ def prepare(setting: Setting) -> None:
         "DATASET": {"FOLDER": str(setting.folder / "data")},
         "DATASETS": {"TRAIN": ["folder_train"]},
         "DATALOADER": {"NUM_WORKERS": NUM_WORKERS[setting.device]},
-        "VIEWS": {"SCALES": [min(setting.size)], "MAX_SIZE": max(setting.size)},
+        "VIEWS": {
+            "NUM": setting.views,
+            "SCALES": [min(setting.size)],
+            "MAX_SIZE": max(setting.size),
+        },
         "TEACHER": {
             "CONFIG": str(TEACHER),
             "WEIGHTS": str(setting.folder / "teacher.pth"),
@@ -272,11 +277,15 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
                 images[first : first + setting.batch]
                 for first in range(0, len(images), setting.batch)
             ]
+
+        def sent(images: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [image.to(device, non_blocking=True) for image in images]
+
         if device.type == "cuda":
-            teacher.run(batches[0])
+            teacher.run(sent(batches[0]))
         start, cpu_start = time.time(), time.process_time()
         for batch in batches:
-            teacher.run(batch)
+            teacher.run(sent(batch))
         if device.type == "cuda":
             torch.cuda.synchronize()
         return Spent(start=start, end=time.time(), cpu_sec=time.process_time() - cpu_start)
@@ -302,7 +311,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dump", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--images", type=int, default=64, help="records of a dump, default: 64")
+    parser.add_argument("--images", type=int, default=64, help="images of a dump, default: 64")
+    parser.add_argument("--views", type=int, default=1, help="records of each, default: 1")
     parser.add_argument(
         "--size", type=view_size, default=(320, 320), metavar="HxW",
         help="height and width of the views in pixels, default: 320 for both",
@@ -320,6 +330,7 @@ def main(argv: list[str] | None = None) -> int:
         setting = Setting(
             folder=Path(folder),
             images=args.images,
+            views=args.views,
             size=args.size,
             batch=args.batch,
             device=args.device,

@@ -118,7 +118,7 @@ def part_costs(dataset: ViewDataset, rounds: int) -> dict[str, float]:
     """CPU milliseconds of an image by part, and in all; what each part adds to those before."""
     import torch
 
-    from stage2_distill.packing import pack
+    from detectors.packing import pack
 
     reader = dataset._reader
     assert reader is not None

@@ -226,7 +226,7 @@ class _Check:
             return
         geometry = self._reader.geometry_of(records[0])
         with naming_the_batch(len(records), geometry):
-            outputs = self._teacher.run(batch.images)
+            outputs = self._teacher.run(batch.images(self._teacher.device))
             codes = self._teacher.encode(outputs, geometry)
         now = {name: code.cpu().numpy() for name, code in codes.items()}
         live = self._teacher.stored.values(outputs)

@@ -71,8 +71,8 @@ class BatchComputer:
             ValueError: outputs of this batch or an earlier one are not finite.
             DumpError: the GPU is out of memory.
         """
-        with self._profile.step(FORWARD), naming_the_batch(len(batch.images), geometry):
-            outputs = self._teacher.run(batch.images)
+        with self._profile.step(FORWARD), naming_the_batch(len(batch), geometry):
+            outputs = self._teacher.run(batch.images(self._teacher.device))
         ready = None
         if self._behind is not None:
             ready = torch.cuda.current_stream(self._teacher.device).record_event()

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dataset.annotations import image_path
 from dataset.sets import set_of
 from dataset.views import View, plan_view, render
 from detectors import to_model_image
+from detectors.packing import PackedBatch, pack
 from detectors.workers import Watched
 from storage.resources import exhausted
 from storage.schema import PIXEL_FIELDS, PIXELS_CRC, PIXELS_SAMPLE, SAMPLE_SIDE
@@ -63,19 +64,26 @@ class RenderedRecord:
 class ImageBatch:
     """The N views of one teacher forward, in slot order, without those that failed.
 
-    `written` are the positions of the W views among them that become records, ascending: all but
-    those of images that are left out. `pixels` are the fields that tell the pixels of these from
-    others, (W, ...) each.
+    `packed` has each of them as `image`, in one piece of memory. `written` are the positions of the
+    W views among them that become records, ascending: all but those of images that are left out.
+    `pixels` are the fields that tell the pixels of these from others, (W, ...) each.
     """
 
-    images: list[Tensor]
+    packed: PackedBatch
     written: list[int]
     pixels: dict[str, NDArray[Any]]
     failures: list[Failure]
 
+    def __len__(self) -> int:
+        return len(self.packed.items)
+
     def pin_memory(self) -> ImageBatch:
         """The same batch in page-locked memory; the loader's pinning thread calls this."""
-        return replace(self, images=[image.pin_memory() for image in self.images])
+        return replace(self, packed=self.packed.pin_memory())
+
+    def images(self, device: torch.device) -> list[Tensor]:
+        """N views (3, h, w) uint8 on a device, by one copy that does not wait."""
+        return [item["image"] for item in self.packed.to(device).unpack()]
 
 
 class RecordImages(Dataset[RenderedRecord | Failure]):
@@ -182,7 +190,9 @@ def _collate(items: list[RenderedRecord | Failure]) -> ImageBatch:
     rendered = [item for item in items if isinstance(item, RenderedRecord)]
     written = [position for position, item in enumerate(rendered) if item.is_written]
     return ImageBatch(
-        images=[item.image for item in rendered],
+        packed=pack(
+            ({"image": item.image} for item in rendered), shared=get_worker_info() is not None
+        ),
         written=written,
         pixels={
             name: np.stack([item.pixels[name] for item in rendered])[written]

@@ -72,12 +72,12 @@ class _Measurement:
         start, records = 0.0, 0
         with Progress("measure speed", total=count + 1, unit="batches") as progress:
             for number, (batch, geometry) in enumerate(progress.over(self._batches(count + 1))):
-                with naming_the_batch(len(batch.images), geometry):
-                    outputs = self._teacher.run(batch.images)
+                with naming_the_batch(len(batch), geometry):
+                    outputs = self._teacher.run(batch.images(self._teacher.device))
                     codes = self._teacher.encode(outputs, geometry)
                 # What is on the host has been waited for.
                 _ = [code.cpu() for code in codes.values()]
-                records += len(batch.images) if number else 0
+                records += len(batch) if number else 0
                 start = start if number else time.perf_counter()
         device = self._teacher.device.type
         return Rate(
@@ -102,10 +102,10 @@ class _Measurement:
             return {}
         with Progress("measure sizes", total=count, unit="batches") as progress:
             for batch, geometry in progress.over(self._batches(count)):
-                with naming_the_batch(len(batch.images), geometry):
-                    outputs = self._teacher.run(batch.images)
+                with naming_the_batch(len(batch), geometry):
+                    outputs = self._teacher.run(batch.images(self._teacher.device))
                 values = self._prepared.setup.stored.values(outputs)
-                records[geometries.index(geometry)] += len(batch.images)
+                records[geometries.index(geometry)] += len(batch)
                 for title, codec in codecs.items():
                     for name, size in _compressed_bytes(codec, values, geometry):
                         taken[title][name] = taken[title].get(name, 0) + size

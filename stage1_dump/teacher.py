@@ -48,14 +48,14 @@ class Teacher:
         """Normalise, pad and run, at the configured precision.
 
         Args:
-            images: N views, each (3, h, w) uint8 in `INPUT.FORMAT`, of one padded size.
+            images: N views on the device, each (3, h, w) uint8 in `INPUT.FORMAT`, of one padded
+                size.
 
         Returns:
             Outputs in float32.
         """
-        on_device = [image.to(self.device, non_blocking=True) for image in images]
         with arithmetic(self.precision, self.device):
-            outputs = self.stored.family.run(self.model, [{"image": image} for image in on_device])
+            outputs = self.stored.family.run(self.model, [{"image": image} for image in images])
         return outputs.float()
 
     @torch.inference_mode()

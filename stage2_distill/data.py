@@ -19,11 +19,11 @@ from configs.nodes import ViewsConfig
 from dataset.views import Augmentation, RenderedView, plan_view, render
 from dataset.views.objects import view_objects
 from detectors import Setup, to_model_image
+from detectors.packing import pack_in_worker
 from detectors.workers import Watched
 from storage import CacheReader
 
 from .methods import DETECTIONS, needs_of
-from .packing import pack_in_worker
 from .pixels import PixelCheck
 from .prefetch import DeviceLoader, PartSampler, plan_lead
 from .sampler import Draw, Unlabelled, ViewBatchSampler

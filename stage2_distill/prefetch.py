@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from detectors.packing import Batch, PackedBatch, pack
 from detectors.pinned import block_bytes, naming_pinning
-
-from .packing import Batch, PackedBatch, pack
 
 logger = logging.getLogger(__name__)
 

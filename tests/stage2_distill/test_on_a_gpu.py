@@ -13,8 +13,8 @@ import torch
 import torch.multiprocessing as mp
 
 from configs.loader import load_config
+from detectors.packing import PackedBatch
 from stage1_dump.dump import run as dump
-from stage2_distill.packing import PackedBatch
 from stage2_distill.prefetch import DeviceLoader
 from tests.stage2_distill.conftest import Configure, write_student
 from tests.stage2_distill.rank_process import RANKS, Runs, run_rank

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 from configs.loader import load_config
 from detectors import Setup, training_images
 from detectors.command import register_data
+from detectors.packing import pack
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data, largest_item_bytes
-from stage2_distill.packing import pack
 from stage2_distill.prefetch import DeviceLoader, Lead, plan_lead
+from tests.detectors.test_packing import assert_same
 from tests.stage2_distill.conftest import Configure
-from tests.stage2_distill.test_packing import assert_same
 
 MB = 1_000_000
 

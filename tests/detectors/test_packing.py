@@ -13,9 +13,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from detectors.packing import _SHARES_FILES as SHARES_FILES
+from detectors.packing import PackedBatch, pack, pack_in_worker
 from detectors.workers import Watched, WorkerError
-from stage2_distill.packing import _SHARES_FILES as SHARES_FILES
-from stage2_distill.packing import PackedBatch, pack, pack_in_worker
 
 
 def item(number: int) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_what_was_packed_comes_out_the_same(shared: bool) -> None:
 def test_shared_memory_is_the_same_however_it_is_filled(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stage2_distill.packing._SHARES_FILES", how == "files")
+    monkeypatch.setattr("detectors.packing._SHARES_FILES", how == "files")
     items = [item(number) for number in range(3)]
     items[1]["image"] = items[1]["image"].transpose(1, 2)
     packed = pack(items, shared=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import get_worker_info
 
-from detectors.workers import SHARED_MEMORY, WorkerError
+from .workers import SHARED_MEMORY, WorkerError
 
 Batch = list[dict[str, Any]]
 
