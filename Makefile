@@ -13,7 +13,7 @@ help:
 	@echo "          [FAMILY=fcos]  with FCOS in place of RetinaNet, or faster_rcnn"
 	@echo "make test                all tests"
 	@echo "make faults              damage, kills and races of the cache, a thousand and more; minutes"
-	@echo "make gpu                 what only a GPU can show: tests and speed, under eight minutes"
+	@echo "make gpu                 what only a GPU can show: tests and speed, under ten minutes"
 	@echo "make benchmarks          what the numbers of docs/RESULTS.md come from; hours"
 	@echo "make lint                ruff and mypy"
 	@echo "make format              ruff, changing the files"

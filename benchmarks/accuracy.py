@@ -153,20 +153,32 @@ def students_of(presets: list[str], levels: list[str], *, live: bool) -> list[St
     return [Student(source="none"), *lives, *caches, *(fewer if levels else [])]
 
 
-def prepare(output: Path, photographs: Path | None, family: str = "retinanet") -> Pipeline:
+def prepare(
+    output: Path,
+    photographs: Path | None,
+    family: str = "retinanet",
+    overrides: dict[str, Any] | None = None,
+) -> Pipeline:
     """Return the job of a family for photographs, or for the synthetic set, its data in place."""
-    folders = FAMILIES[family]
+    folders, keys = FAMILIES[family], overrides or {}
     if photographs is not None:
         folder = output / family / photographs.name
-        return Pipeline(folder=folder, data=photographs, base=folders.photographs)
+        return Pipeline(folder=folder, data=photographs, base=folders.photographs, overrides=keys)
     folder = output / family / "synthetic"
-    job = Pipeline(folder=folder, data=folder / "data", base=folders.synthetic)
+    job = Pipeline(folder=folder, data=folder / "data", base=folders.synthetic, overrides=keys)
     job.run("data", "dataset", "synthetic", "--output", job.data)
     return job
 
 
-def measure(job: Pipeline, seeds: list[int], students: list[Student]) -> Accuracy:
+def measure(
+    job: Pipeline, seeds: list[int], students: list[Student], *, at_once: int = 2
+) -> Accuracy:
     """Train and evaluate whatever is not kept of an earlier run; the data must be in place.
+
+    Args:
+        job: of the family and the data.
+        seeds, students: which to train.
+        at_once: how many of them, at the same time.
 
     Raises:
         StepError: a command failed.
@@ -193,8 +205,8 @@ def measure(job: Pipeline, seeds: list[int], students: list[Student]) -> Accurac
         for one in students:
             runs[one.run(seed)] = partial(train_and_evaluate, one, seed)
     missing = [run for run in runs if not kept.has(run)]
-    # Two at a time; a failure leaves out what has not begun.
-    with ThreadPoolExecutor(2) as pool:
+    # A failure leaves out what has not begun.
+    with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(lambda run: kept.value(run, runs[run]), missing))
     found = {run: kept.value(run, work) for run, work in runs.items()}
     return Accuracy(
@@ -230,18 +242,29 @@ def main(argv: list[str] | None = None) -> int:
         help="each preset a second time, with caches of these levels alone, as CACHE.LEVELS",
     )  # fmt: skip
     parser.add_argument("--no-live", action="store_true", help="leave out the live teacher")
+    parser.add_argument("--no-synthetic", action="store_true", help="photographs alone")
+    parser.add_argument(
+        "--at-once", type=int, default=2, metavar="N", help="students trained at once, default: 2"
+    )
+    parser.add_argument(
+        "--gpu", action="store_true", help="train on a GPU, where all share one, with data workers"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     add_example(parser, "--seeds 1 --presets compact --photographs datasets/photographs")
     args = parser.parse_args(argv)
+    if args.no_synthetic and not args.photographs:
+        parser.error("--no-synthetic leaves nothing without --photographs FOLDER")
+    overrides = {"MODEL.DEVICE": "cuda", "DATALOADER.NUM_WORKERS": 2} if args.gpu else {}
+    sets = [args.photographs] if args.no_synthetic else [None, args.photographs]
     students = students_of(args.presets, args.levels, live=not args.no_live)
     content = {}
     reached = True
     try:
         if args.photographs:
             check_data(args.photographs)
-        for folder in [None, args.photographs] if args.photographs else [None]:
-            job = prepare(args.output, folder, args.family)
-            found = measure(job, args.seeds, students)
+        for folder in sets if args.photographs else [None]:
+            job = prepare(args.output, folder, args.family, overrides)
+            found = measure(job, args.seeds, students, at_once=args.at_once)
             data = "photographs" if folder else "synthetic"
             rows = found.rows(GAINS.get((args.family, data), GAIN))
             print(f"{args.family}, {job.folder.name}\n{found.table()}")

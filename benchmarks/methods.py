@@ -31,12 +31,10 @@ LIMITS = {
 METHODS = tuple(name.lower() for name in OWN_NODES if name not in FIELD_NODES)
 
 
-def measure(job: Settings, method: str) -> Row:
+def measure(job: Settings, method: str, baseline: Student) -> Row:
     """Take steps with the method and on ground truth alone, in turn, and compare."""
-    students = (
-        Student(trainer=build(job, "none")),
-        Student(trainer=build(job, "cache", "DISTILL.METHODS", str((method,)))),
-    )
+    chosen = build(job, "cache", "DISTILL.METHODS", str((method,)))
+    students = (baseline, Student(trainer=chosen))
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(job.warmup + job.rounds):
         # Neither always follows the other.
@@ -78,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
             warmup=4,
         )
         prepare(job)
-        rows = [measure(job, method) for method in args.methods]
+        baseline = Student(trainer=build(job, "none"))
+        rows = [measure(job, method, baseline) for method in args.methods]
     return conclude(rows, args.json)
 
 

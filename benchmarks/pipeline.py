@@ -149,8 +149,10 @@ class Pipeline:
         cache = self.folder / name
         if not go_on:
             shutil.rmtree(cache, ignore_errors=True)
+        on_cpu = self.overrides.get("MODEL.DEVICE", "cpu") == "cpu"
+        ranks = min(2, os.cpu_count() or 1) if on_cpu else 1
         self.run(
-            f"dump {cache.name}", "stage1_dump", "run", "--num-gpus", min(2, os.cpu_count() or 1),
+            f"dump {cache.name}", "stage1_dump", "run", "--num-gpus", ranks,
             "--config-file", self.config("distill"),
             "CACHE.LOCATION", cache, "CACHE.PRESET", preset, *overrides,
         )  # fmt: skip
