@@ -175,7 +175,7 @@ def measure(
             f"{found.backward - stock.backward} backward"
         )
         if lines:
-            _print_lines(found, stock)
+            print_lines(found.waits - stock.waits, found.launches - stock.launches)
         rows += [
             Row(
                 name=f"waits, {name}",
@@ -191,8 +191,9 @@ def measure(
     return rows
 
 
-def _print_lines(found: Counts, stock: Counts) -> None:
-    for (kind, line), count in (found.waits - stock.waits).most_common():
+def print_lines(waits: Counter[tuple[str, str]], launches: Counter[str]) -> None:
+    """Print where they come from, most first."""
+    for (kind, line), count in waits.most_common():
         print(f"{count:6} waits     {kind} {line}")
-    for line, count in (found.launches - stock.launches).most_common():
+    for line, count in launches.most_common():
         print(f"{count:6} launches  {line}")

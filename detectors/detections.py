@@ -1,33 +1,49 @@
-"""A detector's final boxes as the rows of a record."""
+"""A detector's final boxes as the rows of a record.
+
+Shape letters: N images, D rows of an image.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from .pinned import sent
 
-def pack_detections(instances: Instances, kept: int) -> Tensor:
-    """Write the final boxes of one view as rows.
+
+def pack_detections(found: Tensor, image_sizes: Sequence[tuple[int, int]], rows: int) -> Tensor:
+    """Clip boxes to their view, drop those that become empty, and give each view as many rows.
+
+    As stock inference ends, but for all views at once; a GPU is not waited for.
 
     Args:
-        instances: boxes in pixels of the view, XYXY_ABS, with scores and classes.
-        kept: D.
+        found: (N, F, 6) float32: x1 y1 x2 y2 score class, boxes in pixels of the view, XYXY_ABS;
+            those of a negative score are none.
+        image_sizes: N pairs (height, width) in pixels.
+        rows: D.
 
     Returns:
-        (D, 6) float32: x1 y1 x2 y2 score class, best first, clipped to the view; unused rows are
-        zeros with score -1 and class -1.
+        (N, D, 6) float32: the same of the boxes that are left, best first; unused rows are zeros
+        with score -1 and class -1.
     """
-    # Stock inference ends with this step: it clips, and drops boxes that become empty.
-    final = detector_postprocess(instances, *instances.image_size)
-    order = torch.argsort(final.scores, descending=True, stable=True)[:kept]
-    rows = final.scores.new_zeros((kept, 6), dtype=torch.float32)
-    rows[:, 4:] = -1
-    rows[: len(order), :4] = final.pred_boxes.tensor[order]
-    rows[: len(order), 4] = final.scores[order]
-    rows[: len(order), 5] = final.pred_classes[order].to(torch.float32)
-    return rows
+    limits = sent(torch.tensor([(w, h, w, h) for h, w in image_sizes]), found.device)
+    boxes = torch.minimum(found[..., :4].clamp(min=0), limits.to(found.dtype)[:, None])
+    unused = (boxes[..., 2:] <= boxes[..., :2]).any(dim=2) | (found[..., 4] < 0)
+    left = torch.cat(
+        [
+            boxes.masked_fill(unused[..., None], 0),
+            found[..., 4:].masked_fill(unused[..., None], -1),
+        ],
+        dim=2,
+    )
+    order = left[..., 4].argsort(dim=1, descending=True, stable=True)[:, :rows]
+    packed = found.new_zeros((len(found), rows, 6))
+    packed[..., 4:] = -1
+    packed[:, : order.shape[1]] = left.take_along_dim(order[..., None], dim=1)
+    return packed
 
 
 def unpack_detections(rows: Tensor, image_size: tuple[int, int]) -> Instances:

@@ -57,6 +57,11 @@ def pinned_empty(shape: Sequence[int], dtype: torch.dtype, remedy: str) -> Tenso
         raise _error(f"{block_bytes(size) / 1e6:,.0f} MB more of", remedy) from error
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Small values of the host on a device: from pageable memory the copy would wait for a GPU."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
 def naming_pinning(batches: Iterator[T], remedy: str) -> Iterator[T]:
     """The batches of a loader that page-locks them in a thread.
 

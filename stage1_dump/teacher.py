@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from detectors import DenseOutputs, load_model
 from detectors.arithmetic import arithmetic
-from detectors.detections import pack_detections
 from detectors.stored import Stored
 from storage import Geometry, RecordCodec
 
@@ -73,10 +72,8 @@ class Teacher:
             ValueError: the outputs are not finite, or not of the sizes that the config announced.
         """
         codes = self.codec.encode(self.stored.values(outputs), geometry)
-        detections = self.stored.family.detections(self.model, outputs)
-        kept = self.stored.cfg.TEST.DETECTIONS_PER_IMAGE
-        rows = [pack_detections(found, kept) for found in detections]
-        return {**codes, "detections": torch.stack(rows)}
+        rows = self.stored.cfg.TEST.DETECTIONS_PER_IMAGE
+        return {**codes, "detections": self.stored.family.detections(self.model, outputs, rows)}
 
 
 def load_teacher(

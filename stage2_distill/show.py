@@ -28,7 +28,7 @@ from dataset.drawing import (
     draw_panels,
 )
 from detectors import Setup, load_model, some_places, training_images
-from detectors.detections import pack_detections, unpack_detections
+from detectors.detections import unpack_detections
 from storage.schema import DETECTIONS
 
 from .cache_check import held_images
@@ -86,6 +86,7 @@ def draw_views(
     source = teacher.source(student_format=cfg.INPUT.FORMAT)
     dataset = ViewDataset(images, setup, teacher.reader)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    rows = cfg.TEST.DETECTIONS_PER_IMAGE
 
     for place in places:
         item = dataset[Draw(position=place, view=0)]
@@ -94,9 +95,10 @@ def draw_views(
         positive = distiller.positive(step, outputs)
         found = [("teacher", _TEACHER, _detections(teacher, source, item))]
         if other:
-            detected = family.detections(other, family.run(other, [item]))[0]
-            found.append(("baseline", _BASELINE, detected))
-        found.append(("student", _STUDENT, family.detections(student, outputs)[0]))
+            of_other = family.detections(other, family.run(other, [item]), rows)[0]
+            found.append(("baseline", _BASELINE, _unpacked(of_other, item)))
+        of_student = family.detections(student, outputs, rows)[0]
+        found.append(("student", _STUDENT, _unpacked(of_student, item)))
         pixels = _rgb(item["image"], cfg)
         panels = [
             _truth_panel(pixels, item, names),
@@ -123,15 +125,19 @@ def _with_weights(cfg: CfgNode, weights: str) -> CfgNode:
 def _detections(teacher: Teacher, source: TeacherSource, item: dict[str, Any]) -> Instances:
     """The teacher's final boxes: those of the record, or what the teacher says now."""
     if isinstance(source, LiveTeacher):
-        found = source.detections(item)
-        rows = pack_detections(found, len(found))
+        rows = source.detections(item)
     else:
         assert teacher.reader is not None
         number = teacher.reader.record_number(item["image_id"], item["view"])
         rows = torch.from_numpy(teacher.reader.read(number)[DETECTIONS].copy())
     if teacher.pair.classes is not None:
         rows = teacher.pair.classes.detections(rows)
-    return unpack_detections(rows, (int(item["image"].shape[-2]), int(item["image"].shape[-1])))
+    return _unpacked(rows, item)
+
+
+def _unpacked(rows: Tensor, item: dict[str, Any]) -> Instances:
+    height, width = item["image"].shape[-2:]
+    return unpack_detections(rows, (int(height), int(width)))
 
 
 def _rgb(image: Tensor, cfg: CfgNode) -> np.ndarray:

@@ -14,13 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from configs.nodes import TeacherConfig
 from detectors import DenseOutputs, Setup, load_model
 from detectors.arithmetic import arithmetic
-from detectors.detections import pack_detections
 from detectors.stored import Stored
 from storage import CacheReader, Geometry, RecordCodec
 
@@ -145,10 +143,10 @@ class LiveTeacher:
         )
 
     @torch.no_grad()
-    def detections(self, item: dict[str, Any]) -> Instances:
-        """The teacher's final boxes for one item of the loader, in pixels of the view."""
+    def detections(self, item: dict[str, Any]) -> Tensor:
+        """The teacher's final boxes for one item of the loader, as the rows of a record."""
         outputs = self._outputs([_seen(item)], next(self._model.parameters()).device)
-        return self._stored.family.detections(self._model, outputs)[0]
+        return self._detections(outputs.float())[0]
 
     def _outputs(self, images: list[Tensor], device: torch.device) -> DenseOutputs:
         if self._flip_channels:
@@ -165,10 +163,12 @@ class LiveTeacher:
         of_scores = [one.name for one in self._stored.signals if one.kind == "scores"]
         found |= {name: found[name].sigmoid() for name in of_scores}
         if self._with_detections:
-            rows = self._stored.cfg.TEST.DETECTIONS_PER_IMAGE
-            boxes = self._stored.family.detections(self._model, outputs.float())
-            found[DETECTIONS] = torch.stack([pack_detections(one, rows) for one in boxes])
+            found[DETECTIONS] = self._detections(outputs.float())
         return found
+
+    def _detections(self, outputs: DenseOutputs) -> Tensor:
+        rows = self._stored.cfg.TEST.DETECTIONS_PER_IMAGE
+        return self._stored.family.detections(self._model, outputs, rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ the model that others would have to know. It holds no weights, so that one famil
 student.
 
 Shape letters: N images, K classes, R places of an image (anchors or positions, all levels),
-G boxes of an image.
+G boxes of an image, D rows for final boxes.
 """
 
 from __future__ import annotations
@@ -141,8 +141,17 @@ class DetectorFamily(Protocol):
         """
         ...
 
-    def detections(self, model: nn.Module, outputs: DenseOutputs) -> list[Instances]:
-        """Final boxes in pixels of the view, as stock inference has them; changes nothing."""
+    def detections(self, model: nn.Module, outputs: DenseOutputs, rows: int) -> Tensor:
+        """Final boxes of a batch, those of stock inference.
+
+        Args:
+            model, outputs: of the batch; not modified.
+            rows: D, of an image.
+
+        Returns:
+            (N, D, 6) float32: x1 y1 x2 y2 score class, XYXY_ABS, pixels of the view, best first;
+            unused rows are zeros with score -1 and class -1, see `pack_detections`.
+        """
         ...
 
     def box_transform(self, model: nn.Module) -> BoxTransform:

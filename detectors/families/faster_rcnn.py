@@ -21,14 +21,15 @@ from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from storage import Signal
 
 from ..building import of_the_model
+from ..detections import pack_detections
 from ..ranks import mean_over_ranks
 from .anchors import anchors_of
 from .base import TrainingStep
@@ -186,15 +187,20 @@ class FasterRcnnFamily(DenseFamily):
         outside = [_outside(rpn, outputs.anchors, size) for size in outputs.image_sizes]
         return found & ~torch.stack(outside)
 
-    def detections(self, model: GeneralizedRCNN, outputs: DenseOutputs) -> list[Instances]:
+    def detections(self, model: GeneralizedRCNN, outputs: DenseOutputs, rows: int) -> Tensor:
         """See `DetectorFamily`; of outputs of evaluation."""
         second = _narrowed(outputs).second
         assert second is not None, "in training there is no second stage"
         predictor = model.roi_heads.box_predictor
         found, _ = predictor.inference((second.logits, second.deltas), second.proposals)
-        sizes = outputs.image_sizes
-        # At the view's own size this only clips the boxes and drops the empty ones.
-        return [detector_postprocess(one, *size) for one, size in zip(found, sizes, strict=True)]
+        boxes = torch.cat([one.pred_boxes.tensor for one in found])
+        scores, classes = (
+            torch.cat([one.get(name) for one in found])[:, None].to(boxes)
+            for name in ("scores", "pred_classes")
+        )
+        of_images = torch.cat([boxes, scores, classes], dim=1).split([len(one) for one in found])
+        padded = pad_sequence(of_images, batch_first=True, padding_value=-1)
+        return pack_detections(padded, outputs.image_sizes, rows)
 
     def box_transform(self, model: GeneralizedRCNN) -> Box2BoxTransform:
         """See `DetectorFamily`."""

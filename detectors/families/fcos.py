@@ -17,7 +17,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from ..fcos_lazy import lazy_config
 from .anchors import anchors_of
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
+from .dense_detections import REPLACED, dense_detections
 from .matching import places_inside
 from .outputs import DenseOutputs
 
@@ -76,6 +76,7 @@ class FcosFamily(DenseFamily):
         "forward_inference",
         "forward_training",
         "_transpose_dense_predictions",
+        *REPLACED,
     )
     num_classes_key = "MODEL.FCOS.NUM_CLASSES"
     class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
@@ -148,7 +149,8 @@ class FcosFamily(DenseFamily):
         """See `DetectorFamily`."""
         assert isinstance(outputs, FcosOutputs)
         # By level: joined, each position would be free to learn objects of every size.
-        labels, boxes = model.label_anchors(_anchors(outputs), targets)
+        levels = outputs.anchors.split(outputs.anchors_per_level)
+        labels, boxes = model.label_anchors([Boxes(level) for level in levels], targets)
         positive = torch.stack(labels) != model.num_classes
         # FCOS.losses concatenates the levels: one list entry for all of them gives the same sums
         # without a second copy of the logits.
@@ -175,27 +177,16 @@ class FcosFamily(DenseFamily):
         """
         return places_inside(boxes, valid, outputs.anchors, usable)
 
-    def detections(self, model: FCOS, outputs: DenseOutputs) -> list[Instances]:
+    def detections(self, model: FCOS, outputs: DenseOutputs, rows: int) -> Tensor:
         """See `DetectorFamily`."""
         assert isinstance(outputs, FcosOutputs)
-        counts, anchors = outputs.anchors_per_level, _anchors(outputs)
         # Stock forward_inference applies sigmoid_() to the head's own outputs.
         scores = torch.sqrt(outputs.logits.sigmoid() * outputs.centerness.sigmoid())
-        results = []
-        for of_image, deltas, size in zip(scores, outputs.deltas, outputs.image_sizes, strict=True):
-            levels = list(of_image.split(counts)), list(deltas.split(counts))
-            found = model.inference_single_image(anchors, *levels, size)
-            # At the view's own size this only clips the boxes and drops the empty ones.
-            results.append(detector_postprocess(found, *size))
-        return results
+        return dense_detections(model, outputs, scores, rows)
 
     def comparable_deltas(self, deltas: Tensor) -> Tensor:
         """See `DetectorFamily`; as decoding has them, for which all negative ones are the same."""
         return deltas.relu()
-
-
-def _anchors(outputs: DenseOutputs) -> list[Boxes]:
-    return [Boxes(level) for level in outputs.anchors.split(outputs.anchors_per_level)]
 
 
 @of_the_model

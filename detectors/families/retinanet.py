@@ -14,7 +14,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ..building import of_the_model
 from .anchors import anchors_of
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
+from .dense_detections import REPLACED, dense_detections
 from .matching import assigned_anchors
 from .outputs import DenseOutputs
 
@@ -41,6 +41,7 @@ class RetinaNetFamily(DenseFamily):
         "forward_inference",
         "forward_training",
         "_transpose_dense_predictions",
+        *REPLACED,
     )
     num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
     class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
@@ -127,21 +128,11 @@ class RetinaNetFamily(DenseFamily):
         """See `DetectorFamily`."""
         return assigned_anchors(model.anchor_matcher, boxes, valid, outputs.anchors, usable)
 
-    def detections(self, model: RetinaNet, outputs: DenseOutputs) -> list[Instances]:
+    def detections(self, model: RetinaNet, outputs: DenseOutputs, rows: int) -> Tensor:
         """See `DetectorFamily`."""
-        counts = outputs.anchors_per_level
-        anchors = [Boxes(a) for a in outputs.anchors.split(counts)]
-        results = []
-        for logits, deltas, size in zip(
-            outputs.logits, outputs.deltas, outputs.image_sizes, strict=True
-        ):
-            # Stock forward_inference applies sigmoid_() to views of the head's own outputs and
-            # so overwrites them where a level is one position large; sigmoid() does not.
-            scores = [x.sigmoid() for x in logits.split(counts)]
-            found = model.inference_single_image(anchors, scores, list(deltas.split(counts)), size)
-            # At the view's own size this only clips the boxes and drops the empty ones.
-            results.append(detector_postprocess(found, *size))
-        return results
+        # Stock forward_inference applies sigmoid_() to views of the head's own outputs and so
+        # overwrites them where a level is one position large; sigmoid() does not.
+        return dense_detections(model, outputs, outputs.logits.sigmoid(), rows)
 
 
 @of_the_model

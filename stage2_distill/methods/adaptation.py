@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.nodes import GidConfig
+from detectors.pinned import sent
 
 from .layers import convolution
 
@@ -106,7 +107,8 @@ def _at_cells(
     places = [_places(mask) for mask in (*halos, *masks)]
     taps = _taps(masks, halos, places, conv.kernel_size[0])
     # One copy to the device for all indices.
-    parts = _sent(np.concatenate([taps, *(place.ravel() for place in places)]), levels[0].device)
+    indices = np.concatenate([taps, *(place.ravel() for place in places)])
+    parts = sent(torch.from_numpy(indices), levels[0].device)
     index, rest = parts[: len(taps)], parts[len(taps) :].long()
     parts_of_levels = rest.split([place.size for place in places])
     around = [place.view(2, -1) for place in parts_of_levels[: len(levels)]]
@@ -133,12 +135,6 @@ def _at_cells(
             result = part.new_zeros(()).expand(shape)
         results.append(result)
     return results
-
-
-def _sent(indices: np.ndarray, device: torch.device) -> Tensor:
-    """Indices on the device. From pageable memory so many would wait for what the GPU does."""
-    found = torch.from_numpy(indices)
-    return (found.pin_memory() if device.type == "cuda" else found).to(device, non_blocking=True)
 
 
 def _dilated(mask: np.ndarray, reach: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
 from detectors import DenseOutputs, DetectorFamily, config_fingerprint, export_model, family_of
+from detectors.detections import unpack_detections
 from tests.detectors.families import own_models  # noqa: F401 (registers its models)
 from tests.detectors.families.slow_rules import RULES
 from tests.tiny import DETECTOR, FASTER_RCNN, FCOS, random_batch, random_detector, write_config
@@ -110,9 +111,10 @@ def test_detections_are_detectron2_s_and_change_nothing(
     before = copy.deepcopy(outputs)
     with torch.no_grad():
         stock = [found["instances"] for found in model(random_batch(sizes))]
-        ours = family.detections(model, outputs)
-    assert sum(map(len, stock)) > 0
-    for mine, theirs in zip(ours, stock, strict=True):
+        rows = family.detections(model, outputs, 7)
+    assert rows.shape == (len(sizes), 7, 6) and sum(map(len, stock)) > 0
+    for found, theirs in zip(rows, stock, strict=True):
+        mine = unpack_detections(found, theirs.image_size)
         assert torch.equal(mine.scores, theirs.scores)
         assert torch.equal(mine.pred_classes, theirs.pred_classes)
         assert torch.equal(mine.pred_boxes.tensor, theirs.pred_boxes.tensor)

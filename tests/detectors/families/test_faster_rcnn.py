@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detectors import family_of
+from detectors.detections import unpack_detections
 from detectors.families import TwoStageFamily, faster_rcnn, two_stage
 from detectors.families.faster_rcnn import FasterRcnnFamily
 from detectors.families.two_stage import NUM_PROPOSALS, RcnnOutputs
@@ -154,12 +155,12 @@ def test_of_another_r_cnn_the_boxes_are_taken_and_one_line_says_so(
     (line,) = caplog.messages
     assert line.startswith(f"MODEL.{key}: the boxes are used alone")
     outputs = run(model)
-    ours = FAMILY.detections(model, outputs)
+    ours = FAMILY.detections(model, outputs, 5)
     model.roi_heads.mask_on = model.roi_heads.keypoint_on = False
     with torch.no_grad():
         stock = [found["instances"] for found in model(random_batch(SIZES))]
-    for mine, theirs in zip(ours, stock, strict=True):
-        assert mine.get_fields().keys() == {"pred_boxes", "scores", "pred_classes"}
+    for rows, theirs in zip(ours, stock, strict=True):
+        mine = unpack_detections(rows, theirs.image_size)
         assert torch.equal(mine.pred_boxes.tensor, theirs.pred_boxes.tensor)
         assert torch.equal(mine.scores, theirs.scores) and len(mine)
 
