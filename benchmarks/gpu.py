@@ -39,6 +39,8 @@ _DISTILL = ("benchmarks.distill", "--device", "cuda", "--size", SIZE, "--workers
             "--no-memory")  # fmt: skip
 
 _TRANSFERS = ("benchmarks.transfers", "--images", "2", "--mixed-only", "--presets", "balanced")
+_DUMP_TRANSFERS = ("benchmarks.transfers", "--dump", "--images", "8", "--families", "retinanet",
+                   "fcos", "faster_rcnn")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ def parts(folder: Path) -> list[Part]:
         # Not of the GPU, but of a machine with cores to spare, as the ratio of threads needs.
         Part(name="writers", command=("benchmarks.write_speed",)),
         Part(name="waits and launches", command=_TRANSFERS, hides_gpu=True),
+        Part(name="waits and launches, dump", command=_DUMP_TRANSFERS, hides_gpu=True),
         Part(name="loader", command=("benchmarks.loader", "--rounds", "3"), hides_gpu=True),
     ]
 

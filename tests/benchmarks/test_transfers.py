@@ -1,4 +1,4 @@
-"""What a distilling step waits for and launches, counted on a pretended GPU."""
+"""What a distilling step and a dump wait for and launch, counted on a pretended GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.families import FAMILIES
 from benchmarks.methods import METHODS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -78,3 +79,17 @@ def test_a_step_of_mixed_sizes_keeps_the_limits(
         assert (waits["value"] > 0) == (method in ("gid", "pseudo")), method
         assert waits["value"] <= waits["limit"] == 8
         assert 50 < launches["value"] <= launches["limit"]
+
+
+def test_a_batch_of_a_dump_keeps_the_limits(
+    tmp_path: Path,
+) -> None:
+    rows = tmp_path / "rows.json"
+    command = [sys.executable, "-m", "benchmarks.transfers", "--dump", "--images", "1", "3"]
+    command += ["--json", str(rows), "--families", *FAMILIES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    values = {row["name"]: row["value"] for row in json.loads(rows.read_text())["rows"]}
+    for family in FAMILIES:
+        alone, three = (values[f"waits, {family}, {n} images of a dump"] for n in (1, 3))
+        assert three - alone == 2 * (7 if family == "faster_rcnn" else 1)
