@@ -1,6 +1,6 @@
 """A detector's final boxes as the rows of a record.
 
-Shape letters: N images, D rows of an image.
+Shape letters: N images, F boxes found in an image, D rows of an image.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .pinned import sent
 
@@ -44,6 +45,24 @@ def pack_detections(found: Tensor, image_sizes: Sequence[tuple[int, int]], rows:
     packed[..., 4:] = -1
     packed[:, : order.shape[1]] = left.take_along_dim(order[..., None], dim=1)
     return packed
+
+
+def side_by_side(found: Sequence[Instances]) -> Tensor:
+    """Lay the boxes of N images in rows, as `pack_detections` takes them.
+
+    Args:
+        found: `pred_boxes` in pixels of the view, `scores` and `pred_classes` of each image.
+
+    Returns:
+        (N, F, 6) float32, with as many rows as the image that has most.
+    """
+    boxes = torch.cat([one.pred_boxes.tensor for one in found]).float()
+    scores, classes = (
+        torch.cat([one.get(name) for one in found])[:, None].to(boxes)
+        for name in ("scores", "pred_classes")
+    )
+    rows = torch.cat([boxes, scores, classes], dim=1).split([len(one) for one in found])
+    return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
 def unpack_detections(rows: Tensor, image_size: tuple[int, int]) -> Instances:

@@ -4,8 +4,8 @@ detectron2 goes image by image and level by level, where a GPU waits for each of
 Here all steps but two are taken once for a batch; the values are computed by the same operations on
 the same operands, so that the boxes are the same to the last bit.
 
-Shape letters: N images, K classes, R places of an image (all levels), M candidates of a batch,
-D rows of an image.
+Shape letters: N images, K classes, R places of an image (all levels), M candidates of a batch, F
+boxes found in an image, D rows of an image.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from itertools import accumulate, pairwise
 import torch
 from detectron2.layers import batched_nms, nms
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..detections import pack_detections
+from ..detections import pack_detections, side_by_side
 from ..pinned import sent
 from .outputs import DenseOutputs
 
-# What of a detector's class is gone around here.
-REPLACED = (
+# What is done here in their place.
+_STEPS = (
     "inference_single_image",
     "_decode_multi_level_predictions",
     "_decode_per_level_predictions",
@@ -32,13 +33,19 @@ REPLACED = (
 
 
 def dense_detections(
-    model: DenseDetector, outputs: DenseOutputs, scores: Tensor, rows: int
+    architecture: type[DenseDetector],
+    model: DenseDetector,
+    outputs: DenseOutputs,
+    scores: Tensor,
+    rows: int,
 ) -> Tensor:
     """Threshold, best of each level, boxes, NMS by class, best of all, clipping.
 
     A GPU is waited for twice, and once more for each image.
 
     Args:
+        architecture: detectron2's class, from which that of the model may derive. Where it has its
+            own `inference_single_image`, that is called for each image.
         model, outputs: of the batch; not modified.
         scores: (N, R, K) between 0 and 1, by which boxes are ranked.
         rows: D.
@@ -46,6 +53,27 @@ def dense_detections(
     Returns:
         (N, D, 6), see `pack_detections`.
     """
+    own = any(getattr(type(model), name) is not getattr(architecture, name) for name in _STEPS)
+    found = _image_by_image(model, outputs, scores) if own else _at_once(model, outputs, scores)
+    return pack_detections(found, outputs.image_sizes, rows)
+
+
+def _image_by_image(model: DenseDetector, outputs: DenseOutputs, scores: Tensor) -> Tensor:
+    """What the model's class finds, (N, F, 6) as `pack_detections` takes it."""
+    counts = outputs.anchors_per_level
+    anchors = [Boxes(level) for level in outputs.anchors.split(counts)]
+    return side_by_side(
+        [
+            model.inference_single_image(
+                anchors, list(score.split(counts)), list(deltas.split(counts)), size
+            )
+            for score, deltas, size in zip(scores, outputs.deltas, outputs.image_sizes, strict=True)
+        ]
+    )
+
+
+def _at_once(model: DenseDetector, outputs: DenseOutputs, scores: Tensor) -> Tensor:
+    """The same of detectron2's own class."""
     num_places, num_classes = scores.shape[1:]
     levels = outputs.anchors_per_level
     chosen, counts = _best(scores, levels, model.test_score_thresh, model.test_topk_candidates)
@@ -53,18 +81,14 @@ def dense_detections(
     boxes = model.box2box_transform.apply_deltas(
         outputs.deltas.flatten(0, 1)[places], outputs.anchors[places % num_places]
     )
-    of_images = [sum(counts[i : i + len(levels)]) for i in range(0, len(counts), len(levels))]
     found = torch.cat([boxes, scores.flatten()[chosen][:, None], classes[:, None].to(boxes)], dim=1)
+    of_images = [sum(counts[i : i + len(levels)]) for i in range(0, len(counts), len(levels))]
+    left = _nms(found, places // num_places, of_images, model.test_nms_thresh)
     final = [
         part[kept[: model.max_detections_per_image]]
-        for part, kept in zip(
-            found.split(of_images),
-            _nms(found, places // num_places, of_images, model.test_nms_thresh),
-            strict=True,
-        )
+        for part, kept in zip(found.split(of_images), left, strict=True)
     ]
-    padded = pad_sequence(final, batch_first=True, padding_value=-1)
-    return pack_detections(padded, outputs.image_sizes, rows)
+    return pad_sequence(final, batch_first=True, padding_value=-1)
 
 
 def _best(

@@ -24,12 +24,11 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from storage import Signal
 
 from ..building import of_the_model
-from ..detections import pack_detections
+from ..detections import pack_detections, side_by_side
 from ..ranks import mean_over_ranks
 from .anchors import anchors_of
 from .base import TrainingStep
@@ -193,14 +192,7 @@ class FasterRcnnFamily(DenseFamily):
         assert second is not None, "in training there is no second stage"
         predictor = model.roi_heads.box_predictor
         found, _ = predictor.inference((second.logits, second.deltas), second.proposals)
-        boxes = torch.cat([one.pred_boxes.tensor for one in found])
-        scores, classes = (
-            torch.cat([one.get(name) for one in found])[:, None].to(boxes)
-            for name in ("scores", "pred_classes")
-        )
-        of_images = torch.cat([boxes, scores, classes], dim=1).split([len(one) for one in found])
-        padded = pad_sequence(of_images, batch_first=True, padding_value=-1)
-        return pack_detections(padded, outputs.image_sizes, rows)
+        return pack_detections(side_by_side(found), outputs.image_sizes, rows)
 
     def box_transform(self, model: GeneralizedRCNN) -> Box2BoxTransform:
         """See `DetectorFamily`."""

@@ -27,7 +27,7 @@ from ..fcos_lazy import lazy_config
 from .anchors import anchors_of
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
-from .dense_detections import REPLACED, dense_detections
+from .dense_detections import dense_detections
 from .matching import places_inside
 from .outputs import DenseOutputs
 
@@ -76,7 +76,6 @@ class FcosFamily(DenseFamily):
         "forward_inference",
         "forward_training",
         "_transpose_dense_predictions",
-        *REPLACED,
     )
     num_classes_key = "MODEL.FCOS.NUM_CLASSES"
     class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
@@ -182,7 +181,7 @@ class FcosFamily(DenseFamily):
         assert isinstance(outputs, FcosOutputs)
         # Stock forward_inference applies sigmoid_() to the head's own outputs.
         scores = torch.sqrt(outputs.logits.sigmoid() * outputs.centerness.sigmoid())
-        return dense_detections(model, outputs, scores, rows)
+        return dense_detections(FCOS, model, outputs, scores, rows)
 
     def comparable_deltas(self, deltas: Tensor) -> Tensor:
         """See `DetectorFamily`; as decoding has them, for which all negative ones are the same."""

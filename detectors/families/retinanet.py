@@ -23,7 +23,7 @@ from ..building import of_the_model
 from .anchors import anchors_of
 from .base import TrainingStep
 from .dense import DenseFamily, Layout, build_layout, losses_by_global_counts
-from .dense_detections import REPLACED, dense_detections
+from .dense_detections import dense_detections
 from .matching import assigned_anchors
 from .outputs import DenseOutputs
 
@@ -41,7 +41,6 @@ class RetinaNetFamily(DenseFamily):
         "forward_inference",
         "forward_training",
         "_transpose_dense_predictions",
-        *REPLACED,
     )
     num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
     class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
@@ -132,7 +131,7 @@ class RetinaNetFamily(DenseFamily):
         """See `DetectorFamily`."""
         # Stock forward_inference applies sigmoid_() to views of the head's own outputs and so
         # overwrites them where a level is one position large; sigmoid() does not.
-        return dense_detections(model, outputs, outputs.logits.sigmoid(), rows)
+        return dense_detections(RetinaNet, model, outputs, outputs.logits.sigmoid(), rows)
 
 
 @of_the_model

@@ -139,3 +139,24 @@ def test_the_rows_are_those_of_stock_inference_bit_for_bit(
         assert min(found) < case.kept
     for value, mine in zip(before.signals().values(), changed.signals().values(), strict=True):
         assert torch.equal(value, mine)
+
+
+def one_in_three(self: DenseDetector, *arguments: Any) -> Instances:
+    """Of the user's: some of the boxes of stock inference, with half the score."""
+    found: Instances = super(type(self), self).inference_single_image(*arguments)
+    found.scores = found.scores / 2
+    return found[1::3]
+
+
+def test_a_class_with_its_own_inference_of_an_image_is_asked_image_by_image(
+    subject: tuple[DetectorFamily, DenseDetector, DenseOutputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, model, outputs = subject
+    monkeypatch.setattr(model, "max_detections_per_image", 30)
+    stock = family.detections(model, outputs, 30)
+    own = type("Own", (type(model),), {"inference_single_image": one_in_three})
+    monkeypatch.setattr(model, "__class__", own)
+    found = family.detections(model, outputs, 30)
+    assert torch.equal(found.cpu(), stock_rows(model, outputs, 30))
+    used, of_stock = ((rows[..., 4] >= 0).sum(dim=1) for rows in (found, stock))
+    assert (used > 0).all() and (used < of_stock).all()
