@@ -1,8 +1,8 @@
 """Final boxes of dense detectors, for a batch at once: RetinaNet, FCOS.
 
-detectron2 goes image by image and level by level, where a GPU waits for each of many small steps.
-Here all steps but two are taken once for a batch; the values are computed by the same operations on
-the same operands, so that the boxes are the same to the last bit.
+detectron2 goes image by image and level by level, in small steps of which many wait for a GPU. Here
+all steps but two are taken once for a batch: the best of each level, and NMS. The values are
+computed by the same operations on the same operands, so that the boxes are the same, bit for bit.
 
 Shape letters: N images, K classes, R places of an image (all levels), M candidates of a batch, F
 boxes found in an image, D rows of an image.
