@@ -34,9 +34,7 @@ def gpu_table(results: Path) -> Iterator[str]:
     """The runs of `benchmarks.gpu`, one table a GPU model."""
     for path in sorted(results.glob("gpu_*.json")):
         run = json.loads(path.read_text())
-        seconds = sum(part["seconds"] for part in run["parts"])
-        told = f"{in_words(run['machine'])}; {run['date']}"
-        yield from (f"{told}. Its parts took {seconds:.0f} s.", "")
+        yield from _source(run)
         rows = chain.from_iterable(map(_part_rows, run["parts"]))
         yield from markdown_table(["part", "what", "measured", "limit", ""], rows)
         yield ""

@@ -47,9 +47,9 @@ def test_what_the_command_of_accuracy_writes_is_a_table(
 ) -> None:
     data = tmp_path / "cells"
     monkeypatch.setattr(accuracy, "check_data", lambda folder: None)
-    monkeypatch.setattr(accuracy, "prepare", lambda output, folder, family: Folder(folder))
+    monkeypatch.setattr(accuracy, "prepare", lambda output, folder, *_: Folder(folder))
     found = Accuracy(teacher=50.0, students=STUDENTS)
-    monkeypatch.setattr(accuracy, "measure", lambda *_: found)
+    monkeypatch.setattr(accuracy, "measure", lambda *_, **__: found)
     accuracy.main(["--family", "fcos", "--photographs", str(data), "--json", str(tmp_path / "a")])
     told, _, *lines = table(tmp_path, "accuracy a:cells")
     assert re.search(r", \d+ CPU cores; PyTorch .*; \d{4}-\d\d-\d\d; `python ", told)

@@ -50,7 +50,6 @@ def test_a_table_says_machine_and_date_and_what_was_missed(tmp_path: Path) -> No
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
     assert "GPU 1, 2 CPU cores; PyTorch 2.11, torchvision 0.26, Python 3.12; 2026-01-02." in text
-    assert "Its parts took 7 s." in text
     assert "| tests | 5 passed |  |  |  |" in text
     assert "| batch 2 | step | 1.23 | 1.1 | not reached |" in text
     assert written(text, tmp_path) == text
