@@ -81,8 +81,14 @@ class ColourStep(Step):
 
 def looked_up(levels: NDArray[np.int64], pixels: Pixels) -> Pixels:
     """Every level exchanged for one of 256; numpy would make an index of each pixel first."""
-    changed = bytearray(pixels).translate(levels.astype(np.uint8).tobytes())
-    return np.frombuffer(changed, np.uint8).reshape(pixels.shape)
+    table = levels.astype(np.uint8).tobytes()
+    changed = np.empty_like(pixels)
+    # The bytes of a whole view would be fresh memory twice, and cost more than the exchange.
+    for start in range(0, len(pixels), _STRIP):
+        strip = pixels[start : start + _STRIP]
+        found = np.frombuffer(strip.tobytes().translate(table), np.uint8)
+        changed[start : start + _STRIP] = found.reshape(strip.shape)
+    return changed
 
 
 def in_strips(
