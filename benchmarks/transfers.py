@@ -19,25 +19,29 @@ from storage.example import add_example
 from .families import FAMILIES
 from .rows import Row, conclude
 
+PRESETS = ("exact", "balanced", "compact")
+METHODS = ("gid",)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Count, print the table; 0 only if every limit is kept."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transfers", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     parser.add_argument("--images", type=int, nargs="+", default=[2, 16], help="default: 2 16")
-    parser.add_argument(
-        "--presets", nargs="+", default=["exact", "balanced", "compact"], help="default: all"
-    )
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="default: all")
     parser.add_argument(
         "--families", nargs="+", choices=FAMILIES, default=["retinanet"],
         help="default: retinanet",
     )  # fmt: skip
-    parser.add_argument("--methods", nargs="+", default=["gid"], help="default: gid")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="default: gid")
     parser.add_argument("--dump", action="store_true", help="count batches of a dump instead")
     parser.add_argument("--mixed-only", action="store_true", help="batches of mixed sizes alone")
     parser.add_argument("--lines", action="store_true", help="show where they come from")
     add_example(parser, "--images 2 --presets balanced --lines")
     args = parser.parse_args(argv)
+    of_steps = (tuple(args.presets), tuple(args.methods), args.mixed_only)
+    if args.dump and of_steps != (PRESETS, METHODS, False):
+        parser.error("--presets, --methods and --mixed-only are about steps, not about --dump")
     # PyTorch is imported where it is used, so that `--help` need not wait for it.
     from .dump_counts import measure_dump
     from .step_counts import MIXED, SAME, Subject, measure
