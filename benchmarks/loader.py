@@ -119,6 +119,7 @@ def part_costs(dataset: ViewDataset, rounds: int) -> dict[str, float]:
     import torch
 
     from detectors.packing import pack
+    from detectors.workers import keep_freed_memory
 
     reader = dataset._reader
     assert reader is not None
@@ -137,6 +138,7 @@ def part_costs(dataset: ViewDataset, rounds: int) -> dict[str, float]:
         return pack(dataset.__getitems__(list(batch)), shared=True)
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a worker does
     costs: dict[str, list[float]] = {work.__name__: [] for work in (read, decode, render, load)}
     for _ in range(rounds):
         for work in (read, decode, render, load):
