@@ -255,14 +255,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.no_synthetic and not args.photographs:
         parser.error("--no-synthetic leaves nothing without --photographs FOLDER")
     overrides = {"MODEL.DEVICE": "cuda", "DATALOADER.NUM_WORKERS": 2} if args.gpu else {}
-    sets = [args.photographs] if args.no_synthetic else [None, args.photographs]
+    sets: list[Path | None] = [] if args.no_synthetic else [None]
+    sets += [args.photographs] if args.photographs else []
     students = students_of(args.presets, args.levels, live=not args.no_live)
     content = {}
     reached = True
     try:
         if args.photographs:
             check_data(args.photographs)
-        for folder in sets if args.photographs else [None]:
+        for folder in sets:
             job = prepare(args.output, folder, args.family, overrides)
             found = measure(job, args.seeds, students, at_once=args.at_once)
             data = "photographs" if folder else "synthetic"

@@ -15,6 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from .pinned import sent
 
 
+def clip(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Clip (N, P, 4) boxes, XYXY_ABS, to N views of these heights and widths, without waiting."""
+    limits = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype)
+    return boxes.clamp(min=0).minimum(sent(limits, boxes.device)[:, None])
+
+
 def pack_detections(found: Tensor, image_sizes: Sequence[tuple[int, int]], rows: int) -> Tensor:
     """Clip boxes to their view, drop those that become empty, and give each view as many rows.
 
@@ -30,8 +36,7 @@ def pack_detections(found: Tensor, image_sizes: Sequence[tuple[int, int]], rows:
         (N, D, 6) float32: the same of the boxes that are left, best first; unused rows are zeros
         with score -1 and class -1.
     """
-    limits = sent(torch.tensor([(w, h, w, h) for h, w in image_sizes]), found.device)
-    boxes = torch.minimum(found[..., :4].clamp(min=0), limits.to(found.dtype)[:, None])
+    boxes = clip(found[..., :4], image_sizes)
     unused = (boxes[..., 2:] <= boxes[..., :2]).any(dim=2) | (found[..., 4] < 0)
     left = torch.cat(
         [

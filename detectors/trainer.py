@@ -330,7 +330,7 @@ def _use_one_host_thread() -> None:
 
     PyTorch shares some operations out among as many threads as there are cores even where they
     have a dozen numbers, and waits for the last thread, while the data workers have the cores: a
-    step of 16 images lost a fifth of its time so. OMP_NUM_THREADS decides where it is set.
+    step of 16 images lost a sixth of its time so. OMP_NUM_THREADS decides where it is set.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -142,3 +142,25 @@ def test_the_configs_of_every_family_fit_the_data(
     assert settings(cfg).views.scales == teacher.INPUT.MIN_SIZE_TRAIN
     assert num_classes(teacher) == num_classes(cfg) == (classes_key, 5)
     assert f"{teacher.OUTPUT_DIR}/model_final.pth" == cfg.TEACHER.WEIGHTS
+
+
+def test_photographs_alone_are_trained_on_by_a_gpu_as_many_at_once_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+
+    def measured(job: Pipeline, *_: object, at_once: int) -> Accuracy:
+        jobs.append((job.folder.name, job.overrides, at_once))
+        return Accuracy(teacher=50.0, students={"ground truth": {1: 30.0}})
+
+    monkeypatch.setattr("benchmarks.accuracy.check_data", lambda folder: None)
+    monkeypatch.setattr("benchmarks.accuracy.measure", measured)
+    folders = ["--output", str(tmp_path), "--photographs", str(tmp_path / "cells")]
+    accuracy([*folders, "--no-synthetic", "--gpu", "--at-once", "4"])
+    assert jobs == [("cells", {"MODEL.DEVICE": "cuda", "DATALOADER.NUM_WORKERS": 2}, 4)]
+
+
+def test_nothing_to_train_on_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        accuracy(["--no-synthetic"])
+    assert "--no-synthetic leaves nothing without --photographs FOLDER" in capsys.readouterr().err

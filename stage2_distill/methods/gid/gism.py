@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from configs.nodes import GidConfig
+from detectors.detections import clip
 from detectors.families import BoxTransform
 from stage2_distill.teacher_batch import TeacherBatch
 
@@ -179,7 +180,7 @@ def propose(
     decoded = box_transform.apply_deltas(
         deltas.flatten(0, 1), anchors.float().index_select(0, order.flatten())
     )
-    boxes = _clip(decoded.unflatten(0, order.shape), image_sizes)
+    boxes = clip(decoded.unflatten(0, order.shape), image_sizes)
     usable &= ((boxes[..., 2:] - boxes[..., :2]) > config.min_side).all(dim=2)
     kept, valid = keep_first(boxes, usable, config.nms_iou, config.top_k)
     return (
@@ -314,13 +315,6 @@ def _best(scores: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor, Te
 def _rows(values: Tensor, index: Tensor) -> Tensor:
     """Rows (N, P, 4) float32 of (N, R, 4) at (N, P)."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[2])).float()
-
-
-def _clip(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Clip (N, P, 4) boxes to the N images, not to the padded batch."""
-    limits = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype)
-    limits = limits.to(boxes.device, non_blocking=True)
-    return boxes.clamp(min=0).minimum(limits[:, None])
 
 
 def _largest_share_inside(boxes: Tensor, gt_boxes: Sequence[Tensor]) -> Tensor:
