@@ -123,7 +123,8 @@ class StopSignals:
         handler = self._before.get(signal.SIGCHLD)
         if not callable(handler):
             return
-        if self._deferred:
+        # Once a signal came, it is what ends the run: the workers may have died of it too.
+        if self._deferred or self._received is not None:
             self._child_died = True
         else:
             handler(number, frame)

@@ -104,3 +104,18 @@ def test_the_death_of_a_worker_waits_for_the_end_of_a_step() -> None:
     assert done == ["the step", "once alone"]
     assert signal.getsignal(signal.SIGCHLD) == handler
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def test_the_death_of_a_worker_does_not_take_the_place_of_the_signal_that_ended_both() -> None:
+    def handler(number: int, frame: Any) -> None:
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
+
+    signal.signal(signal.SIGCHLD, handler)
+    with StopSignals() as signals:
+        signals.defer()
+        with pytest.raises(Interrupted), signals.immediate():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGCHLD)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
