@@ -3,7 +3,7 @@
 ms of CPU  of the whole process, system time included: encoding, digests, putting, reading back, the
            commit. Without what Zstandard takes for the same records, which no writer can save
 threads    the same shards written by two threads and by one, in turns; needs two idle cores. Beside
-           it, what this machine makes of two threads that only write files and read them back
+           it, what two processes make of them, which share nothing but the machine
 
 Everything is written to a file system in memory, where there is one: a disk would bound both.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -45,7 +46,6 @@ THREADS_LIMIT = 1.8
 
 _SHARDS = 6
 _ROUNDS = 5
-_FILE_BYTES = 64 << 20
 _IN_MEMORY = "/dev/shm"
 _ROOM_BYTES = 1 << 30  # more than any of the stores; containers may have little of it
 
@@ -55,8 +55,8 @@ def measure(output: Path) -> list[Row]:
     rows = []
     for preset in CPU_LIMITS_MS:
         arrays = make_arrays(codec_of(preset))
-        rows += [cpu_row(output, preset, arrays), threads_row(output, preset, arrays)]
-    return [*rows, files_row(output)]
+        rows += [of(output, preset, arrays) for of in (cpu_row, threads_row, processes_row)]
+    return rows
 
 
 def cpu_row(folder: Path, preset: str, arrays: Arrays) -> Row:
@@ -100,25 +100,31 @@ def threads_row(folder: Path, preset: str, arrays: Arrays) -> Row:
     return Row(name=name, value=_two_to_one(seconds), limit=THREADS_LIMIT, at_least=True)
 
 
-def files_row(folder: Path) -> Row:
-    """Write files, of some size of a shard, and read them back, by one thread and by two."""
-    data = np.random.default_rng(0).bytes(_FILE_BYTES)
+def processes_row(folder: Path, preset: str, arrays: Arrays) -> Row:
+    """Write as many shards by one process and by two, each to a store of its own."""
+    # A copy of this process has the arrays already, so that only writing is timed.
+    fork = multiprocessing.get_context("fork")
 
-    def there_and_back(path: Path) -> None:
-        path.write_bytes(data)
-        path.read_bytes()
-        path.unlink()
+    def write(number: int) -> None:
+        with _new_writer(folder, preset) as writer:
+            for shard in writer.missing()[:number]:
+                writer.write(shard, arrays)
 
-    def seconds(num_threads: int) -> float:
-        with (
-            tempfile.TemporaryDirectory(dir=folder) as place,
-            ThreadPoolExecutor(num_threads) as pool,
-        ):
-            paths = [Path(place, str(number)) for number in range(_SHARDS)]
-            return seconds_of(lambda: list(pool.map(there_and_back, paths)))
+    def write_all(num_processes: int) -> None:
+        share = (_SHARDS // num_processes,)
+        processes = [fork.Process(target=write, args=share) for _ in range(num_processes)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            if process.exitcode:
+                raise RuntimeError(f"a process that writes ended with {process.exitcode}")
 
-    name = "writing and reading plain files, two threads / one"
-    return Row(name=name, value=_two_to_one(seconds), limit=math.inf)
+    name = f"writing {preset} records, two processes / one"
+    return Row(
+        name=name, value=_two_to_one(lambda number: seconds_of(partial(write_all, number))),
+        limit=math.inf,
+    )  # fmt: skip
 
 
 def _two_to_one(seconds: Callable[[int], float]) -> float:
