@@ -1,4 +1,4 @@
-"""Fidelity of every preset on trained teachers, and what a record of each takes.
+"""Fidelity of every preset on trained teachers, and on photographs what a record of each takes.
 
 One teacher and one student of a family for each data set: the demo's synthetic set, and folders of
 photographs. The student is trained under the live teacher, so that no codec has a part in what it
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +29,16 @@ from .rows import Row, conclude
 
 NUM_VIEWS = 64
 PRESETS = ("exact", "balanced", "compact")
-BUDGET_MB = {"balanced": 8.0, "compact": 3.2}
-# Positions of all levels of a view padded to 800x1344: what a budget is about.
-_BUDGET_POSITIONS = 100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11
+_ONE_STAGE_MB = {"balanced": 8.0, "compact": 3.2}
+# Of the largest record of a preset, for a view padded to this size.
+BUDGETS_MB = {
+    "retinanet": _ONE_STAGE_MB,
+    "fcos": _ONE_STAGE_MB,
+    "faster_rcnn": {"balanced": 26.0, "compact": 7.5},
+}
+_BUDGET_SIZE = (800, 1344)
+# What CACHE.LEVELS leaves of a pyramid, where a family's largest level can be spared.
+_FEWER_LEVELS = {"faster_rcnn": ("p3", "p4", "p5", "p6")}
 _NUM_LARGE_IMAGES = 4
 
 _STEPS = {"synthetic": 400, "photographs": 300}
@@ -144,16 +152,22 @@ def size_rows(subject: Subject) -> list[Row]:
 
     Bytes of a record grow with its positions; what does not is small.
     """
+    fewer = _FEWER_LEVELS.get(subject.family)
     rows = []
-    for preset, budget in BUDGET_MB.items():
-        cache = subject.job.dump(
-            preset,
-            "VIEWS.SCALES", "(800,)", "VIEWS.MAX_SIZE", 1333, "VIEWS.NUM", 1, "TEACHER.BATCH", 1,
-            "CACHE.SHARD_RECORDS", 1, "DATASET.MAX_IMAGES", _NUM_LARGE_IMAGES,
-            name=f"caches/large_{preset}",
-        )  # fmt: skip
-        name = f"{subject.name}, {subject.num_classes} classes: 800x1344 record of {preset}, MB"
-        rows.append(Row(name=name, value=_largest_record(cache) / 1e6, limit=budget))
+    for preset, budget in BUDGETS_MB[subject.family].items():
+        for levels in ((), fewer) if fewer else ((),):
+            name = "_".join(["large", preset, *levels])
+            cache = subject.job.dump(
+                preset,
+                "VIEWS.SCALES", "(800,)", "VIEWS.MAX_SIZE", 1333, "VIEWS.NUM", 1,
+                "TEACHER.BATCH", 1, "CACHE.SHARD_RECORDS", 1, "CACHE.LEVELS", levels,
+                "DATASET.MAX_IMAGES", _NUM_LARGE_IMAGES,
+                name=f"caches/{name}",
+            )  # fmt: skip
+            what = f"{subject.family}, {subject.name}, {subject.num_classes} classes"
+            kept = " ".join(["800x1344 record of", preset, *levels])
+            limit = math.inf if levels else budget
+            rows.append(Row(name=f"{what}: {kept}, MB", value=_largest_record(cache), limit=limit))
     return rows
 
 
@@ -187,19 +201,21 @@ def _measure(job: Pipeline, preset: str, precision: str, methods: Sequence[str])
 
 
 def _largest_record(cache: Path) -> float:
-    """Bytes of the largest record of a store, in proportion to the positions of 800x1344."""
+    """Megabytes of the largest record of a store, in proportion to the positions of 800x1344."""
     from storage import CacheReader
 
     reader = CacheReader(cache)
     table = reader.table
+    strides = reader.manifest.levels.values()
+    whole = sum(math.prod(-(-side // stride) for side in _BUDGET_SIZE) for stride in strides)
     sizes = []
     for record in range(len(reader)):
         shard, _ = table.shard_of(record)
         positions = reader.manifest.geometries[shard.bucket].num_positions
         (encoded,) = reader.read_encoded([record])
         size = sum(len(chunk) for chunk in encoded.values())
-        sizes.append(size * _BUDGET_POSITIONS / positions)
-    return max(sizes)
+        sizes.append(size * whole / positions)
+    return max(sizes) / 1e6
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -216,13 +232,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     add_example(parser, "--photographs datasets/photographs --precision bfloat16")
     args = parser.parse_args(argv)
-    rows = [
-        row
-        for photographs in (None, *args.photographs)
-        for subject in (prepare(args.output, photographs, args.family),)
-        for preset in PRESETS
-        for row in fidelity_rows(subject, preset, args.precision, args.methods)
-    ]
+    rows: list[Row] = []
+    for photographs in (None, *args.photographs):
+        subject = prepare(args.output, photographs, args.family)
+        for preset in PRESETS:
+            rows += fidelity_rows(subject, preset, args.precision, args.methods)
+        if photographs and args.precision == "float32":
+            rows += size_rows(subject)
     return conclude(rows, args.json)
 
 
