@@ -254,7 +254,7 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
     import torch
 
     from configs.loader import load_config
-    from stage1_dump.images import RecordImages, RenderedRecord
+    from stage1_dump.images import RecordImages, make_loader
     from stage1_dump.numerics import fixed_numerics
     from stage1_dump.prepare import prepare as prepare_dump
     from stage1_dump.ranks import current_rank, pick_device
@@ -267,25 +267,22 @@ def _forward(setting: Setting, rank: int, count: int) -> Spent:
         teacher = load_teacher(
             prepared.setup.stored, device, precision=setting.precision, codec=prepared.codec()
         )
-        views = RecordImages(prepared)
         table = prepared.table
-        batches = []
-        for shard in table.shards:
-            rendered = [views[record] for record in table.records_of(shard).tolist()]
-            images = [one.image for one in rendered if isinstance(one, RenderedRecord)]
-            batches += [
-                images[first : first + setting.batch]
-                for first in range(0, len(images), setting.batch)
-            ]
-
-        def sent(images: list[torch.Tensor]) -> list[torch.Tensor]:
-            return [image.to(device, non_blocking=True) for image in images]
-
+        batches = [
+            records[first : first + setting.batch]
+            for records in (table.records_of(shard).tolist() for shard in table.shards)
+            for first in range(0, len(records), setting.batch)
+        ]
+        loader = make_loader(
+            RecordImages(prepared), batches,
+            batch=setting.batch, num_workers=0, device=device, forked=True,
+        )  # fmt: skip
+        rendered = list(loader)
         if device.type == "cuda":
-            teacher.run(sent(batches[0]))
+            teacher.run(rendered[0].images(device))
         start, cpu_start = time.time(), time.process_time()
-        for batch in batches:
-            teacher.run(sent(batch))
+        for batch in rendered:
+            teacher.run(batch.images(device))
         if device.type == "cuda":
             torch.cuda.synchronize()
         return Spent(start=start, end=time.time(), cpu_sec=time.process_time() - cpu_start)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -21,8 +20,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SIZE = "800x1344"
 LIMIT_SEC = 570.0
-_PACKAGES = ("torchvision", "numpy", "zarr", "numcodecs", "pillow")
 _DUMP = ("benchmarks.dump", "--device", "cuda", "--size", SIZE, "--no-plan", "--images", "192",
          "--rounds", "1", "--batch", "8", "--views")  # fmt: skip
 _DISTILL = ("benchmarks.distill", "--device", "cuda", "--size", SIZE, "--workers", "4",
@@ -98,31 +94,30 @@ def parts(folder: Path) -> list[Part]:
     ]
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on; tries each library on the GPU.
+def described() -> dict[str, Any]:
+    """What the figures are from; tries each library on the GPU.
 
     Raises:
         RuntimeError: PyTorch or torchvision do not work on this GPU.
     """
+    # Here, since they import PyTorch, which `--help` need not wait for.
     import torch
     import torchvision
+
+    from detectors.origin import origin
 
     ones = torch.ones(64, 64, device="cuda")
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device="cuda")
     torchvision.ops.nms(boxes, ones[0, :1], 0.5)
     assert float((ones @ ones)[0, 0]) == 64
-    found = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": found.name,
+    found = origin()
+    found["machine"] |= {
         "gpus": torch.cuda.device_count(),
-        "gpu_memory_bytes": found.total_memory,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        **{name: _version(name) for name in _PACKAGES},
     }
+    return found
 
 
 def run(part: Part, timeout_sec: float) -> Outcome:
@@ -167,13 +162,6 @@ def _shown(
     return process.wait(), lines
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _summary(outcome: Outcome) -> str:
     missed = sum(not row["reached"] for row in outcome.rows)
     said = f"{len(outcome.rows) - missed} of {len(outcome.rows)} limits reached"
@@ -194,22 +182,18 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("PyTorch sees no CUDA device here: nothing was measured", file=sys.stderr)
         return 1
-    on = machine()
+    on = described()
     print(json.dumps(on), flush=True)
     end = time.monotonic() + LIMIT_SEC
     outcomes: list[Outcome] = []
-    path = args.output / f"gpu_{re.sub('[^a-z0-9]+', '_', on['gpu'].lower())}.json"
+    path = args.output / f"gpu_{re.sub('[^a-z0-9]+', '_', on['machine']['gpu'].lower())}.json"
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gid-gpu-") as folder:
         for part in parts(Path(folder)):
             if args.only not in part.name:
                 continue
             outcomes.append(run(part, max(1.0, end - time.monotonic())))
-            content = {
-                "machine": on,
-                "date": datetime.now(UTC).date().isoformat(),
-                "parts": [asdict(one) for one in outcomes],
-            }
+            content = {**on, "parts": [asdict(one) for one in outcomes]}
             # After each part: what was measured stays, however the run ends.
             path.write_text(json.dumps(content, indent=1) + "\n")
     print("\n".join(map(_summary, outcomes)))
