@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
-from detectors import distilled_images, export_model, weights_path
+from detectors import Setup, distilled_images, export_model, weights_path
 from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.plain_config import plain_config
 from detectors.scaling import fitted_to_ranks
@@ -23,7 +23,7 @@ from .distiller import build_distiller
 from .inherit import inherit
 from .prefetch import DeviceLoader
 from .shares import Shares
-from .teacher import open_teacher
+from .teacher import Teacher, open_teacher
 
 EXPORTED_NAME = "student_final.pth"
 
@@ -49,6 +49,23 @@ class DistillPrinter(StepPrinter):
         return found
 
 
+def images_and_teacher(setup: Setup) -> tuple[list[dict[str, Any]], Teacher | None]:
+    """Find what a training needs beside its own models, or refuse the config.
+
+    Returns:
+        The images in use, as detectron2's dataset dicts, and the teacher, where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: something is not there, or does not fit.
+    """
+    images = distilled_images(setup)
+    teacher = open_teacher(setup, images)
+    config = setup.settings.teacher
+    if config.source == "live" or config.inherit != "none":
+        weights_path(setup.trained_teacher_cfg.MODEL.WEIGHTS)
+    return held_images(images, teacher.reader if teacher else None), teacher
+
+
 class DistillTrainer(Trainer):
     """Train a student under the teacher that `TEACHER.SOURCE` names.
 
@@ -59,12 +76,9 @@ class DistillTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         # All of this is checked before any model is built; the data is cut for the ranks first.
         self.cfg = fitted_to_ranks(cfg)
-        images = distilled_images(self.setup)
-        self._teacher = open_teacher(self.setup, images)
-        if self.setup.settings.teacher.inherit != "none":
-            weights_path(self.setup.trained_teacher_cfg.MODEL.WEIGHTS)
+        images, self._teacher = images_and_teacher(self.setup)
         reader = self._teacher.reader if self._teacher else None
-        self._data = build_data(self.setup, held_images(images, reader), reader)
+        self._data = build_data(self.setup, images, reader)
         super().__init__(self.cfg)
 
     def build_train_loader(self, cfg: CfgNode) -> DeviceLoader:

@@ -14,16 +14,15 @@ import yaml
 from detectron2.config import CfgNode
 
 from configs.stock_keys import DISTILL
-from detectors import Setup, distilled_images, weights_path
+from detectors import Setup, weights_path
 from detectors.command import one_line, read_config, register_data
 from detectors.datasets import require_fit
 from detectors.run_record import RunRecord, known_config, read_record, run_digest
 from detectors.scaling import fitted_to_ranks
 from storage import CacheError
 
-from ..cache_check import held_images
 from ..methods import chosen_methods
-from ..teacher import open_teacher
+from ..trainer import images_and_teacher
 from .runs_file import RESERVED, Row
 
 CONFIG_NAME = "config.yaml"
@@ -155,12 +154,7 @@ def _check_run(cfg: CfgNode) -> None:
     require_fit(cfg, ("TRAIN", "TEST"))
     if cfg.MODEL.WEIGHTS:
         weights_path(cfg.MODEL.WEIGHTS)
-    images = distilled_images(setup)
-    teacher = open_teacher(setup, images)
-    source, inherits = setup.settings.teacher.source, setup.settings.teacher.inherit
-    if source == "live" or inherits != "none":
-        weights_path(setup.trained_teacher_cfg.MODEL.WEIGHTS)
-    held_images(images, teacher.reader if teacher else None)
+    _, teacher = images_and_teacher(setup)
     for method, config in chosen_methods(setup):
         if teacher:
             method(config, teacher.pair)
