@@ -47,11 +47,13 @@ benchmarks: setup
 	$(VENV) -m benchmarks.cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 	$(VENV) -m benchmarks.dump
 	$(VENV) -m benchmarks.write_speed
+	$(VENV) -m benchmarks.loader
 	$(VENV) -m benchmarks.colours
 	$(VENV) -m benchmarks.versions
 	$(VENV) -m benchmarks.distill
 	set -e; for family in fcos faster_rcnn; do \
-		$(VENV) -m benchmarks.fidelity --family $$family; done
+		$(VENV) -m benchmarks.fidelity --family $$family \
+		$(addprefix --photographs ,$(PHOTOGRAPHS)); done
 	set -e; for family in retinanet fcos faster_rcnn; do \
 		$(VENV) -m benchmarks.accuracy --family $$family \
 		$(if $(PHOTOGRAPHS),--photographs $(firstword $(PHOTOGRAPHS))); done
