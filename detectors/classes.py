@@ -111,7 +111,7 @@ class ClassMap:
                 of rows is that of a layer that tells none apart, and stays.
             values: of each class.
         """
-        if len(weights) == self.num_classes + 1:
+        if values == 1 and len(weights) == self.num_classes + 1:
             return weights[[*self.columns, self.num_classes]]
         if len(weights) % (self.num_classes * values):
             return weights

@@ -62,6 +62,7 @@ def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
         return
     _refuse_other_launchers(os.environ, job, args)
     if args.num_gpus * args.num_machines == 1:
+        use_device(cfg.MODEL.DEVICE)
         job(cfg, args)
     else:
         _start_ranks(job, cfg, args)
@@ -86,6 +87,19 @@ def check_device(name: str, num_processes: int = 1) -> None:
         raise ValueError(
             f"MODEL.DEVICE is {name}, one GPU for all of --num-gpus {num_processes}; set it to cuda"
         )
+
+
+def use_device(name: str) -> None:
+    """See that `MODEL.DEVICE` is here, and make it this process's own.
+
+    PyTorch saves the random state of the current GPU, and records events on it, unless told.
+
+    Raises:
+        ValueError: see `check_device`.
+    """
+    check_device(name)
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)
 
 
 def _check_processes(args: argparse.Namespace) -> None:

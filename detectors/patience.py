@@ -22,7 +22,7 @@ class Patience(HookBase):
     run that ended early is not gone on with, unless with more patience.
     """
 
-    def __init__(self, period: int, patience: int, metric: str) -> None:
+    def __init__(self, period: int, patience: float, metric: str) -> None:
         """Args:
 
         period: iterations between evaluations.

@@ -9,15 +9,14 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 
+from configs.nodes import NODES
+
 logger = logging.getLogger(__name__)
 
 # Numbers of steps that rounding must not turn into 0: evaluation would be off, a period of 0 fails.
-_NUMBERS_OF_STEPS = (
-    ("SOLVER", "MAX_ITER"), ("SOLVER", "CHECKPOINT_PERIOD"), ("TEST", "EVAL_PERIOD"),
-    ("DISTILL", "WARMUP_ITERS"), ("VIEWS", "LAST_ITERS"),
-)  # fmt: skip
-# Those of ours, which detectron2 does not scale.
-_OURS = (("DISTILL", "WARMUP_ITERS"), ("VIEWS", "LAST_ITERS"))
+_STOCK = (("SOLVER", "MAX_ITER"), ("SOLVER", "CHECKPOINT_PERIOD"), ("TEST", "EVAL_PERIOD"))
+# What the name of every number of steps in our nodes, and in those of the user's, ends with.
+_STEPS = "_ITERS"
 
 
 def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
@@ -25,8 +24,8 @@ def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
 
     With SOLVER.REFERENCE_WORLD_SIZE, the ranks that a config was written for, detectron2 keeps the
     images of each rank: batch and learning rate grow with the ranks, steps and warm-up shrink. So
-    do the warm-up of the distillation weights and the part of VIEWS.LAST. Applied again, it changes
-    nothing.
+    do the numbers of steps in our nodes and in those of the user's, such as DISTILL.WARMUP_ITERS.
+    Applied again, it changes nothing.
 
     Returns:
         The same config, or a changed copy.
@@ -41,12 +40,13 @@ def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
         scaled = DefaultTrainer.auto_scale_workers(cfg, ranks)
         frozen = scaled.is_frozen()
         scaled.defrost()
-        for node, key in _OURS:
+        ours = [(node, key) for node in NODES if node in cfg for key in _steps_of(cfg[node])]
+        for node, key in ours:
             scaled[node][key] = round(cfg[node][key] * reference / ranks)
-        for node, key in _NUMBERS_OF_STEPS:
+        for node, key in (*_STOCK, *ours):
             if cfg[node][key] > 0:
                 scaled[node][key] = max(1, scaled[node][key])
-        for node, key in _OURS:
+        for node, key in ours:
             if cfg[node][key]:
                 logger.info("%s.%s is scaled to %d", node, key, scaled[node][key])
         if frozen:
@@ -54,6 +54,10 @@ def fitted_to_ranks(cfg: CfgNode) -> CfgNode:
         cfg = scaled
     _check_solver(cfg, ranks)
     return cfg
+
+
+def _steps_of(node: CfgNode) -> list[str]:
+    return [key for key, value in node.items() if key.endswith(_STEPS) and type(value) is int]
 
 
 def _check_reference(cfg: CfgNode) -> None:

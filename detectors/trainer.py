@@ -8,6 +8,7 @@ depend on how many this process ran before.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import weakref
 from collections.abc import Iterable
@@ -200,19 +201,18 @@ class Trainer(DefaultTrainer):
         self.max_iter = self.iter
         raise TrainingEnded
 
-    def _resume_patience(self) -> None:
-        """Count the evaluation that the run may have been stopped in, and see if it had ended."""
+    def _resume_evaluation(self) -> None:
+        """Make up for the evaluation that the run may have been stopped in; see if it had ended."""
         if not (self.patience and 0 < self.start_iter < self.max_iter):
             return
-        self.iter = self.start_iter - 1
+        # As if the last step of the earlier run were just done.
+        self.iter = self.storage.iter = self.start_iter - 1
         if self.patience.lacks(self.start_iter):
-            self.patience.count(self.start_iter, self._ap(self._evaluate()))
+            for hook in self._hooks:
+                if isinstance(hook, hooks.EvalHook | KeepBest | Patience):
+                    hook.after_step()
         self._end_if_stale()
-        self.iter = self.start_iter
-
-    def _ap(self, results: dict[str, dict[str, float]]) -> float | None:
-        first = self.cfg.DATASETS.TEST[0]
-        return results[first]["AP"] if comm.is_main_process() else None
+        self.iter = self.storage.iter = self.start_iter
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
@@ -272,7 +272,7 @@ class Trainer(DefaultTrainer):
         self._trainer.start_loader()
         super().before_train()
         self._signals.defer()
-        self._resume_patience()
+        self._resume_evaluation()
 
     def build_hooks(self) -> list[Any]:
         """detectron2's hooks, except that evaluation looks at the plain detector, and ours."""
@@ -297,10 +297,11 @@ class Trainer(DefaultTrainer):
         return [KeepBest(period, self.trained, Path(self.cfg.OUTPUT_DIR), f"{names[0]}/AP")]
 
     def _patience(self) -> Patience | None:
+        """Where evaluation is periodic; without TEST.PATIENCE it counts, and ends nothing."""
         test, names = self.cfg.TEST, self.cfg.DATASETS.TEST
-        if not test.PATIENCE:
+        if not (test.EVAL_PERIOD and names):
             return None
-        return Patience(test.EVAL_PERIOD, test.PATIENCE, f"{names[0]}/AP")
+        return Patience(test.EVAL_PERIOD, test.PATIENCE or math.inf, f"{names[0]}/AP")
 
     def build_writers(self) -> list[EventWriter]:
         """detectron2's, and a console line of ours."""

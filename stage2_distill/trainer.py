@@ -21,6 +21,7 @@ from .cache_check import held_images
 from .data import build_data
 from .distiller import build_distiller
 from .inherit import inherit
+from .methods import chosen_methods
 from .prefetch import DeviceLoader
 from .shares import Shares
 from .teacher import Teacher, open_teacher
@@ -92,7 +93,8 @@ class DistillTrainer(Trainer):
 
     def wrap_detector(self, detector: nn.Module) -> nn.Module:
         """Put the detector into the distilling step."""
-        shares = Shares(max(0, self.setup.settings.distill.warmup_iters - 1))
+        rising = [method.full_weight_at(config) for method, config in chosen_methods(self.setup)]
+        shares = Shares(max(0, self.setup.settings.distill.warmup_iters - 1, *rising))
         self.distiller = build_distiller(self.setup, detector, self._teacher, shares)
         return self.distiller
 

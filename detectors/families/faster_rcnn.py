@@ -115,15 +115,20 @@ class FasterRcnnFamily(DenseFamily):
     def pairing(self, cfg: CfgNode) -> dict[str, dict[str, Any]]:
         """See `DetectorFamily`."""
         model, classes, places = cfg.MODEL, self.same_classes(cfg), self.same_anchors(cfg)
-        weights = model.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+        head = model.ROI_BOX_HEAD
+        # Under a loss of sigmoids the background's logit, which a softmax needs, is not trained.
+        sigmoid = {"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": head.USE_SIGMOID_CE}
         return {
             "features": {},
             # Of objectness: two detectors of other classes agree on what it means.
             "scores": {"what is scored": "objectness", **places},
             "deltas": {**places, "MODEL.RPN.BBOX_REG_WEIGHTS": model.RPN.BBOX_REG_WEIGHTS},
             "proposals": {},
-            "proposal_scores": classes,
-            "proposal_deltas": {**classes, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": weights},
+            "proposal_scores": {**classes, **sigmoid},
+            "proposal_deltas": {
+                **classes,
+                "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": head.BBOX_REG_WEIGHTS,
+            },
             "detections": classes,
         }
 

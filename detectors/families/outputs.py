@@ -78,7 +78,8 @@ class DenseOutputs:
         if list(kept) == list(range(len(self.features))):
             return values
         of_levels = values.split(self.anchors_per_level, dim=1)
-        return torch.cat([of_levels[level] for level in kept], dim=1)
+        # Of no level, too: a method may ask for nothing that lies on one.
+        return torch.cat([values[:, :0], *(of_levels[level] for level in kept)], dim=1)
 
 
 def _float(value: Any) -> Any:

@@ -120,6 +120,21 @@ def check_methods(setup: Setup) -> None:
     for method, config in chosen_methods(setup):
         method.check(config, setup)
         _check_pairing(setup, method, config)
+    if any(need != DETECTIONS for need in needs_of(setup)):
+        _check_padding(setup)
+
+
+def _check_padding(setup: Setup) -> None:
+    """Refuse a student whose batches could be smaller than the teacher's maps of their views."""
+    ours = setup.family.size_divisibility(setup.cfg)
+    theirs = setup.teacher_family.size_divisibility(setup.teacher_cfg)
+    if ours % theirs:
+        raise ValueError(
+            f"the student pads images to multiples of {ours} px, the teacher to multiples of "
+            f"{theirs} px, so that its maps do not fit into every batch; let the student's pyramid "
+            f"have a map of stride {theirs} of its backbone too (OUT_FEATURES, "
+            "MODEL.FPN.IN_FEATURES)"
+        )
 
 
 def _check_pairing(setup: Setup, method: type[Method], config: Any) -> None:

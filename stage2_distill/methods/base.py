@@ -234,6 +234,14 @@ class Method(nn.Module):
         """What to do, in a word of advice, where a cache lacks some of `needs`."""
         return f"leave {cls.name} out of DISTILL.METHODS"
 
+    @classmethod
+    def full_weight_at(cls, config: Any) -> int:
+        """The first iteration in which every term has its full weight, DISTILL.WARMUP_ITERS aside.
+
+        Other than 0 for a method that lets a term of its own rise.
+        """
+        return 0
+
     def begin(self, step: Step) -> Any:
         """Launch what needs no labels; the result is handed on to `assigned`."""
 

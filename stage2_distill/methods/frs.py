@@ -154,6 +154,11 @@ class Frs(FeatureMethod):
         """See `Method`."""
         return ("features", "scores")
 
+    @classmethod
+    def full_weight_at(cls, config: FrsConfig) -> int:
+        """See `Method`."""
+        return config.ramp_iters
+
     def forward(self, step: Step, chosen: None) -> dict[str, Tensor]:
         """See `frs_losses`; after FRS.RAMP_ITERS at their full weight."""
         student, teacher, inside = self.pyramids(step)

@@ -69,8 +69,10 @@ def test_detections_of_other_classes_are_no_longer_used() -> None:
         (8, 2, [6, 7, 2, 3]),
         (5, 1, [3, 1, 4]),
         (6, 4, list(range(6))),
+        # As many rows as classes and a background, but they are the sides of a box.
+        (5, 4, list(range(5))),
     ],
-    ids=["two anchors", "two values of each class", "a background", "no classes"],
+    ids=["two anchors", "two values of each class", "a background", "no classes", "no background"],
 )
 def test_rows_of_a_layer_are_those_of_the_student_s_classes(
     total: int, values: int, wanted: list[int]

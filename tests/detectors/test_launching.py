@@ -98,6 +98,19 @@ def test_one_process_is_run_whatever_the_scheduler(
     assert ran == [1]
 
 
+@pytest.mark.parametrize(("device", "chosen"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_a_gpu_that_is_named_is_the_process_s_own(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, device: str, chosen: list[str]
+) -> None:
+    environment({})
+    used: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    launch_job(lambda *_: None, config(device), arguments())
+    assert used == chosen
+
+
 def test_a_task_for_each_machine_is_what_num_machines_means(
     environment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

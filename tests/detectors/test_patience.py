@@ -92,6 +92,20 @@ def test_an_evaluation_in_which_a_run_was_killed_is_made_up_for(
     assert trainer.max_iter == 3 == final(tmp_path)["iteration"] + 1
 
 
+@pytest.mark.parametrize("patience", [0, 9])
+def test_what_is_made_up_for_may_be_the_best(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    keys = {"TEST__PATIENCE": patience, "SOLVER__MAX_ITER": 4}
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, tmp_path, monkeypatch, 2.0, **keys)
+    trainer = train(config, tmp_path, monkeypatch, 5.0, 1.0, 1.0, **keys)
+    best = json.loads((tmp_path / "model_best.json").read_text())
+    assert best == {"folder_val/AP": 5.0, "iteration": 1}
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 1
+    assert trainer.storage.history("folder_val/AP").values()[0] == (5.0, 1)
+
+
 def test_without_patience_a_run_goes_on_to_its_end(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ def config(tmp_path: Path, *overrides: Any) -> CfgNode:
         "SOLVER.IMS_PER_BATCH", 8, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", 100,
         "SOLVER.STEPS", "(60, 80)", "SOLVER.WARMUP_ITERS", 10, "SOLVER.CHECKPOINT_PERIOD", 20,
         "TEST.EVAL_PERIOD", 50, "DISTILL.WARMUP_ITERS", 40, "SOLVER.REFERENCE_WORLD_SIZE", 4,
-        "VIEWS.LAST", "(0,)", "VIEWS.LAST_ITERS", 20,
+        "VIEWS.LAST", "(0,)", "VIEWS.LAST_ITERS", 20, "FRS.RAMP_ITERS", 48,
     )  # fmt: skip
     cfg = load_config(str(path), [str(x) for x in (*stated, *overrides)])
     cfg.freeze()
@@ -44,7 +44,7 @@ def test_batch_and_rate_follow_the_ranks_and_steps_go_against_them(
     assert (100 / factor, (60 / factor, 80 / factor)) == (solver.MAX_ITER, solver.STEPS)
     assert (10 / factor, 20 / factor) == (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD)
     assert (50 / factor, 40 / factor) == (cfg.TEST.EVAL_PERIOD, cfg.DISTILL.WARMUP_ITERS)
-    assert 20 / factor == cfg.VIEWS.LAST_ITERS
+    assert (20 / factor, 48 / factor) == (cfg.VIEWS.LAST_ITERS, cfg.FRS.RAMP_ITERS)
     assert cfg.is_frozen() and (stated.SOLVER.IMS_PER_BATCH, stated.DISTILL.WARMUP_ITERS) == (8, 40)
     assert fitted_to_ranks(cfg) == cfg
 

@@ -21,6 +21,7 @@ from detectors import Setup, checkpoint, export_model, training_images
 from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data
+from stage2_distill.methods import check_methods
 from stage2_distill.teacher import open_teacher
 from stage2_distill.trainer import DistillTrainer
 from storage import CacheReader, CorruptChunkError
@@ -244,6 +245,32 @@ def test_a_student_whose_anchors_are_not_the_teachers_is_refused(
     register_data(cfg)
     with pytest.raises(ValueError, match=f"teacher and student do not match: .*{message}"):
         open_teacher(Setup(cfg), [])
+
+
+def test_a_student_that_pads_to_less_than_its_teacher_is_refused(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = configure(DISTILL={"METHODS": ["pkd"]})
+    cfg = load_config(str(path))
+    setup = Setup(cfg)
+    monkeypatch.setattr(
+        type(setup.family), "size_divisibility", lambda _, of: 16 if of is cfg else 32
+    )
+    wanted = "the student pads images to multiples of 16 px, the teacher to multiples of 32 px"
+    with pytest.raises(ValueError, match=wanted):
+        check_methods(setup)
+    # The teacher's final boxes lie on no grid.
+    check_methods(Setup(load_config(str(configure(DISTILL={"METHODS": ["pseudo"]})))))
+
+
+def test_levels_with_one_left_out_between_them_are_refused_where_gis_are_read(
+    configure: Configure,
+) -> None:
+    gap = {"LEVELS": ["p3", "p5"]}
+    with pytest.raises(ValueError, match=r"CACHE\.LEVELS: gid reads .* share p3, p5; "):
+        check_methods(Setup(load_config(str(configure(CACHE=gap)))))
+    none = {"FEATURE_WEIGHT": 0.0, "RELATION_WEIGHT": 0.0}
+    check_methods(Setup(load_config(str(configure(CACHE=gap, GID=none)))))
 
 
 def first_batch(path: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from stage1_dump.dump import run as dump
 from stage2_distill import show
 from stage2_distill.__main__ import main
 from stage2_distill.data import ViewDataset
+from stage2_distill.methods import check_methods
 from stage2_distill.methods.gid import box_head
 from stage2_distill.methods.gid.box_head import box_head_response, check_box_head
 from stage2_distill.methods.gid.losses import needed_signals
@@ -291,6 +292,24 @@ def test_a_detector_without_a_box_head_is_refused_with_these_weights(
         f"GID.{key} is 0.5, but a RetinaNet has no box head; set it to 0.0"
     )
     assert "student.yaml:" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_teacher_whose_background_was_not_trained_is_refused_where_it_is_read(
+    configure: Configure, tmp_path: Path
+) -> None:
+    head = {**TEACHER["ROI_BOX_HEAD"], "USE_SIGMOID_CE": True}
+    write_config(
+        tmp_path / "sigmoid.yaml", {**DETECTOR, "MODEL": {**TEACHER, "ROI_BOX_HEAD": head}}
+    )
+    of_sigmoids = {"CONFIG": str(tmp_path / "sigmoid.yaml"), "BATCH": 1}
+    setup = Setup(load_config(str(configure(TEACHER=of_sigmoids))))
+    wanted = (
+        r"USE_SIGMOID_CE: student False, teacher True; the method gid needs the proposal_scores"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        check_methods(setup)
+    without = dict.fromkeys(WITH_BOX_HEAD, 0.0)
+    check_methods(Setup(load_config(str(configure(TEACHER=of_sigmoids, GID=without)))))
 
 
 def test_the_head_that_is_inherited_is_that_of_both_stages(configure: Configure) -> None:

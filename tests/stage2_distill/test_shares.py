@@ -69,6 +69,15 @@ def test_the_first_steps_and_the_first_of_full_weight_are_looked_at(
         assert all(f"{name} " in one for one in lines)
 
 
+def test_a_method_that_lets_its_terms_rise_is_looked_at_once_they_have(
+    configure: Configure, caplog: Log
+) -> None:
+    rising = {"DISTILL": {"METHODS": ["frs"], "WARMUP_ITERS": 2}, "FRS": {"RAMP_ITERS": 5}}
+    with caplog.at_level("INFO"):
+        train(configure(**rising), *STEPS)
+    assert [int(re.findall(r"iteration (\d+)", one)[0]) for one in lines_of(caplog)] == [0, 1, 2, 5]
+
+
 def test_parts_of_a_step_are_looked_at_once(configure: Configure, caplog: Log) -> None:
     with caplog.at_level("INFO"):
         train(configure(SOLVER={"ACCUMULATE": 2, "IMS_PER_BATCH": 4}), *STEPS)

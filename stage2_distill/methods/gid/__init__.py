@@ -88,8 +88,8 @@ class Gid(Method):
             student_channels=pair.student_channels,
             teacher_channels=pair.teacher_channels if with_features else pair.student_channels,
         )
-        strides = list(pair.levels.values())
-        self._pooler = GiPooler([strides[one] for one in pair.pooled], config)
+        # Without features no level is read, and GIs are placed only to be counted.
+        self._pooler = GiPooler(_pooled_strides(pair) if with_features else [1], config)
         self._counts: dict[str, float] = {}
 
     @classmethod
@@ -99,8 +99,8 @@ class Gid(Method):
 
     @classmethod
     def check(cls, config: GidConfig, setup: Setup) -> None:
-        """See `Method`: of the box head, of a score that the detector has no outputs for, and of
-        choices by ground truth where images have none."""
+        """See `Method`: of the box head, of a score that the detector has no outputs for, of
+        choices by ground truth where images have none, and of levels that leave one out."""
         check_box_head(setup, config)
         for key, usual in (("boxes", "general"), ("mode", "all")):
             if setup.cfg.DATASETS.UNLABELED and getattr(config, key) != usual:
@@ -116,6 +116,8 @@ class Gid(Method):
                 f"{place_of(setup.cfg, 'GID.SCORE')}GID.SCORE is 'centered', but a"
                 f" {setup.family.name} has no centerness; set it to per_class or max"
             )
+        if "features" in needed_signals(config):
+            _require_no_gap(Pair.of(setup, setup.stored))
 
     @classmethod
     def without(cls, lacking: Sequence[str]) -> str:
@@ -240,6 +242,30 @@ class Gid(Method):
     def _pooled_of(self, features: list[Tensor]) -> list[Tensor]:
         """The levels that GIs are pooled from; none of a teacher's, where nothing needs them."""
         return [features[level] for level in self.pair.pooled] if features else []
+
+
+def _pooled_strides(pair: Pair) -> list[int]:
+    strides = list(pair.levels.values())
+    return [strides[one] for one in pair.pooled]
+
+
+def _require_no_gap(pair: Pair) -> None:
+    """See that no level is left out between two others: the size of a GI tells which it is read
+    from.
+
+    Raises:
+        ValueError: one is, or there is none at all.
+    """
+    strides = _pooled_strides(pair)
+    if strides and all(2 * finer == coarser for finer, coarser in itertools.pairwise(strides)):
+        return
+    names = list(pair.levels)
+    found = ", ".join(names[one] for one in pair.pooled) or "none"
+    raise ValueError(
+        f"{place_of(pair.setup.cfg, 'CACHE.LEVELS')}CACHE.LEVELS: gid reads general instances from "
+        f"levels that follow on each other, but teacher and student share {found}; name those "
+        "between them too, or set GID.FEATURE_WEIGHT and GID.RELATION_WEIGHT to 0"
+    )
 
 
 def _count_matched(ours: GeneralInstances, theirs: GeneralInstances) -> int:

@@ -286,6 +286,14 @@ def test_what_a_method_cannot_pair_is_refused_by_its_name(
     assert "\n" not in text
 
 
+def test_detections_teach_a_student_of_other_levels(homes: dict[str, Path], tmp_path: Path) -> None:
+    path = student_of(homes, "FasterRCNN", tmp_path, ["pseudo"])
+    steps = ("TEACHER.SOURCE", "live", "CACHE.LEVELS", "('p2',)", "SOLVER.MAX_ITER", 2)
+    trainer = train(path, *steps)
+    assert not trainer.distiller.methods[0].pair.levels
+    assert len(losses_of(trainer)["loss_cls"]) == 2
+
+
 # Wrong input.
 
 
