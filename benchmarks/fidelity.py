@@ -37,8 +37,8 @@ BUDGETS_MB = {
     "faster_rcnn": {"balanced": 26.0, "compact": 7.5},
 }
 _BUDGET_SIZE = (800, 1344)
-# What CACHE.LEVELS leaves of a pyramid, where a family's largest level can be spared.
-_FEWER_LEVELS = {"faster_rcnn": ("p3", "p4", "p5", "p6")}
+# Further choices of CACHE.LEVELS, where a family's largest level can be spared.
+_FEWER_LEVELS = {"faster_rcnn": [("p3", "p4", "p5", "p6")]}
 _NUM_LARGE_IMAGES = 4
 
 _STEPS = {"synthetic": 400, "photographs": 300}
@@ -152,10 +152,10 @@ def size_rows(subject: Subject) -> list[Row]:
 
     Bytes of a record grow with its positions; what does not is small.
     """
-    fewer = _FEWER_LEVELS.get(subject.family)
+    what = f"{subject.family}, {subject.name}, {subject.num_classes} classes"
     rows = []
     for preset, budget in BUDGETS_MB[subject.family].items():
-        for levels in ((), fewer) if fewer else ((),):
+        for levels in ((), *_FEWER_LEVELS.get(subject.family, [])):
             name = "_".join(["large", preset, *levels])
             cache = subject.job.dump(
                 preset,
@@ -164,7 +164,6 @@ def size_rows(subject: Subject) -> list[Row]:
                 "DATASET.MAX_IMAGES", _NUM_LARGE_IMAGES,
                 name=f"caches/{name}",
             )  # fmt: skip
-            what = f"{subject.family}, {subject.name}, {subject.num_classes} classes"
             kept = " ".join(["800x1344 record of", preset, *levels])
             limit = math.inf if levels else budget
             rows.append(Row(name=f"{what}: {kept}, MB", value=_largest_record(cache), limit=limit))

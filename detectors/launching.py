@@ -90,14 +90,10 @@ def check_device(name: str, num_processes: int = 1) -> None:
 
 
 def use_device(name: str) -> None:
-    """See that `MODEL.DEVICE` is here, and make it this process's own.
+    """Make `MODEL.DEVICE`, which is here, this process's own.
 
     PyTorch saves the random state of the current GPU, and records events on it, unless told.
-
-    Raises:
-        ValueError: see `check_device`.
     """
-    check_device(name)
     if name.startswith("cuda:"):
         torch.cuda.set_device(name)
 

@@ -26,7 +26,8 @@ class Patience(HookBase):
         """Args:
 
         period: iterations between evaluations.
-        patience: evaluations in a row without a better value that end the training.
+        patience: evaluations in a row without a better value that end the training; infinity:
+            none do.
         metric: as evaluation logs it on the main rank, such as `coco_2017_val/AP`; larger is
             better.
         """

@@ -143,7 +143,7 @@ def pick_device(name: str, rank: Rank) -> torch.device:
     # Here, since `status` needs this module but no device.
     import torch
 
-    from detectors.launching import check_device, use_device
+    from detectors.launching import check_device
 
     device = torch.device(name)
     if device.type != "cuda":
@@ -158,7 +158,7 @@ def pick_device(name: str, rank: Rank) -> torch.device:
             f"MODEL.DEVICE: rank {rank.number} needs {device}, but PyTorch sees {count} GPUs; "
             "start fewer ranks on this machine, or set MODEL.DEVICE cpu"
         )
-    use_device(str(device))
+    torch.cuda.set_device(device)
     return device
 
 

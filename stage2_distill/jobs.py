@@ -17,7 +17,7 @@ from detectors import Setup
 from detectors.command import register_data, require_new_run, set_up
 from detectors.datasets import require_fit
 from detectors.failures import in_one_line
-from detectors.launching import use_device
+from detectors.launching import check_device, use_device
 from detectors.run_record import train_recorded
 from storage.progress import Progress
 
@@ -55,6 +55,7 @@ def show(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Print how far the cache is from the live teacher; 1 where that is too far."""
+    check_device(cfg.MODEL.DEVICE)
     use_device(cfg.MODEL.DEVICE)
     for warning in register_data(cfg, use=("TRAIN",)):
         logger.warning("%s", warning)

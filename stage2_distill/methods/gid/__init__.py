@@ -32,7 +32,7 @@ from .gism import (
     propose,
 )
 from .losses import gid_losses, needed_signals
-from .pooling import GiPooler
+from .pooling import GiPooler, are_consecutive
 
 # KINDS, in pictures.
 _SHOWN_KINDS = ("positive", "semi-positive", "negative", "other")
@@ -256,8 +256,7 @@ def _require_no_gap(pair: Pair) -> None:
     Raises:
         ValueError: one is, or there is none at all.
     """
-    strides = _pooled_strides(pair)
-    if strides and all(2 * finer == coarser for finer, coarser in itertools.pairwise(strides)):
+    if are_consecutive(_pooled_strides(pair)):
         return
     names = list(pair.levels)
     found = ", ".join(names[one] for one in pair.pooled) or "none"

@@ -48,6 +48,12 @@ class Rois:
         return len(self.boxes)
 
 
+def are_consecutive(strides: Sequence[int]) -> bool:
+    """Whether strides are consecutive powers of two, finest first, and at least one."""
+    powers = [math.log2(stride) if stride > 0 else math.nan for stride in strides]
+    return bool(powers) and all(p == powers[0] + i and p % 1 == 0 for i, p in enumerate(powers))
+
+
 class GiPooler(nn.Module):
     """ROIAlign (V2) of a pyramid at the GI boxes; no parameters.
 
@@ -62,11 +68,10 @@ class GiPooler(nn.Module):
             ValueError: the strides are not consecutive powers of two.
         """
         super().__init__()
-        powers = [math.log2(stride) if stride > 0 else math.nan for stride in strides]
-        if not powers or any(p != powers[0] + i or p % 1 for i, p in enumerate(powers)):
+        if not are_consecutive(strides):
             raise ValueError(f"strides must be consecutive powers of two, got {list(strides)}")
         self._strides = list(strides)
-        self._levels = (int(powers[0]), int(powers[-1]))
+        self._levels = (int(math.log2(strides[0])), int(math.log2(strides[-1])))
         size = (config.roi_size, config.roi_size)
         self._aligns = nn.ModuleList(
             ROIAlign(size, 1.0 / stride, config.sampling_ratio, aligned=True) for stride in strides
