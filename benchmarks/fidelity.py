@@ -6,6 +6,7 @@ is measured on; its beginning, its state half way and its end are compared on 64
 
 Teachers, students and data that lie in the output folder from an earlier run are used again.
 `--precision bfloat16` shows what a dump in that arithmetic costs; the reference stays float32.
+What a Faster R-CNN's cache without P2 changes is measured too; no limit is set for it.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def fidelity_rows(
     preset: str,
     precision: str = "float32",
     methods: Sequence[str] = ("gid",),
+    levels: Sequence[str] = (),
 ) -> list[Row]:
     """Dump the cache of a preset and compare it with the live teacher, the worst student first.
 
@@ -113,17 +115,19 @@ def fidelity_rows(
         preset: of the cache.
         precision: arithmetic of the dump, as in TEACHER.PRECISION; the live teacher has float32.
         methods: that are measured, those left out for which the preset is refused.
+        levels: as CACHE.LEVELS; the live teacher has all, and no limit is set. Empty: all.
     """
     # PyTorch is imported where it is used, so that `--help` need not wait for it.
-    from stage2_distill.fidelity import LIMITS
+    from stage2_distill.fidelity import LIMITS, Limits
     from stage2_distill.methods import get_method
 
     chosen = [name for name in methods if preset not in get_method(name).too_coarse]
-    found = _measure(subject.job, preset, precision, chosen)
-    limits = LIMITS[preset, "float32"]
+    found = _measure(subject.job, preset, precision, chosen, levels)
+    unlimited = Limits(matched=-math.inf, error=math.inf, cosine=-math.inf)
+    limits = unlimited if levels else LIMITS[preset, "float32"]
     students = found["students"]
     data = f"{subject.name}, {subject.num_classes} classes, {found['views']} views"
-    what = f"{subject.family}, {data}, {preset}"
+    what = ", ".join([subject.family, data, " ".join([preset, *levels])])
     if precision != "float32":
         what += f" in {precision}"
     matched = Row(
@@ -186,15 +190,17 @@ def _split_of(data: Path) -> str:
     return splits[0]
 
 
-def _measure(job: Pipeline, preset: str, precision: str, methods: Sequence[str]) -> dict[str, Any]:
-    arithmetic = ("TEACHER.PRECISION", precision)
-    cache = job.dump(preset, *arithmetic, name=f"caches/{preset}_{precision}")
+def _measure(
+    job: Pipeline, preset: str, precision: str, methods: Sequence[str], levels: Sequence[str]
+) -> dict[str, Any]:
+    stated = ("TEACHER.PRECISION", precision, "CACHE.LEVELS", tuple(levels))
+    cache = job.dump(preset, *stated, name="_".join([f"caches/{preset}", precision, *levels]))
     # Exit code 1 says that a limit was missed: a result, not a failure.
     output = job.run(
-        f"fidelity {preset}", "stage2_distill", "fidelity", "--json", "--views", NUM_VIEWS,
-        "--config-file", job.config("distill"), "CACHE.LOCATION", cache, "CACHE.PRESET", preset,
-        *arithmetic, "OUTPUT_DIR", job.folder / "student",
-        "DISTILL.METHODS", tuple(methods), codes=(0, 1),
+        f"fidelity {cache.name}", "stage2_distill", "fidelity", "--json", "--views", NUM_VIEWS,
+        *(["--all-levels"] if levels else []), "--config-file", job.config("distill"),
+        "CACHE.LOCATION", cache, "CACHE.PRESET", preset, *stated,
+        "OUTPUT_DIR", job.folder / "student", "DISTILL.METHODS", tuple(methods), codes=(0, 1),
     )  # fmt: skip
     return dict(json.loads(output.splitlines()[-1]))
 
@@ -236,6 +242,8 @@ def main(argv: list[str] | None = None) -> int:
         subject = prepare(args.output, photographs, args.family)
         for preset in PRESETS:
             rows += fidelity_rows(subject, preset, args.precision, args.methods)
+        for levels in _FEWER_LEVELS.get(args.family, []):
+            rows += fidelity_rows(subject, "balanced", args.precision, args.methods, levels)
         if photographs and args.precision == "float32":
             rows += size_rows(subject)
     return conclude(rows, args.json)

@@ -54,6 +54,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     comparing.add_argument(
         "--views", type=whole(1), default=64, help="number of views (default: 64)"
     )
+    comparing.add_argument(
+        "--all-levels", action="store_true",
+        help="the live teacher with all its levels: what leaving some out of CACHE.LEVELS changes",
+    )  # fmt: skip
     comparing.add_argument("--json", action="store_true", help="print JSON")
     sweeping = commands.add_parser(
         "sweep",

@@ -33,9 +33,9 @@ from storage.progress import Progress
 
 from .cache_check import held_images
 from .data import ViewDataset
-from .distiller import Distiller, build_distiller
+from .distiller import Distiller
 from .inherit import inherit
-from .methods import Method, TrainedLayers
+from .methods import TrainedLayers, chosen_methods
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
 from .trainer import EXPORTED_NAME
@@ -123,7 +123,8 @@ class Fidelity:
         cache: its location.
         preset: of the cache.
         views: how many were compared.
-        limits: of the preset; None where none are set (`exact` in float16).
+        limits: of the preset; None where none are set (`exact` in float16, or a live teacher with
+            more levels).
     """
 
     cache: str
@@ -167,22 +168,26 @@ class Fidelity:
         return [*lines, f"{self.cache}: {self.preset}, {self.views} views: {verdict}"]
 
 
-def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
+def measure(
+    setup: Setup, students: Sequence[str], num_views: int, *, all_levels: bool = False
+) -> Fidelity:
     """Compare the cache of a config with its live teacher.
 
     Args:
         setup: of a distillation config, its data registered; the random state is that of training.
-        students: checkpoints that training wrote, or exported students (see `_adaptation_of`);
+        students: checkpoints that training wrote, or exported students (see `_load_layers`);
             `initial` is the student as training begins with it.
         num_views: spread evenly over the images and their views; all if there are fewer.
+        all_levels: the live teacher has all its levels, whatever CACHE.LEVELS leaves out; then no
+            limits are set.
 
     Raises:
         FileNotFoundError: no such cache, weights or checkpoint.
-        ValueError: the cache or a checkpoint does not fit the config.
+        ValueError: the cache or a checkpoint does not fit the config, or `all_levels` a method.
     """
     cfg = setup.cfg
     images = training_images(setup)
-    live, cached = _teachers(setup, images)
+    live, cached = teachers = _teachers(setup, images, all_levels=all_levels)
     assert cached.reader is not None
     images = held_images(images, cached.reader)
     sources = [one.source(student_format=cfg.INPUT.FORMAT) for one in (live, cached)]
@@ -196,16 +201,18 @@ def measure(setup: Setup, students: Sequence[str], num_views: int) -> Fidelity:
     exact = arithmetic("float32", torch.device(cfg.MODEL.DEVICE))
     with exact, Progress("fidelity", total=total, unit="batches") as progress:
         for student in students:
-            comparison = _Comparison(_load_student(setup, student, cached), setup.family)
+            distillers = _load_student(setup, student, teachers)
+            comparison = _Comparison(distillers, sources, setup.family)
             for batch in progress.over(batches):
-                comparison.add([dataset[draw] for draw in batch], *sources)
+                comparison.add([dataset[draw] for draw in batch])
             found.append(comparison.result(student))
     manifest = cached.reader.manifest
+    limits = LIMITS.get((manifest.preset, setup.settings.cache.dtype))
     return Fidelity(
         cache=str(cached.reader.location),
         preset=manifest.preset,
         views=len(draws),
-        limits=LIMITS.get((manifest.preset, setup.settings.cache.dtype)),
+        limits=limits if live.pair.levels == cached.pair.levels else None,
         students=tuple(found),
     )
 
@@ -231,11 +238,18 @@ def checkpoints_of(folder: Path) -> list[str]:
     return [INITIAL, *dict.fromkeys(map(str, (*half, *end)))]
 
 
-def _teachers(setup: Setup, images: list[dict[str, Any]]) -> tuple[Teacher, Teacher]:
-    """The live and the cached teacher of one config."""
+def _teachers(
+    setup: Setup, images: list[dict[str, Any]], *, all_levels: bool = False
+) -> tuple[Teacher, Teacher]:
+    """The live and the cached teacher of one config, the live one with all its levels if asked."""
     stated = setup.settings.teacher
+    whole = setup
+    if all_levels:
+        cfg = setup.cfg.clone()
+        cfg.merge_from_list(["CACHE.LEVELS", ()])
+        whole = Setup(cfg)
     # The live one is the reference, whatever the dump computed in.
-    live = open_teacher(setup, images, replace(stated, source="live", precision="float32"))
+    live = open_teacher(whole, images, replace(stated, source="live", precision="float32"))
     cached = open_teacher(setup, images, replace(stated, source="cache"))
     assert live is not None and cached is not None
     return live, cached
@@ -248,20 +262,45 @@ def _spread(num_images: int, num_views: int, count: int) -> list[Draw]:
     return [Draw(position=one // num_views, view=one % num_views) for one in chosen.tolist()]
 
 
-def _load_student(setup: Setup, student: str, teacher: Teacher) -> Distiller:
-    """Build a student with the methods' layers, in training mode, as training would have it."""
+def _load_student(
+    setup: Setup, student: str, teachers: tuple[Teacher, Teacher]
+) -> tuple[Distiller, Distiller]:
+    """Build a student with the methods' layers, in training mode, as training would have it.
+
+    Returns:
+        It under each teacher; they are one where both teachers have the same levels.
+    """
     cfg = setup.cfg
+    live, cached = teachers
     torch.manual_seed(max(cfg.SEED, 0))
     detector = build_detector(cfg)
-    distiller = build_distiller(setup, detector, teacher)
+    distiller = _build_distiller(detector, live)
     if student != INITIAL:
         saved = _load_weights(detector, student, strict=True)
         _load_layers(distiller, saved.get("methods"), student)
-        return distiller.train()
-    if cfg.MODEL.WEIGHTS:
-        _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
-    inherit(detector, setup)
-    return distiller.train()
+    else:
+        if cfg.MODEL.WEIGHTS:
+            _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
+        inherit(detector, setup)
+    if live.pair.levels == cached.pair.levels:
+        return distiller.train(), distiller
+    other = _build_distiller(detector, cached)
+    try:
+        other.trained_layers.load_state_dict(distiller.trained_layers.state_dict())
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\nWhere the live teacher has more levels than the cache, methods that train a"
+            " layer for each level cannot be compared: leave them out of DISTILL.METHODS"
+        ) from error
+    return distiller.train(), other.train()
+
+
+def _build_distiller(detector: nn.Module, teacher: Teacher) -> Distiller:
+    """A student under a teacher whose outputs are handed in."""
+    pair = teacher.pair
+    methods = [method(config, pair) for method, config in chosen_methods(pair.setup)]
+    device = pair.setup.cfg.MODEL.DEVICE
+    return Distiller(detector, pair.setup, pair=pair, methods=[one.to(device) for one in methods])
 
 
 def _load_weights(detector: nn.Module, name: str, *, strict: bool) -> dict[str, Any]:
@@ -298,10 +337,16 @@ def _load_layers(distiller: Distiller, saved: dict[str, Any] | None, student: st
 class _Comparison:
     """Sums over batches of what one student sees of two teachers."""
 
-    def __init__(self, distiller: Distiller, family: DetectorFamily) -> None:
-        self._distiller = distiller
+    def __init__(
+        self,
+        distillers: tuple[Distiller, Distiller],
+        sources: Sequence[TeacherSource],
+        family: DetectorFamily,
+    ) -> None:
+        """Args: the student under each teacher, the live one first; these; the student's family."""
+        self._distillers = distillers
+        self._sources = sources
         self._family = family
-        self._weights = [one for one in distiller.parameters() if one.requires_grad]
         self._instances = self._matched = 0
         # By loss, of every batch.
         self._live: dict[str, list[float]] = {}
@@ -309,33 +354,47 @@ class _Comparison:
         # By method, dot products of the gradients: live with cached, and each with itself.
         self._dots: dict[str, Tensor] = {}
 
-    def add(self, batch: list[dict[str, Any]], live: TeacherSource, cached: TeacherSource) -> None:
+    def add(self, batch: list[dict[str, Any]]) -> None:
         """Compare on one batch of the loader's items."""
-        distiller = self._distiller
-        outputs = self._family.run(distiller.detector, batch)
-        steps = [
-            distiller.step(batch, source, outputs, iteration=_LATE) for source in (live, cached)
-        ]
-        positive = distiller.positive(steps[0], outputs)
-        for method in distiller.methods:
-            begun, other = (method.begin(step) for step in steps)
-            agreed = method.agreement(begun, other)
+        ours, theirs = self._distillers
+        outputs = self._family.run(ours.detector, batch)
+        step, other = (
+            one.step(batch, source, outputs, iteration=_LATE)
+            for one, source in zip(self._distillers, self._sources, strict=True)
+        )
+        positive = ours.positive(step, outputs)
+        # Where the places are others, so are the labels of places.
+        positive_of_other = positive if theirs is ours else theirs.positive(other, outputs)
+        for method, twin in zip(ours.methods, theirs.methods, strict=True):
+            begun, begun_other = method.begin(step), twin.begin(other)
+            agreed = method.agreement(begun, begun_other)
             if agreed is not None:
                 self._instances += agreed[0]
                 self._matched += agreed[1]
-            chosen = method.assigned(steps[0], begun, positive)
-            self._compare(method, *(method.weighted(method(step, chosen)) for step in steps))
+            chosen = method.assigned(step, begun, positive)
+            # At the live teacher's choice, which says nothing of other places.
+            chosen_other = (
+                chosen if twin is method else twin.assigned(other, begun_other, positive_of_other)
+            )
+            self._compare(
+                method.name,
+                method.weighted(method(step, chosen)),
+                twin.weighted(twin(other, chosen_other)),
+            )
 
-    def _compare(self, method: Method, live: dict[str, Tensor], cached: dict[str, Tensor]) -> None:
+    def _compare(self, method: str, live: dict[str, Tensor], cached: dict[str, Tensor]) -> None:
         """Add up the losses of one method under the two teachers, and their gradients."""
         for name, of_live in live.items():
             self._live.setdefault(name, []).append(float(of_live.detach()))
             difference = float((cached[name] - of_live).detach())
             self._difference.setdefault(name, []).append(difference)
         if live:
-            ours, theirs = (self._gradient(one) for one in (live, cached))
+            ours, theirs = (
+                _gradient(losses, distiller)
+                for losses, distiller in zip((live, cached), self._distillers, strict=True)
+            )
             dots = torch.stack([ours @ theirs, ours @ ours, theirs @ theirs]).cpu()
-            self._dots[method.name] = self._dots.get(method.name, 0.0) + dots
+            self._dots[method] = self._dots.get(method, 0.0) + dots
 
     def result(self, student: str) -> StudentFidelity:
         """What the batches add up to."""
@@ -356,11 +415,13 @@ class _Comparison:
             cosines={name: _cosine(*dots.tolist()) for name, dots in self._dots.items()},
         )
 
-    def _gradient(self, losses: dict[str, Tensor]) -> Tensor:
-        """Gradient of the sum in every weight, one float64 vector."""
-        total = torch.stack(list(losses.values())).sum()
-        found = torch.autograd.grad(total, self._weights, retain_graph=True, allow_unused=True)
-        return torch.cat([one.flatten().double() for one in _filled(found, self._weights)])
+
+def _gradient(losses: dict[str, Tensor], distiller: Distiller) -> Tensor:
+    """Gradient of the sum in every weight of the student and the methods, one float64 vector."""
+    weights = [one for one in distiller.parameters() if one.requires_grad]
+    total = torch.stack(list(losses.values())).sum()
+    found = torch.autograd.grad(total, weights, retain_graph=True, allow_unused=True)
+    return torch.cat([one.flatten().double() for one in _filled(found, weights)])
 
 
 def _filled(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Iterator[Tensor]:

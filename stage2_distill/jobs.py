@@ -61,7 +61,7 @@ def fidelity(cfg: CfgNode, args: argparse.Namespace) -> int:
         logger.warning("%s", warning)
     require_fit(cfg, ("TRAIN",))
     students = args.students or checkpoints_of(Path(cfg.OUTPUT_DIR))
-    found = measure(Setup(cfg), students, args.views)
+    found = measure(Setup(cfg), students, args.views, all_levels=args.all_levels)
     for line in [json.dumps(found.to_json())] if args.json else found.lines():
         print(line)
     return 0 if found.reached else 1

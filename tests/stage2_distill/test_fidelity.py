@@ -12,6 +12,7 @@ import torch
 from configs.loader import load_config
 from detectors import Setup, training_images
 from detectors.command import register_data
+from stage1_dump.dump import run as dump
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
 from stage2_distill.fidelity import INITIAL, LIMITS, StudentFidelity, checkpoints_of
@@ -85,8 +86,8 @@ def test_the_initial_student_is_the_one_that_training_begins_with(
 ) -> None:
     trainer = build(configure(SEED=5, **changes))
     trainer.resume_or_load(resume=False)
-    teacher, _ = fidelity._teachers(trainer.setup, training_images(trainer.setup))
-    student = fidelity._load_student(trainer.setup, INITIAL, teacher)
+    teachers = fidelity._teachers(trainer.setup, training_images(trainer.setup))
+    student, _ = fidelity._load_student(trainer.setup, INITIAL, teachers)
     for mine, theirs in (
         (student.detector.state_dict(), trainer.detector.state_dict()),
         (
@@ -96,6 +97,34 @@ def test_the_initial_student_is_the_one_that_training_begins_with(
     ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_what_levels_left_out_of_a_cache_change_is_measured_without_a_limit(
+    configure: Configure, tmp_path: Path, capsys: Capture
+) -> None:
+    fewer = {"LOCATION": str(tmp_path / "fewer"), "LEVELS": ["p4", "p5", "p6", "p7"]}
+    path = configure(CACHE=fewer)
+    dump(load_config(str(path)))
+    student = ["--student", INITIAL]
+    code, same = measure(path, capsys, *student)
+    assert code == 0 and same["reached"] and same["limits"] is not None
+    code, found = measure(path, capsys, *student, "--all-levels")
+    (one,) = found["students"]
+    assert code == 0 and found["limits"] is None
+    assert one["matched"] < 1.0 and one["cosine"] < 0.99 and one["error"] > 0.1
+    one_each = configure(CACHE=fewer, DISTILL={"METHODS": ["pkd"]})
+    assert main(["fidelity", *student, "--all-levels", "--config-file", str(one_each)]) == 1
+    assert "leave them out of DISTILL.METHODS" in capsys.readouterr().err
+
+
+def test_all_levels_change_nothing_where_none_is_left_out(
+    configure: Configure, capsys: Capture
+) -> None:
+    usual, whole = (
+        measure(configure("balanced"), capsys, "--student", INITIAL, *more)
+        for more in ([], ["--all-levels"])
+    )
+    assert usual == whole
 
 
 def test_the_table_names_the_limits_and_the_verdict(configure: Configure, capsys: Capture) -> None:
