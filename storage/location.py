@@ -235,7 +235,10 @@ class Location:
         What the blocks raise is raised, and leaves what was there; otherwise as `put`.
         """
         if self._path is None:
-            return self.put(key, b"".join(blocks))
+            whole = bytearray()
+            for block in blocks:  # valid until the next one is asked for
+                whole += block
+            return self.put(key, memoryview(whole))
         with self._local_errors(key):
             local.write_blocks(f"{self._path}/{check_key(key)}", blocks)
 

@@ -41,8 +41,11 @@ def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("is_source", [True, False], ids=["from", "to"])
 def test_a_copy_has_the_bytes_of_its_source_in_every_backend(
-    new_location: NewLocation, tmp_path: Path, is_source: bool
+    new_location: NewLocation, tmp_path: Path, is_source: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Objects of several blocks.
+    monkeypatch.setattr("storage.location.LOCAL_BLOCK", 512)
+    monkeypatch.setattr("storage.location.REMOTE_BLOCK", 512)
     source, target = new_location(), Location(tmp_path / "local")
     if not is_source:
         source, target = target, source

@@ -49,6 +49,14 @@ class TestBackend:
         assert b"".join(map(bytes, place.read_blocks("a", block=5))) == data
         assert list(place.read_blocks("absent")) == []
 
+    def test_blocks_that_lie_in_one_buffer_add_up_to_the_object(
+        self, new_location: NewLocation, tmp_path: Path
+    ) -> None:
+        place = new_location()
+        (tmp_path / "file").write_bytes(bytes(range(25)))
+        place.put_blocks("a", Location(tmp_path).read_blocks("file", block=5))
+        assert place.get("a") == bytes(range(25))
+
     def test_only_the_first_creation_counts(self, new_location: NewLocation) -> None:
         place = new_location()
         assert place.put_if_absent("a", b"one")
