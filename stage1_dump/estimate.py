@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -228,7 +229,8 @@ def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
         other = "; ".join(existing.differences)
         return None, [f"{location} is another cache than the one asked for: {other}"]
     if existing.status.views > prepared.index.num_views:
-        remedy = f"python -m storage drop-views {location} --keep {prepared.index.num_views}"
+        keep = prepared.index.num_views
+        remedy = f"python -m storage drop-views {shlex.quote(str(location))} --keep {keep}"
         views = existing.status.views
         return None, [f"{location} holds {views} views, more than the plan; see: {remedy}"]
     return existing, []

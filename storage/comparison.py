@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from storage.location import LOCAL_BLOCK, REMOTE_BLOCK, Location
 from storage.manifest import Manifest
 from storage.progress import Progress
 from storage.reader import CacheReader
-from storage.schema import Field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,31 +144,32 @@ def _same_bytes(first: Location, second: Location, key: str) -> bool:
     )
 
 
-def _common_fields(first: Manifest, second: Manifest) -> tuple[dict[str, Field], list[str]]:
-    """Return the fields that can be compared, by name, and the names of the others.
+def _common_fields(first: Manifest, second: Manifest) -> tuple[list[str], list[str]]:
+    """Return the names of the fields that can be compared, and of the others.
 
-    Shapes may depend on the bucket; two stores that agree on one bucket agree on all.
+    Shapes may depend on the bucket: a field has to have the same in all that both stores have.
     """
     buckets = [name for name in first.arrays if name in second.arrays]
     if not buckets:
-        return {}, sorted(_fields(first, next(iter(first.arrays))))
-    own, other = (_fields(manifest, buckets[0]) for manifest in (first, second))
-    common = {
-        name: field
-        for name, field in own.items()
-        if name in other and (field.shape, field.dtype) == (other[name].shape, other[name].dtype)
-    }
-    return common, sorted((own.keys() | other.keys()) - common.keys())
+        return [], sorted(_types(first, [next(iter(first.arrays))]))
+    own, other = _types(first, buckets), _types(second, buckets)
+    common = [name for name, types in own.items() if other.get(name) == types]
+    return common, sorted((own.keys() | other.keys()) - set(common))
 
 
-def _fields(manifest: Manifest, bucket: str) -> dict[str, Field]:
-    return {field.name: field for one in manifest.arrays[bucket] for field in one.fields}
+def _types(manifest: Manifest, buckets: Sequence[str]) -> dict[str, list[Any]]:
+    """Name of every field to its shape and dtype in each of the buckets."""
+    found: dict[str, list[Any]] = {}
+    for bucket in buckets:
+        for field in (field for one in manifest.arrays[bucket] for field in one.fields):
+            found.setdefault(field.name, []).append((field.shape, field.dtype))
+    return found
 
 
 def _differences(
     first: CacheReader,
     second: CacheReader,
-    fields: Mapping[str, Field],
+    fields: Sequence[str],
     differing: set[str],
     shown: bool,
 ) -> Iterator[FieldDifference]:

@@ -174,6 +174,11 @@ def _old_root(target: Location, manifest: Manifest) -> str | None:
     found = root.manifest
     if (found.cache_id, found.index_sha256) != (manifest.cache_id, manifest.index_sha256):
         raise CacheError(f"{target}: holds another cache, or other views of this one; {choose}")
+    if back := set(found.excluded) - set(manifest.excluded):
+        raise CacheError(
+            f"{target}: leaves out {len(back)} images that the source has, the first has the id"
+            f" {min(back)}: it was finished with DATASET.EXCLUDE; {choose}"
+        )
     return root.sha256
 
 

@@ -1,4 +1,4 @@
-"""One at a time: whoever writes a store's metadata holds a claim on it, as on a shard."""
+"""One at a time: whoever writes a store's metadata, or drops shards, holds claims on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from storage.claims import Claims, live_claims
@@ -31,29 +31,46 @@ def claimed_metadata(location: Location) -> Iterator[None]:
 
     What was read before has to be read again inside: it may be out of date.
     """
+    with claimed(location, [METADATA]):
+        yield
+
+
+@contextmanager
+def claimed(location: Location, shards: Sequence[ShardId]) -> Iterator[None]:
+    """Wait until nobody else works on some shards, or `METADATA`, and keep others from them."""
     claims = Claims(location)
     owner = f"{socket.gethostname()} {os.getpid()}"
+    held: list[ShardId] = []
 
-    def take() -> bool:
-        return claims.take(METADATA, owner, _LEASE_SEC)
+    def renew() -> None:
+        for shard in list(held):
+            if not claims.take(shard, owner, _LEASE_SEC):
+                logger.warning("%s: another job has taken over %s meanwhile", location, shard)
 
-    said = -_SAY_EVERY_SEC
-    while not take():
-        holder = claims.current(METADATA)
-        if holder is not None and time.monotonic() - said >= _SAY_EVERY_SEC:
-            said = time.monotonic()
-            logger.warning(
-                "%s: waiting for the metadata, which another job writes: held by %s",
-                location, holder,
-            )  # fmt: skip
-        time.sleep(_PAUSE_SEC)
-    keeper = Keeper(take, every_sec=_LEASE_SEC / 3, name="metadata claim")
+    keeper = Keeper(renew, every_sec=_LEASE_SEC / 3, name=f"claims on {location}")
     keeper.start()
     try:
+        for shard in shards:
+            _wait_for(claims, location, shard, owner)
+            held.append(shard)
         yield
     finally:
         keeper.stop()
-        claims.release(METADATA)
+        for shard in held:
+            claims.release(shard)
+
+
+def _wait_for(claims: Claims, location: Location, shard: ShardId, owner: str) -> None:
+    said = -_SAY_EVERY_SEC
+    while not claims.take(shard, owner, _LEASE_SEC):
+        holder = claims.current(shard)
+        if holder is not None and time.monotonic() - said >= _SAY_EVERY_SEC:
+            said = time.monotonic()
+            what = (
+                "the metadata, which another job writes" if shard == METADATA else f"shard {shard}"
+            )
+            logger.warning("%s: waiting for %s: held by %s", location, what, holder)
+        time.sleep(_PAUSE_SEC)
 
 
 def refuse_work_in_progress(location: Location) -> None:

@@ -143,6 +143,18 @@ def _unfinished(path: str) -> Path:
     return Path(path).with_suffix(f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
 
 
+def unfinished_of(path: str) -> list[str]:
+    """Return the unfinished files that a killed writer has left beside a path."""
+    folder, name = os.path.split(path)
+    begin = f"{name.partition('.')[0]}."
+    try:
+        names = os.listdir(folder)
+    except _ABSENT:
+        return []
+    found = (one for one in names if one.startswith(begin) and one.endswith(PARTIAL_SUFFIX))
+    return [f"{folder}/{one}" for one in found]
+
+
 def delete_many(paths: Sequence[str]) -> None:
     """Remove what lies at each path: a file, a folder with all that is in it, anything."""
     if len(paths) <= _DELETED_AT_ONCE:

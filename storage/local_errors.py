@@ -6,7 +6,7 @@ import errno
 
 from storage import local
 from storage.errors import StoreAccessError, StoreFullError, UnreadableError
-from storage.report import remedy
+from storage.report import remedy, repair_command
 from storage.resources import FULL_DISK, exhausted
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -46,7 +46,7 @@ def unwritable(
             return StoreAccessError(f"{store}: {what} lies here; choose another location")
         return StoreAccessError(
             f"{store}: {key} cannot be written: {what} lies at {where};"
-            f" `python -m storage repair {store}` removes it"
+            f" `{repair_command(store)}` removes it"
         )
     return StoreAccessError(
         f"{store}: {key} cannot be written ({error.strerror or error}); check the disk, and run"

@@ -269,6 +269,17 @@ class Location:
         with self._local_errors(keys[0] if keys else ""):
             local.delete_many([f"{self._path}/{key}" for key in keys])
 
+    def sweep(self, keys: Sequence[str]) -> None:
+        """Remove what killed writers have left of objects that they did not finish; locally alone.
+
+        Looks at names alone: a folder of commits has one for each shard.
+        """
+        if self._path is None:
+            return
+        with self._local_errors(keys[0] if keys else ""):
+            for key in keys:
+                local.delete_many(local.unfinished_of(f"{self._path}/{check_key(key)}"))
+
     def sync(self, keys: Sequence[str]) -> None:
         """Force objects, and the folders that name them, to the disk. Local folders only."""
         if self._path is None:

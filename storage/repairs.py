@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from storage import checksums
 from storage.errors import CacheError
+from storage.exclusive import claimed
 from storage.layout import commit_key, object_key, zarr_json_objects
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
@@ -80,15 +81,19 @@ def apply_repair(location: Location, repair: Repair) -> None:
 
 
 def drop_shards(location: Location, manifest: Manifest, shards: Sequence[ShardId]) -> None:
-    """Remove shards. The commits go first: what remains after a crash is plain garbage."""
-    location.delete_many([commit_key(shard) for shard in shards])
-    if location.is_local:
-        # No commit may outlive its objects, not even where the power fails: a dump would take the
-        # shard for done.
-        os.sync()
-    location.delete_many(
-        [object_key(shard, one) for shard in shards for one in manifest.arrays[shard.bucket]]
-    )
+    """Remove shards. The commits go first: what remains after a crash is plain garbage.
+
+    A dump at work may not write one of them again before its old objects are gone.
+    """
+    with claimed(location, shards):
+        location.delete_many([commit_key(shard) for shard in shards])
+        if location.is_local:
+            # No commit may outlive its objects, not even where the power fails: a dump would take
+            # the shard for done.
+            os.sync()
+        location.delete_many(
+            [object_key(shard, one) for shard in shards for one in manifest.arrays[shard.bucket]]
+        )
 
 
 def repair(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -119,5 +120,9 @@ def unreadable_problem(
 
 def remedy(store: str, *, deep: bool = False) -> str:
     """Say how a damaged shard gets replaced; `deep` if only that level of the check finds it."""
-    level = " --level deep" if deep else ""
-    return f"run `python -m storage repair{level} {store}`, then the dump again"
+    return f"run `{repair_command(store, deep=deep)}`, then the dump again"
+
+
+def repair_command(store: str, *, deep: bool = False) -> str:
+    """The command that mends a store, as a shell takes it."""
+    return f"python -m storage repair{' --level deep' * deep} {shlex.quote(store)}"

@@ -18,7 +18,7 @@ from storage.layout import (
 from storage.local import FOLDER, Listing
 from storage.location import PARTIAL_SUFFIX
 from storage.metadata import Root
-from storage.report import Problem
+from storage.report import Problem, repair_command
 from storage.schema import ShardId
 
 _OUTSIDE = (f"{CLAIMS}/", f"{LOG}/")
@@ -109,7 +109,7 @@ def obstacle_problem(store: str, key: str, what: str) -> Problem:
     """Describe what keeps a part of a store from being written; `repair` removes it."""
     message = (
         f"{store}/{_shown(key)}: {what} lies in the place of a part of this store; run"
-        f" `python -m storage repair {store}`, which removes it, then the dump again"
+        f" `{repair_command(store)}`, which removes it, then the dump again"
     )
     return Problem(kind="damaged", where=key, message=message, in_the_way=True)
 
@@ -117,7 +117,7 @@ def obstacle_problem(store: str, key: str, what: str) -> Problem:
 def _stranger(store: str, key: str, odd: str) -> Problem:
     if key.endswith(PARTIAL_SUFFIX):
         what = "an unfinished file: a dump is at work, or was interrupted; in the latter case"
-        what += f" `python -m storage repair {store}` removes it"
+        what += f" `{repair_command(store)}` removes it"
         return Problem(kind="uncommitted", where=key, message=f"{store}/{_shown(key)}: {what}")
     what = "no part of this store's plan; delete it, if nobody put it there on purpose"
     what = f"{odd}, and {what}" if odd else what

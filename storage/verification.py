@@ -30,7 +30,7 @@ from storage.manifest import Manifest
 from storage.metadata import Root, read_index, read_root
 from storage.plan import plan_from_json, records_digest
 from storage.progress import Progress
-from storage.report import LEVELS, Problem, Report, shard_problem
+from storage.report import LEVELS, Problem, Report, repair_command, shard_problem
 from storage.schema import ShardId
 from storage.strangers import check_strangers, committed_shards, obstacle_problem
 from storage.workers import mapped
@@ -135,7 +135,7 @@ def _unreadable_metadata(store: str, error: UnreadableError) -> Problem:
         message = f"{store}/{error.key}: {error.reason}; make it readable, and check again"
         return Problem(kind="unreadable", where=error.key, message=message)
     message = (
-        f"{store}/{error.key}: {error.reason}; run `python -m storage repair {store}`, which"
+        f"{store}/{error.key}: {error.reason}; run `{repair_command(store)}`, which"
         " removes it, then the dump again with the same config"
     )
     return Problem(kind="damaged", where=error.key, message=message, in_the_way=True)
@@ -157,7 +157,7 @@ def _check_metadata(location: Location, root: Root) -> Iterator[Problem]:
         return
     manifest = root.manifest
     yield from _check_derived(location, manifest)
-    remedy = f"run `python -m storage repair {location}`, which writes it again"
+    remedy = f"run `{repair_command(str(location))}`, which writes it again"
     keys = list(manifest.digests)
     for start in range(0, len(keys), _BATCH):
         ranges = [(key, 0, MAX_METADATA_BYTES) for key in keys[start : start + _BATCH]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -152,7 +153,7 @@ class CacheWriter:
         if self.location.get(commit_key(shard)) is not None:
             return
         keys = [object_key(shard, one) for one in stored]
-        self._sweep([*keys, commit_key(shard)])
+        self.location.sweep([*keys, commit_key(shard)])
         try:
             put = self._each(lambda one: self._put(shard, one, arrays[one.name]), stored)
             self.location.sync(keys)
@@ -231,18 +232,6 @@ class CacheWriter:
                 f" instead of {self.index.num_views}; use one config"
             )
 
-    def _sweep(self, keys: list[str]) -> None:
-        """Remove unfinished files of these objects, left by a crash."""
-        if not self.location.is_local:
-            return
-        for key in keys:
-            folder, _, name = key.rpartition("/")
-            stem = name.partition(".")[0]
-            for other in self.location.sizes(folder):
-                rest = other.removeprefix(f"{folder}/{stem}.")
-                if rest != other and "/" not in rest and rest.endswith(PARTIAL_SUFFIX):
-                    self.location.delete(other)
-
     def _open(self, manifest: Manifest) -> Root:
         try:
             root, done = self._look(manifest)
@@ -288,11 +277,11 @@ class CacheWriter:
         else:
             known = read_index(self.location, stored)
             if known.prefix(common).digest() == self.index.digest():
+                store, keep = str(self.location), self.index.num_views
                 raise IdentityError(
-                    f"{self.location} holds {stored.views} views, the plan only"
-                    f" {self.index.num_views}: ask for {stored.views}, use another location, or"
-                    f" drop the others: python -m storage drop-views {self.location}"
-                    f" --keep {self.index.num_views}"
+                    f"{store} holds {stored.views} views, the plan only {keep}: ask for"
+                    f" {stored.views}, use another location, or drop the others:"
+                    f" python -m storage drop-views {shlex.quote(store)} --keep {keep}"
                 )
         raise IdentityError(
             f"{self.location} holds another plan: {stored.records} records in {stored.views}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -17,6 +18,7 @@ from storage.claims import Claims, live_claims
 from storage.exclusive import METADATA, claimed_metadata
 from storage.layout import claim_folder, commit_key
 from storage.location import Location
+from storage.schema import ShardId
 from tests.storage.cases import (
     FIRST,
     NewLocation,
@@ -228,6 +230,38 @@ def test_who_waits_for_the_metadata_says_for_whom_and_until_when(
     (line,) = [record.message for record in caplog.records]
     assert re.fullmatch(rf"{tmp_path}: waiting for the metadata, which another job writes: held by"
                         r" host 7 until \d\d:\d\d:\d\d \(for [01] s\)", line)  # fmt: skip
+
+
+def test_a_claim_that_once_could_not_be_renewed_is_renewed_the_next_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.exclusive._LEASE_SEC", 0.3)
+    take, failed, renewed = Claims.take, threading.Event(), threading.Event()
+
+    def take_once_in_vain(self: Claims, shard: ShardId, owner: str, seconds: float) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            return take(self, shard, owner, seconds)
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.ESTALE, "stale file handle")
+        renewed.set()
+        return take(self, shard, owner, seconds)
+
+    with monkeypatch.context() as patch, claimed_metadata(Location(tmp_path)):
+        patch.setattr(Claims, "take", take_once_in_vain)
+        assert renewed.wait(10)
+    assert any("stale file handle" in record.message for record in caplog.records)
+
+
+def test_who_loses_a_claim_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.exclusive._LEASE_SEC", 0.3)
+    with monkeypatch.context() as patch, claimed_metadata(Location(tmp_path)):
+        asked = threading.Event()
+        patch.setattr(Claims, "take", lambda *_: asked.set())
+        assert asked.wait(10)
+    assert any("another job has taken over metadata" in one.message for one in caplog.records)
 
 
 def test_two_writers_share_a_plan(new_location: NewLocation) -> None:

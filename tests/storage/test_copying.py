@@ -272,6 +272,20 @@ def test_images_that_were_excluded_since_are_excluded_in_the_copy(tmp_path: Path
     assert verify(target).ok
 
 
+def test_a_copy_that_leaves_out_more_than_its_source_stays_as_it_is(
+    tmp_path: Path,
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "copy"
+    writer = open_writer(source)
+    fill(writer, writer.missing()[:1])
+    copy_cache(source, target)
+    fill(open_writer(target, excluded=(1042,)))
+    before = contents(target)
+    with pytest.raises(CacheError, match=r"leaves out 1 images that the source has.* id 1042"):
+        copy_cache(source, target)
+    assert contents(target) == before and verify(target).ok
+
+
 def test_too_little_space_is_found_before_anything_is_written(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from storage import CacheReader, CacheWriter, StoreFullError, verify
+from storage.layout import commit_key
 from storage.location import PARTIAL_SUFFIX, Location
 from tests.storage.cases import contents, fill, make_arrays, make_cache, make_index, make_manifest
 
@@ -195,7 +196,15 @@ def test_a_stale_unfinished_file_of_the_same_shard_goes_and_others_stay(tmp_path
     mine.write_bytes(b"half")
     other.write_bytes(b"somebody else is writing this")
     writer.write(shard, make_arrays(writer, shard))
-    assert not mine.exists() and other.exists()
+    commit = tmp_path / "cache" / commit_key(shard)
+    leftover = commit.with_suffix(".0123.partial")
+    others = commit.with_name("00099.0123.partial")
+    commit.unlink()
+    for path in (leftover, others):
+        path.write_bytes(b"half")
+    writer.write(shard, make_arrays(writer, shard))
+    assert commit.exists() and not leftover.exists()
+    assert not mine.exists() and other.exists() and others.exists()
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from storage import CacheReader, CacheWriter, Problem, ShardId, compare, repair, verify
 from storage.layout import commit_key
+from storage.schema import Array, Field
 from tests.storage.cases import (
     SHARD_RECORDS,
     TALL,
@@ -77,6 +80,35 @@ class TestRepair:
         assert repair(tmp_path / "cache").shards == ()
         assert repair(tmp_path / "cache", level="deep").shards == (FIRST,)
 
+    def test_a_dump_cannot_write_a_shard_before_its_old_objects_are_gone(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = contents(cache)
+        flip(first_path(cache), 3)
+        index = make_index(num_views=2)
+        writer = CacheWriter(cache, make_manifest(index), index)
+        taken: list[bool] = []
+        # The commit is gone by then, and the objects are not.
+        monkeypatch.setattr("os.sync", lambda: taken.append(writer.claim(FIRST, "rank 0", 60)))
+        assert repair(cache).shards == (FIRST,)
+        assert taken == [False]
+        assert writer.claim(FIRST, "rank 0", 60)
+        fill(writer, [FIRST])
+        writer.release(FIRST)
+        assert contents(cache) == before
+
+    def test_the_command_that_mends_a_store_is_one_that_a_shell_takes(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        cache = tmp_path / "my cache"
+        shutil.copytree(finished, cache)
+        flip(first_path(cache), 3)
+        first_path(cache).with_name("0.0123.partial").write_bytes(b"half")
+        for problem in verify(cache).problems:
+            _, _, rest = str(problem).partition("`")
+            words = shlex.split(rest.partition("`")[0])
+            assert words == ["python", "-m", "storage", "repair", str(cache)]
+
     def test_leaves_a_shard_that_is_being_written(self, cache: Path) -> None:
         (cache / commit_key(FIRST)).unlink()
         before = contents(cache)
@@ -125,6 +157,20 @@ class TestCompare:
             "index: 16 records in 2 views and 8 records in 1 views",
         )
         assert all(one.records == 8 and one.differing == 0 for one in result.fields)
+
+    def test_a_field_of_other_shapes_in_some_buckets_alone(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        index = make_index()
+        manifest = make_manifest(index)
+        arrays = dict(manifest.arrays)
+        echo = Array("echo", (Field("echo.codes", (7, 3), "int8"),))
+        arrays[TALL.name] = (echo, *arrays[TALL.name][1:])
+        writer = CacheWriter(tmp_path / "other", make_manifest(index, arrays=arrays), index)
+        fill(writer)
+        result = compare(finished, tmp_path / "other")
+        assert result.incomparable == ("echo.codes",)
+        assert "echo.bound" in {one.field for one in result.fields}
 
     def test_shards_of_one_store_only(self, finished: Path, cache: Path) -> None:
         (cache / commit_key(FIRST)).unlink()
