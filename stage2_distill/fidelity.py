@@ -99,12 +99,12 @@ class StudentFidelity:
     @property
     def error(self) -> float:
         """The largest of the errors."""
-        return max(self.errors.values(), default=0.0)
+        return float(np.max(list(self.errors.values()), initial=0.0))  # NaN is the largest
 
     @property
     def cosine(self) -> float:
         """The least of the cosines."""
-        return min(self.cosines.values(), default=1.0)
+        return float(np.min(list(self.cosines.values()), initial=1.0))  # NaN is the least
 
     def reaches(self, limits: Limits) -> bool:
         """Whether every figure is within the limits."""
@@ -186,6 +186,11 @@ def measure(
         ValueError: the cache or a checkpoint does not fit the config, or `all_levels` a method.
     """
     cfg = setup.cfg
+    if not any(method.weights for method, _ in chosen_methods(setup)):
+        raise ValueError(
+            f"DISTILL.METHODS {setup.settings.distill.methods}: no method of these has a loss, so"
+            " there is nothing to compare; name one that has, such as gid"
+        )
     images = training_images(setup)
     live, cached = teachers = _teachers(setup, images, all_levels=all_levels)
     assert cached.reader is not None

@@ -67,7 +67,7 @@ class CachedTeacher:
             {name: one.to(device, non_blocking=True) for name, one in item["codes"].items()}
             for item in batch
         ]
-        grid = Grid(geometries, level_sizes, self._kept, device)
+        grid = _grid(self._stored, geometries, level_sizes, self._kept, device)
         if grid.placing is not None:
             values = self._codec.decode_placed(records, grid.placing)
         else:
@@ -134,7 +134,7 @@ class LiveTeacher:
                     records[place] = {name: value[row] for name, value in values.items()}
         ordered = [records[place] for place in range(len(batch))]
         found = [one.pop(DETECTIONS) for one in ordered if DETECTIONS in one]
-        grid = Grid(geometries, level_sizes, self._kept, device)
+        grid = _grid(self._stored, geometries, level_sizes, self._kept, device)
         return TeacherBatch.of_values(
             assemble(ordered, self._stored.signals, grid),
             grid,
@@ -232,6 +232,19 @@ def open_teacher(
     used = tuple(one for one in stored.signals if one.name in needs)
     pair = Pair.of(setup, replace(stored, signals=used))
     return Teacher(pair=pair, config=config, reader=reader, needs=needs)
+
+
+def _grid(
+    stored: Stored,
+    geometries: Sequence[Geometry],
+    level_sizes: LevelSizes,
+    kept: Sequence[int],
+    device: torch.device,
+) -> Grid:
+    """Where records lie on the student's levels; final boxes alone lie on none of them."""
+    if not stored.signals:
+        level_sizes, kept = (), ()
+    return Grid(geometries, level_sizes, kept, device)
 
 
 def _num_anchors(stored: Stored) -> int:

@@ -20,8 +20,9 @@ from configs.loader import load_config
 from detectors import Setup, checkpoint, export_model, training_images
 from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
-from stage2_distill.data import build_data
+from stage2_distill.data import ViewDataset, build_data
 from stage2_distill.methods import check_methods
+from stage2_distill.sampler import Draw
 from stage2_distill.teacher import open_teacher
 from stage2_distill.trainer import DistillTrainer
 from storage import CacheReader, CorruptChunkError
@@ -259,8 +260,23 @@ def test_a_student_that_pads_to_less_than_its_teacher_is_refused(
     wanted = "the student pads images to multiples of 16 px, the teacher to multiples of 32 px"
     with pytest.raises(ValueError, match=wanted):
         check_methods(setup)
-    # The teacher's final boxes lie on no grid.
-    check_methods(Setup(load_config(str(configure(DISTILL={"METHODS": ["pseudo"]})))))
+
+
+@pytest.mark.parametrize("source", ["cache", "live"])
+def test_final_boxes_alone_fit_into_any_batch(configure: Configure, source: str) -> None:
+    path = configure(DISTILL={"METHODS": ["pseudo"]}, TEACHER={"SOURCE": source})
+    cfg = load_config(str(path))
+    register_data(cfg)
+    setup = Setup(cfg)
+    images = training_images(setup)
+    teacher = open_teacher(setup, images)
+    assert teacher is not None
+    item = ViewDataset(images, setup, teacher.reader)[Draw(position=0, view=0)]
+    given = teacher.source(student_format=cfg.INPUT.FORMAT)
+    # As of a student that pads to less.
+    too_small = [(1, 1)] * len(teacher.pair.student_levels)
+    found = given.outputs([item], too_small, torch.device("cpu"))
+    assert found.detections.shape[0] == 1 and found.features == []
 
 
 def test_levels_with_one_left_out_between_them_are_refused_where_gis_are_read(

@@ -127,6 +127,12 @@ def test_all_levels_change_nothing_where_none_is_left_out(
     assert usual == whole
 
 
+def test_methods_without_a_loss_are_no_measurement(configure: Configure, capsys: Capture) -> None:
+    path = configure(DISTILL={"METHODS": ["pseudo"]})
+    assert main(["fidelity", "--student", INITIAL, "--config-file", str(path)]) == 1
+    assert "DISTILL.METHODS ('pseudo',): no method of these has a loss" in capsys.readouterr().err
+
+
 def test_the_table_names_the_limits_and_the_verdict(configure: Configure, capsys: Capture) -> None:
     arguments = ["--views", "3", "--student", INITIAL, "--config-file", str(configure("balanced"))]
     code = main(["fidelity", *arguments])
@@ -224,7 +230,13 @@ def test_the_stages_are_the_beginning_the_half_and_the_end(
 
 @pytest.mark.parametrize(
     "worse",
-    [{"matched": 0.89}, {"errors": {"a": 0.0, "b": 0.031}}, {"cosines": {"x": 1.0, "y": 0.9899}}],
+    [
+        {"matched": 0.89},
+        {"errors": {"a": 0.0, "b": 0.031}},
+        {"errors": {"a": 0.0, "b": float("nan")}},
+        {"cosines": {"x": 1.0, "y": 0.9899}},
+        {"cosines": {"x": 1.0, "y": float("nan")}},
+    ],
 )
 def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, Any]) -> None:
     limits = LIMITS["compact", "float32"]

@@ -124,6 +124,8 @@ class Gid(Method):
         """See `Method`."""
         if list(lacking) == ["centerness"]:
             return "set GID.SCORE per_class"
+        if {"scores", "deltas"} & set(lacking):  # by which GIs are chosen, whatever is compared
+            return super().without(lacking)
         return "set the weights of those losses to 0"
 
     def begin(self, step: Step) -> _Begun:

@@ -343,6 +343,14 @@ def test_a_signal_that_a_cache_lacks_is_named_with_the_method(
     build(path, "DISTILL.METHODS", "('boxes',)")
 
 
+def test_what_gid_chooses_by_cannot_be_weighed_away(homes: dict[str, Path], tmp_path: Path) -> None:
+    given = {"LOCATION": str(tmp_path / "cache"), "SIGNALS": ["features"]}
+    path = write_retinanet(homes["RetinaNet"], tmp_path, "exact", CACHE=given)
+    dump(load_config(str(path)))
+    with pytest.raises(ValueError, match=r"lacks the signal scores.*or leave gid out"):
+        build(path)
+
+
 def test_a_term_with_the_name_of_an_own_loss_is_refused(
     homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
