@@ -32,13 +32,16 @@ def run_ranks(count: int, arguments: Sequence[str], *, max_restarts: int = 0) ->
 
     Raises:
         ValueError: this process is already a rank of torchrun.
+        OSError: a rank cannot be started; the others were ended.
     """
     if "RANK" in os.environ:
         raise ValueError("--num-gpus: this is already a rank of a launcher; leave the option out")
-    running = {number: _start(number, count, arguments) for number in range(count)}
-    restarts = dict.fromkeys(running, 0)
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    restarts = dict.fromkeys(range(count), 0)
     codes = []
     try:
+        for number in range(count):
+            running[number] = _start(number, count, arguments)
         while running:
             time.sleep(_POLL_SEC)
             for number, rank in list(running.items()):
@@ -56,7 +59,7 @@ def run_ranks(count: int, arguments: Sequence[str], *, max_restarts: int = 0) ->
                     codes.append(abs(code))
                     del running[number]
     finally:
-        # Interrupted: the ranks give their claims back before they end.
+        # Interrupted, or one could not start: the ranks give their claims back before they end.
         for rank in running.values():
             rank.terminate()
         for rank in running.values():

@@ -1,5 +1,6 @@
 """Ranks started on one machine, and the templates that start them on many."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -102,6 +103,22 @@ def test_a_terminated_launcher_terminates_its_ranks(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit) as ended:
         main(["run", "--num-gpus", "2", *ARGUMENTS])
     assert ended.value.code == 128 + signal.SIGTERM
+    assert ranks.terminated == [0, 1]
+
+
+def test_a_rank_that_cannot_start_leaves_no_other_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = Ranks({})
+
+    def start(command: list[str], env: dict[str, str]) -> Any:
+        if env["RANK"] == "2":
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return ranks(command, env)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert main(["run", "--num-gpus", "4", *ARGUMENTS]) == 1
+    assert "no thread or process can be started" in capsys.readouterr().err
     assert ranks.terminated == [0, 1]
 
 
