@@ -32,7 +32,7 @@ class RankNote:
 
     Attributes:
         rank, world_size, host: who.
-        started, updated: seconds since the epoch.
+        started, updated: seconds since the epoch, both by the clock of the last update.
         shards, records: what it committed.
         ended: whether it has stopped by itself.
 
@@ -81,8 +81,8 @@ class RunLog:
         self._writer = writer
         self._rank = rank
         self._host = socket.gethostname()
-        self._started = time.time()
-        self._name = f"{_PREFIX}{int(self._started * 1000)}-rank{rank.number}"
+        self._started = time.monotonic()
+        self._name = f"{_PREFIX}{int(time.time() * 1000)}-rank{rank.number}"
         self._lock = threading.Lock()
         self._keeper = Keeper(self._note, every_sec=_WRITE_EVERY_SEC, name="log")
         self.shards = self.records = 0
@@ -107,12 +107,15 @@ class RunLog:
             self.records += records
 
     def _note(self, *, ended: bool = False) -> None:
+        # The clock may be set while a rank runs: only what has passed since its start is certain.
+        now = time.time()
+        started = max(now - (time.monotonic() - self._started), 0.0)
         note = RankNote(
             rank=self._rank.number,
             world_size=self._rank.world_size,
             host=self._host,
-            started=self._started,
-            updated=time.time(),
+            started=started,
+            updated=now,
             shards=self.shards,
             records=self.records,
             ended=ended,

@@ -298,6 +298,21 @@ def test_a_rank_is_alive_before_its_first_shard_and_until_it_ends(
     assert read_status(str(store)).active_ranks == 0
 
 
+def test_a_clock_that_is_set_back_stops_no_rank_and_changes_no_rate(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = CacheReader(reference)
+    store = tmp_path / "store"
+    start = time.monotonic()
+    with RunLog(CacheWriter(store, reader.manifest, reader.index), Rank()) as log:
+        log.count(30)
+        monkeypatch.setattr(time, "time", lambda: 1e9)
+        monkeypatch.setattr(time, "monotonic", lambda: start + 10)
+    (note,) = read_notes(str(store))
+    assert note.ended and note.updated == 1e9
+    assert note.rate == pytest.approx(3, rel=0.1)
+
+
 def test_status_names_ranks_that_were_killed_and_not_started_again(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
