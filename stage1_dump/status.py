@@ -27,7 +27,8 @@ class Status:
         excluded: images that are left out, of which committed shards may lack the records.
         active_ranks: ranks that were heard of lately.
         silent_ranks: ranks that have not said that they ended, and were not heard of lately
-            either: killed, and not started again since. Empty for a complete cache.
+            either: killed, and not started again since, there or elsewhere. Empty for a complete
+            cache.
         rate: records a second of the active ranks together, else of the last rank that wrote any;
             None if none did.
         seconds_left: at that rate; None if nobody is at work.
@@ -108,14 +109,32 @@ def read_status(location: str) -> Status:
 
 
 def _silent(notes: list[RankNote]) -> tuple[str, ...]:
-    """Describe the ranks whose last note, of several after restarts, is neither ended nor fresh."""
-    latest = {(note.rank, note.world_size): note for note in notes}
+    """Describe the ranks whose note is neither ended nor fresh, and whose place nobody took since.
+
+    Machines that start one command each number their ranks alike. So a note takes the place of one
+    alone, and of none that was still heard of when it started.
+
+    Args:
+        notes: the oldest first.
+    """
+    silent: list[RankNote] = []
+    for note in notes:
+        before = [one for one in silent if _may_follow(note, one)]
+        if before:
+            # A scheduler may start a rank again on another machine.
+            silent.remove(max(before, key=lambda one: one.host == note.host))
+        if not note.ended and not _is_active(note):
+            silent.append(note)
     return tuple(
         f"rank {note.rank} of {note.world_size} on {note.host}, for "
         f"{_duration(time.time() - note.updated)}"
-        for note in latest.values()
-        if not note.ended and not _is_active(note)
+        for note in silent
     )
+
+
+def _may_follow(note: RankNote, before: RankNote) -> bool:
+    same = (note.rank, note.world_size) == (before.rank, before.world_size)
+    return same and before.updated < note.started
 
 
 def _is_active(note: RankNote) -> bool:

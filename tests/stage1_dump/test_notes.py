@@ -68,6 +68,31 @@ def test_status_shows_any_note_that_can_be_one(store: Path, change: dict[str, An
     assert status.active_ranks == (note["updated"] == now)
 
 
+@pytest.mark.parametrize(
+    ("runs", "silent"),
+    [
+        ("a 900-500, b 800-0", ["a"]),  # one command on two machines
+        ("a 900-500, a 800-0", ["a"]),  # and on two GPUs of one
+        ("a 900-500, b 800-400, c 700-300", ["a", "b", "c"]),
+        ("a 900-500, b 800-400, c 100-90 ended", ["b"]),
+        ("a 900-500, b 800-400, b 300-0", ["a"]),
+        ("a 900-500, b 400-300, c 200-0", []),  # one rank, started again elsewhere
+    ],
+)
+def test_status_shows_silent_ranks_until_each_is_started_again(
+    store: Path, runs: str, silent: list[str]
+) -> None:
+    """Runs: the host, how many seconds ago it started and was last heard of."""
+    now = time.time()
+    for number, one in enumerate(runs.split(", ")):
+        host, times, *ended = one.split()
+        started, updated = (now - int(ago) for ago in times.split("-"))
+        note = {"host": host, "started": started, "updated": updated, "ended": bool(ended)}
+        (store / f"log/dump-{number}-rank0.json").write_text(json.dumps({**NOTE, **note}))
+    found = read_status(str(store)).silent_ranks
+    assert [line.split(" on ")[1].split(",")[0] for line in found] == silent
+
+
 def test_things_that_are_no_notes_stop_neither_status_nor_a_dump(
     configure: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
