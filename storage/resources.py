@@ -22,11 +22,13 @@ _MORE_THREADS = (
     " limit of processes), or use fewer workers"
 )
 
-# What torch and Python say in a RuntimeError, whose type tells nothing.
+# What torch and Python say in a RuntimeError, whose type tells nothing; and `dataset.pixels`, whose
+# errors lose their number between processes.
 _TEXTS = (
     (re.compile(r"can't start new thread|thread creation failed|pthread_create"), _MORE_THREADS),
     (re.compile(r"too many open files|received 0 items of ancdata", re.I), _MORE_FILES),
     (re.compile(r"(can't|cannot) allocate memory|std::bad_alloc", re.I), _MORE_MEMORY),
+    (re.compile(r"there is not enough memory to read"), _MORE_MEMORY),
     (re.compile(r"no space left on device", re.I), _FREE_SPACE),
     (re.compile(r"file too large", re.I), _LARGER_FILES),
 )  # fmt: skip

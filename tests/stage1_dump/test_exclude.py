@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detectron2.data import detection_utils
 
 from configs.loader import load_config
 from configs.nodes import DatasetConfig
@@ -180,6 +181,20 @@ def test_a_list_that_cannot_be_written_stops_no_dump(
     assert run(config) == 1
     assert "could not list the unreadable images" in caplog.text
     assert capsys.readouterr().out.endswith("mend the images and run again\n")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_little_memory_for_an_image_ends_the_dump_and_lists_none(
+    config: Path, found: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, num_workers: int
+) -> None:
+    def decode(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(detection_utils, "convert_PIL_to_numpy", decode)
+    assert run(config, "DATALOADER.NUM_WORKERS", str(num_workers)) == 1
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert "out of memory; use smaller batches or fewer workers" in error
+    assert not found.exists()
 
 
 @pytest.mark.usefixtures("short_lease")
