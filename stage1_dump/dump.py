@@ -54,7 +54,7 @@ class DumpReport:
         shards, records: what it wrote.
         elapsed_sec: time from the first claim to the last commit.
         cpu_sec: CPU time of this process meanwhile, without that of its image workers.
-        failures: views that could not be rendered; their shards are not in the cache.
+        failures: views that it could not render, of shards that no other rank wrote either.
         remedy: how to leave their images out; empty if they could not be listed.
         excluded: images that were left out.
         shares: where the time went.
@@ -171,8 +171,7 @@ class DumpJob:
         self._computer = BatchComputer(teacher, profile)
         self._excluded = len(prepared.excluded)
         self._unreadable = UnreadableList(prepared)
-        self._failures: list[Failure] = []
-        self._failed: set[ShardId] = set()
+        self._failed: dict[ShardId, list[Failure]] = {}
 
     def run(self) -> DumpReport:
         """Take free shards until every shard is committed or has failed here."""
@@ -201,16 +200,22 @@ class DumpJob:
                     self._progress.update(0)
                 missing = [s for s in self._writer.missing() if s not in self._failed]
         elapsed = time.monotonic() - start
+        failures = self._failures()
         return DumpReport(
             shards=self._log.shards,
             records=self._log.records,
             elapsed_sec=elapsed,
             cpu_sec=time.process_time() - cpu_start,
-            failures=tuple(self._failures),
-            remedy=self._unreadable.remedy() if self._failures else "",
+            failures=tuple(failures),
+            remedy=self._unreadable.remedy({one.image_id: one.message for one in failures}),
             excluded=self._excluded,
             shares=self._profile.shares(elapsed),
         )
+
+    def _failures(self) -> list[Failure]:
+        """Those of shards that no other rank wrote either."""
+        missing = set(self._writer.missing()) if self._failed else ()
+        return [one for shard in self._failed if shard in missing for one in self._failed[shard]]
 
     def _announce(self, missing: list[ShardId], total: int) -> None:
         on_gpu = self._teacher.device.type == "cuda"
@@ -280,8 +285,7 @@ class DumpJob:
         for failure in failures:
             logger.error("shard %s is not written: %s", shard, failure)
         self._unreadable.add({one.image_id: one.message for one in failures})
-        self._failures += failures
-        self._failed.add(shard)
+        self._failed[shard] = failures
         self._claims.drop(shard)
 
     def _write(self, shard: ShardId, arrays: ShardArrays) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,15 +21,21 @@ LIST_NAME = "unreadable_images.txt"
 class UnreadableList:
     """The list in OUTPUT_DIR: an image a line, with its file and what is wrong as a comment.
 
-    Ranks and later runs append to it, each image once as far as they know of each other. It also
-    names what DATASET.EXCLUDE leaves out already, so that the list can take that one's place.
+    Ranks append to it what they find; nothing that another one found is lost while it may be
+    needed. Whoever offers the list with `remedy` first takes off all else, such as what an earlier
+    run could not read: at its end a rank has tried every shard that nobody committed, and so knows
+    of all images that stop the dump; where files are missing, nothing has been read, and what else
+    is wrong is found by the next run.
+
+    It also names what DATASET.EXCLUDE leaves out already, so that the list can take that one's
+    place.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         """Args: the dump."""
         self._path = Path(prepared.setup.cfg.OUTPUT_DIR) / LIST_NAME
         source = f"DATASET.EXCLUDE {prepared.settings.dataset.exclude}"
-        self._excluded = dict.fromkeys(prepared.excluded, source)
+        self._excluded = {str(image_id): source for image_id in prepared.excluded}
 
     def add(self, reasons: Mapping[int, str]) -> None:
         """Append images that are not in it; a disk that refuses stops no dump.
@@ -40,27 +47,56 @@ class UnreadableList:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Whole lines in one write to the end: no rank breaks or loses those of another.
             with open(self._path, "ab", buffering=0) as file:
-                file.write(self._new_lines({**self._excluded, **reasons}))
+                file.write(_encoded(self._lacking(self._text(), reasons)))
         except OSError as error:
-            logger.warning("could not list the unreadable images: %s", error)
+            self._warn(error)
 
-    def remedy(self) -> str:
-        """Say how to leave the listed images out, and how many they are; "" without a list."""
-        count = len(_ids(self._text()))
+    def remedy(self, reasons: Mapping[int, str]) -> str:
+        """Say how to leave out these images, how many they are with those left out already.
+
+        The list names them, and no other, from now on.
+
+        Args:
+            reasons: of all images that stop the dump, none of them left out; as for `add`.
+
+        Returns:
+            One line; "" if there are none, or they cannot be listed.
+        """
+        if not reasons:
+            return ""
+        # What is wrong with an image may have changed; why one was left out is known by its line.
+        lines = self._text().splitlines(keepends=True)
+        kept = "".join(line for line in lines if _id(line) in {*self._excluded, ""})
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._replace(kept + self._lacking(kept, reasons))
+        except OSError as error:
+            self._warn(error)
+            return ""
         name = shlex.quote(str(self._path))
-        return f"to leave them out: DATASET.EXCLUDE {name} ({count} images)" if count else ""
+        count = len(reasons) + len(self._excluded)
+        return f"to leave them out: DATASET.EXCLUDE {name} ({count} images)"
 
-    def _new_lines(self, reasons: Mapping[int, str]) -> bytes:
-        text = self._text()
-        known = _ids(text)
+    def _lacking(self, text: str, reasons: Mapping[int, str]) -> str:
+        """The lines that a list with this text lacks."""
+        known = {_id(line) for line in text.splitlines()}
+        wanted = {**self._excluded, **{str(image_id): one for image_id, one in reasons.items()}}
         lines = [
             f"{image_id}  # {' '.join(reason.split())}\n"
-            for image_id, reason in reasons.items()
-            if str(image_id) not in known
+            for image_id, reason in wanted.items()
+            if image_id not in known
         ]
         cut = "\n" if text and not text.endswith("\n") else ""
-        # A file name may hold what is no UTF-8.
-        return (cut + "".join(lines)).encode(errors="backslashreplace")
+        return cut + "".join(lines)
+
+    def _replace(self, text: str) -> None:
+        # In one step: a command that starts now may read it as its DATASET.EXCLUDE.
+        part = self._path.with_name(f"{LIST_NAME}.{socket.gethostname()}-{os.getpid()}")
+        try:
+            part.write_bytes(_encoded(text))
+            part.replace(self._path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _text(self) -> str:
         try:
@@ -68,9 +104,17 @@ class UnreadableList:
         except OSError:
             return ""
 
+    def _warn(self, error: OSError) -> None:
+        logger.warning("could not list the unreadable images: %s", error)
 
-def _ids(text: str) -> set[str]:
-    return {line.partition("#")[0].strip() for line in text.splitlines()} - {""}
+
+def _id(line: str) -> str:
+    return line.partition("#")[0].strip()
+
+
+def _encoded(text: str) -> bytes:
+    # A file name may hold what is no UTF-8.
+    return text.encode(errors="backslashreplace")
 
 
 def require_written_images(prepared: Prepared) -> None:
@@ -81,7 +125,7 @@ def require_written_images(prepared: Prepared) -> None:
             of a data set is there at all.
         ValueError: a file name leads out of the root.
     """
-    unreadable = UnreadableList(prepared)
+    reasons: dict[int, str] = {}
     errors = []
     for images, root in prepared.written_images():
         try:
@@ -90,8 +134,8 @@ def require_written_images(prepared: Prepared) -> None:
             if error.is_everything:
                 raise
             paths = {key: os.path.join(root, one) for key, one in error.missing.items()}
-            unreadable.add({image_id: f"{path}: missing" for image_id, path in paths.items()})
+            reasons |= {image_id: f"{path}: missing" for image_id, path in paths.items()}
             errors.append(error)
     if errors:
-        remedy = unreadable.remedy()
+        remedy = UnreadableList(prepared).remedy(reasons)
         raise FileNotFoundError(f"{errors[0]}; {remedy}" if remedy else str(errors[0]))

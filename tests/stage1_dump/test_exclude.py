@@ -13,6 +13,8 @@ from configs.loader import load_config
 from configs.nodes import DatasetConfig
 from dataset.subset import excluded_ids
 from stage1_dump.__main__ import main
+from stage1_dump.dump import DumpJob
+from stage1_dump.images import Failure
 from stage1_dump.measure import measure
 from stage1_dump.prepare import prepare
 from stage1_dump.unreadable import UnreadableList
@@ -137,6 +139,47 @@ def test_images_that_are_not_there_are_listed_before_anything_is_computed(
     check_rest(config.with_suffix(""), reference, {7})
 
 
+def test_images_that_are_there_by_now_are_taken_off_the_list(
+    config: Path, folder: Path, found: Path, images_folder: Path, reference: Path, capsys: Capture
+) -> None:
+    for image_id in IDS[1:]:
+        (folder / f"images/{image_id:04d}.png").unlink()
+    assert run(config) == 1
+    assert "(9 images)" in capsys.readouterr().err and listed(found) == IDS[1:]
+    shutil.copytree(images_folder, folder, dirs_exist_ok=True)
+    (folder / "images/0007.png").unlink()
+    assert run(config) == 1
+    assert "(1 images)" in capsys.readouterr().err and listed(found) == [7]
+    shutil.copytree(images_folder, folder, dirs_exist_ok=True)
+    cut(folder, 12)
+    assert run(config) == 1
+    assert capsys.readouterr().out.endswith("(1 images)\n") and listed(found) == [12]
+    assert run(config, "DATASET.EXCLUDE", str(found)) == 0
+    check_rest(config.with_suffix(""), reference, {12})
+
+
+def test_an_image_that_another_rank_could_read_is_not_offered(
+    config: Path,
+    folder: Path,
+    images_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    def after_another_rank(job: DumpJob) -> list[Failure]:
+        monkeypatch.setattr(DumpJob, "_failures", failures)
+        shutil.copytree(images_folder, folder, dirs_exist_ok=True)
+        other = start_rank(config)
+        other.join(timeout=60)
+        assert other.exitcode == 0
+        return failures(job)
+
+    failures = DumpJob._failures
+    monkeypatch.setattr(DumpJob, "_failures", after_another_rank)
+    cut(folder, 12)
+    assert run(config) == 0
+    assert "to leave them out" not in capsys.readouterr().out
+
+
 def test_a_folder_without_any_image_makes_no_list(
     config: Path, folder: Path, found: Path, capsys: Capture
 ) -> None:
@@ -171,6 +214,10 @@ def test_a_list_holds_an_image_once_and_whatever_its_name_and_fault(
     assert lines == [b"7  # by hand, without a newline", b"12  # a b \\udcff # c", b"5  # d"]
     ids = excluded_ids(prepared.sets, DatasetConfig(exclude=str(found)))
     assert ids.tolist() == [5, 7, 12]
+    said = UnreadableList(prepared).remedy({2: "e", 5: "f"})
+    assert said == f"to leave them out: DATASET.EXCLUDE {found} (2 images)"
+    assert found.read_bytes().splitlines() == [b"2  # e", b"5  # f"]
+    assert list(found.parent.iterdir()) == [found]
 
 
 def test_a_list_that_cannot_be_written_stops_no_dump(
@@ -203,6 +250,8 @@ def test_two_ranks_write_one_list_and_then_the_bytes_of_one(
 ) -> None:
     for image_id in (12, 33):
         cut(folder, image_id)
+    found.parent.mkdir()
+    found.write_text("7  # of an earlier run\n")
     for expected in (1, 0):
         ranks = [start_rank(config, rank, world_size=2) for rank in range(2)]
         for rank in ranks:
