@@ -98,14 +98,26 @@ def examine_image(path: str | os.PathLike[str], expected_size: tuple[int, int]) 
     _require_size(name, expected_size, _as_shown(stored, orientation), stored, orientation)
 
 
-def shown_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def shown_size(
+    path: str | os.PathLike[str], stated: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Height and width of an image after EXIF rotation, from the head of its file.
+
+    Args:
+        path: the image file.
+        stated: (height, width) that the annotations give it. If that is its size before EXIF
+            rotation alone, their boxes are of the image as stored, and it is refused.
 
     Raises:
         FileNotFoundError, OSError, ImageError: as `read_pixels`, as far as the head tells.
     """
-    with _opened(os.fspath(path)) as image:
-        return _as_shown((image.height, image.width), _orientation(image))
+    name = os.fspath(path)
+    with _opened(name) as image:
+        stored, orientation = (image.height, image.width), _orientation(image)
+    shown = _as_shown(stored, orientation)
+    if stated == stored:
+        _require_size(name, stated, shown, stored, orientation)
+    return shown
 
 
 def _as_shown(stored: tuple[int, int], orientation: int) -> tuple[int, int]:

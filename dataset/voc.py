@@ -16,7 +16,7 @@ from typing import Any
 from dataset.coco_json import write_json
 from dataset.image_files import ImageFolder
 from dataset.layouts import new_places
-from dataset.pixels import shown_size
+from dataset.pixels import ImageSizeError, shown_size
 from dataset.voc_layout import annotation_link, write_list
 from dataset.voc_xml import VocAnnotation, VocObject, read_voc
 from storage.progress import Progress
@@ -258,8 +258,14 @@ def _images(split: str, years: Sequence[_Year]) -> Iterator[_Image]:
 
 
 def _size(path: Path, annotation: VocAnnotation) -> tuple[int, int]:
-    """Height and width of the image itself; where the annotations exchange the two, it decides."""
-    size = shown_size(path)
+    """Height and width of the image itself; where the annotations exchange the two, it decides.
+
+    Not where EXIF exchanges them: then the boxes are those of the image unturned.
+    """
+    try:
+        size = shown_size(path, annotation.size)
+    except ImageSizeError as error:
+        raise ValueError(f"{annotation.place}: {error}") from error
     if annotation.size not in (None, size, size[::-1]):
         height, width = annotation.size
         raise ValueError(

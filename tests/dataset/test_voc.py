@@ -264,6 +264,24 @@ def test_a_size_that_is_missing_or_exchanged_is_that_of_the_image(
     assert (image["height"], image["width"]) == (HEIGHT, WIDTH)
 
 
+def test_a_size_that_is_exchanged_by_exif_is_refused(
+    voc2007: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, path = voc2007 / "JPEGImages/000001.jpg", voc2007 / "Annotations/000001.xml"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(image, exif=turned)
+    error = command(capsys, "--input", voc2007, "--output", tmp_path / "out")
+    assert f"{path}:3: {image}: expected {HEIGHT}x{WIDTH} pixels" in error
+    assert "that is its size as stored, but its EXIF orientation 6 turns it: write height" in error
+    assert not (tmp_path / "out").exists()
+    # Boxes as displayed are those of the image that training sees.
+    path.write_text(xml("000001", [("dog", (1, 1, HEIGHT, WIDTH), 0)], SIZED.format(HEIGHT, WIDTH)))
+    assert write_voc([voc2007], tmp_path / "out", splits=["test"]).notes == ()
+    (one,) = read(tmp_path / "out", "test")["images"]
+    assert (one["height"], one["width"]) == (WIDTH, HEIGHT)
+
+
 def test_an_image_of_another_format_is_found_by_its_name(voc2007: Path, tmp_path: Path) -> None:
     images = voc2007 / "JPEGImages"
     Image.open(images / "000001.jpg").save(images / "one.png")
