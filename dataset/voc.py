@@ -77,7 +77,8 @@ class _Image:
     @property
     def unofficial(self) -> str:
         """The place for which VOC's own rule cannot be applied; "" where it can."""
-        if self.entry["file_name"].rpartition(".")[0] != self.name:
+        # detectron2 parts what it notes of an image at spaces.
+        if self.entry["file_name"].rpartition(".")[0] != self.name or len(self.name.split()) > 1:
             return self.annotation.place
         objects = self.annotation.objects
         return next((one.place for one in objects if not one.is_official), "")
@@ -201,10 +202,10 @@ def write_voc(
     for split, path in places.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, _document(read[split], names))
-        if not any(image.unofficial for image in read[split]):
+        if not _unofficial(read[split], names):
             write_list(Path(output), split, [image.name for image in read[split]])
     written = (_written(split, having, read[split]) for split, having in chosen.items())
-    return Converted(splits=tuple(written), classes=names, notes=tuple(_notes(images)))
+    return Converted(splits=tuple(written), classes=names, notes=tuple(_notes(images, names)))
 
 
 def _links(output: Path, years: Sequence[_Year], splits: Collection[str]) -> dict[Path, Path]:
@@ -327,16 +328,25 @@ def _written(split: str, years: Sequence[_Year], images: Sequence[_Image]) -> Wr
     )
 
 
-def _notes(images: Sequence[_Image]) -> Iterator[str]:
+def _unofficial(images: Sequence[_Image], classes: Sequence[str]) -> str:
+    """The first class or place for which VOC's own rule cannot be applied; "" where it can."""
+    # detectron2 writes a file for each class.
+    slashed = (f"the class {name!r}" for name in classes if "/" in name)
+    places = (image.unofficial for image in images if image.unofficial)
+    return next(slashed, next(places, ""))
+
+
+def _notes(images: Sequence[_Image], classes: Sequence[str]) -> Iterator[str]:
     mended = {image.annotation.place: image for image in images if image.is_mended}
     if mended:
         yield (
             f"{len(mended)} images have no size in their annotations, or height and width "
             f"exchanged; their own was taken, the first is {next(iter(mended))}"
         )
-    places = [image.unofficial for image in images if image.unofficial]
-    if places:
+    unofficial = _unofficial(images, classes)
+    if unofficial:
         yield (
             "evaluation will have COCO's AP50 alone, not VOC's: that needs <pose>, <truncated>, "
-            f"<difficult>, whole pixels and images named as their XML, unlike {places[0]}"
+            "<difficult>, whole pixels, images named as their XML, folders without spaces, and "
+            f"classes without / and without spaces around them, unlike {unofficial}"
         )

@@ -25,7 +25,8 @@ class VocObject:
         box_xywh_abs: left, top, width and height, pixels of the image.
         is_difficult: neither found nor missed, by VOC's rule of evaluation.
         is_official: whether it has what every object of VOC2007 has, and evaluation by VOC's rule
-            reads: pose, truncated, difficult, and corners in whole pixels.
+            reads: a name without spaces around it, pose, truncated, difficult, and corners in whole
+            pixels.
         place: file and line, for messages.
     """
 
@@ -127,7 +128,9 @@ def _box(element: XmlElement) -> tuple[float, float, float, float]:
 def _is_official(element: XmlElement) -> bool:
     whole = [_text(element, tag) for tag in ("truncated", "difficult")]
     whole += [_text(box, tag) for box in _children(element, "bndbox") for tag in _CORNERS]
-    return bool(_text(element, "pose")) and all(map(str.isdecimal, whole))
+    # detectron2 compares the name as it is written.
+    is_bare = element.findtext("name") == _text(element, "name")
+    return is_bare and bool(_text(element, "pose")) and all(map(str.isdecimal, whole))
 
 
 def _number(element: XmlElement, tag: str) -> float:

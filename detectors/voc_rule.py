@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 
@@ -20,12 +21,17 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
     """detectron2's, for images that are numbered."""
 
     def __init__(
-        self, layout: VocLayout, class_names: list[str], image_names: Mapping[int, str]
+        self,
+        layout: VocLayout,
+        class_names: list[str],
+        judged: Collection[int],
+        image_names: Mapping[int, str],
     ) -> None:
         """Args:
 
         layout: of the set.
         class_names: in the order of the detector's outputs.
+        judged: the classes with an object that is not difficult, by their numbers.
         image_names: id of every image to its name in the layout.
         """
         # It asks for all of this by the name of a dataset, and once.
@@ -40,12 +46,16 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
             super().__init__(name)
         finally:
             MetadataCatalog.remove(name)
+        self._judged = torch.tensor(sorted(judged))
         self._image_names = image_names
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Note the detections of some images."""
         names = [{"image_id": self._image_names[one["image_id"]]} for one in inputs]
-        super().process(names, outputs)
+        found = [one["instances"].to("cpu") for one in outputs]
+        # A class without objects counts as 0, but its detections would have a recall of 0 / 0.
+        kept = [{"instances": one[torch.isin(one.pred_classes, self._judged)]} for one in found]
+        super().process(names, kept)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """AP50 in percent, under `voc`; None on ranks other than the main."""
@@ -67,4 +77,7 @@ def voc_evaluator(annotations: Annotations) -> VocEvaluator | None:
     names = {int(key): str(one) for key, one in zip(table.ids, files, strict=True)}
     if set(names.values()) != layout.names:
         return None
-    return VocEvaluator(layout, list(annotations.categories.values()), names)
+    objects = annotations.objects
+    shown = set(objects.category_ids[~objects.crowds].tolist())
+    judged = [number for key, number in annotations.class_ids.items() if key in shown]
+    return VocEvaluator(layout, list(annotations.categories.values()), judged, names)

@@ -346,3 +346,21 @@ def test_the_folder_has_voc_s_layout_too_where_its_own_rule_can_be_applied(
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "AP50" in line]
     assert note.startswith("evaluation will have COCO's AP50 alone") and "000005.xml:" in note
     assert (target / "voc/Annotations/VOC2007/000001.xml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("year", "label", "classes", "unlike"),
+    [
+        ("VOC2012", "cat/kitten", ["cat/kitten"], "the class 'cat/kitten'"),
+        ("VOC2012", "cat", ["cat", "a/b"], "the class 'a/b'"),
+        ("VOC2012", " dog ", ["dog"], "000001.xml:4"),
+        ("VOC 2012", "dog", ["dog"], "000001.xml:3"),
+    ],
+)
+def test_names_that_voc_s_own_rule_does_not_take_leave_it_out(
+    tmp_path: Path, year: str, label: str, classes: list[str], unlike: str
+) -> None:
+    folder = make(tmp_path, year, {"test": {"000001": [(label, (1, 1, 20, 20), 0)]}})
+    (note,) = write_voc([folder], tmp_path / "out", classes=classes).notes
+    assert note.startswith("evaluation will have COCO's AP50 alone") and note.endswith(unlike)
+    assert layout_of(tmp_path / "out/annotations/instances_test.json") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ CAT, OTHER_CAT, HARD = (1, 1, 20, 20), (1, 21, 20, 38), (31, 11, 50, 30)
 OBJECTS: Objects = [("cat", CAT, 0), ("cat", OTHER_CAT, 0), ("cat", HARD, 1)]
 
 
-def written(target: Path, year: str, objects: Objects = OBJECTS) -> Path:
+def written(
+    target: Path, year: str, objects: Objects = OBJECTS, classes: Sequence[str] = ("cat",)
+) -> Path:
     """The annotation file of one image of a year."""
     images: dict[str, Objects] = {"000001": objects}
-    write_voc([make(target, year, {"test": images})], target / "out", classes=["cat"])
+    write_voc([make(target, year, {"test": images})], target / "out", classes=classes)
     return target / "out" / "annotations" / "instances_test.json"
 
 
@@ -32,17 +35,35 @@ def written(target: Path, year: str, objects: Objects = OBJECTS) -> Path:
 # and of the 11 recalls 0, 0.1, ..., 1 six are not beyond it.
 @pytest.mark.parametrize(("year", "expected"), [("VOC2007", 600 / 11), ("VOC2012", 50.0)])
 def test_ap50_is_that_of_the_year_s_rule(tmp_path: Path, year: str, expected: float) -> None:
-    evaluator = voc_evaluator(load_annotations(written(tmp_path, year)))
+    found = judge(written(tmp_path, year), [(HARD, 0), (CAT, 0), ((41, 1, 55, 8), 0)])
+    assert found == {"voc": {"AP50-VOC": pytest.approx(expected)}}
+
+
+def judge(
+    annotations: Path, detections: Sequence[tuple[tuple[int, ...], int]]
+) -> dict[str, dict[str, float]] | None:
+    """Evaluate detections, corners as VOC counts them and a class number, by falling score."""
+    evaluator = voc_evaluator(load_annotations(annotations))
     assert evaluator is not None
     found = Instances((40, 60))
-    corners = torch.tensor([HARD, CAT, (41, 1, 55, 8)], dtype=torch.float32)
+    corners = torch.tensor([box for box, _ in detections], dtype=torch.float32)
     corners[:, :2] -= 1  # VOC's last pixel is a part of the box
     found.pred_boxes = Boxes(corners)
-    found.scores = torch.tensor([0.9, 0.8, 0.7])
-    found.pred_classes = torch.tensor([0, 0, 0])
+    found.scores = torch.linspace(0.9, 0.7, len(detections))
+    found.pred_classes = torch.tensor([number for _, number in detections])
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [{"instances": found}])
-    assert evaluator.evaluate() == {"voc": {"AP50-VOC": pytest.approx(expected)}}
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("year", ["VOC2007", "VOC2012"])
+@pytest.mark.parametrize("dogs", [[], [("dog", HARD, 1)]])
+def test_a_class_of_no_object_or_of_hard_ones_counts_as_0(
+    tmp_path: Path, year: str, dogs: Objects
+) -> None:
+    path = written(tmp_path, year, [("cat", CAT, 0), *dogs], ["dog", "cat"])
+    found = judge(path, [(HARD, 0), (OTHER_CAT, 0), (CAT, 1)])
+    assert found == {"voc": {"AP50-VOC": pytest.approx(50)}}
 
 
 def config(tmp_path: Path) -> CfgNode:
