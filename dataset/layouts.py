@@ -2,8 +2,8 @@
 
 Two are read: COCO's, `annotations/instances_<split>.json`, with the images in `images/<split>/`,
 `<split>/`, `images/`, `<split>/images/` or the folder itself; and Roboflow's,
-`<split>/_annotations.coco.json` beside the images. Other annotation files that are seen are named
-with what to do.
+`<split>/_annotations.coco.json` beside the images. A folder may have splits in both. Other
+annotation files that are seen are named with what to do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Split:
 
 
 def find_splits(folder: Path) -> list[Split]:
-    """Find the splits of a folder, in COCO's layout or, if it has none in that, in Roboflow's.
+    """Find the splits of a folder: those in COCO's layout, then others in Roboflow's.
 
     Raises:
         FileNotFoundError: there is no such folder, or no split in it; annotation files in other
@@ -49,9 +49,11 @@ def find_splits(folder: Path) -> list[Split]:
         if match:
             places = _image_folders(folder, match["split"])
             splits.append(Split(name=match["split"], annotations=path, image_folders=places))
-    for path in sorted(folder.glob(f"*/{_ROBOFLOW}")) if not splits else ():
+    names = {split.name for split in splits}
+    for path in sorted(folder.glob(f"*/{_ROBOFLOW}")):
         place = path.parent
-        splits.append(Split(name=place.name, annotations=path, image_folders=(place,)))
+        if place.name not in names:
+            splits.append(Split(name=place.name, annotations=path, image_folders=(place,)))
     if not splits:
         raise FileNotFoundError(
             f"{folder}: there is no annotations/instances_<split>.json, such as "

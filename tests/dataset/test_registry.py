@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dataset.registry import adopt, locate, register_folder
+from dataset.unlabeled import write_folder
 from tests.dataset.conftest import Folder
 
 
@@ -117,6 +118,16 @@ def test_roboflows_layout_is_read(roboflow: Path) -> None:
     assert first["file_name"] == str(roboflow / "valid" / "a.png")
     with pytest.raises(ValueError, match=r"'folder_val' .* did you mean folder_valid"):
         locate("folder_val")
+
+
+def test_a_split_in_cocos_layout_stands_beside_roboflows(roboflow: Path) -> None:
+    for split in ("unlabeled", "train"):
+        write_folder(roboflow / "valid", roboflow, split=split)
+    assert {name: Path(file).name for name, (file, _) in register_folder(roboflow).items()} == {
+        "folder_train": "instances_train.json",
+        "folder_unlabeled": "instances_unlabeled.json",
+        "folder_valid": "_annotations.coco.json",
+    }
 
 
 @pytest.mark.parametrize(
