@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dataset.coco_json import of_images, write_reduced
 from dataset.contents import Annotations
 from dataset.image_files import require_images
-from dataset.layouts import Split, find_splits, new_places
+from dataset.layouts import Split, find_splits, link_images, new_places
 from dataset.reading import load_annotations
 from dataset.registry import find_image_root
 
@@ -77,15 +77,15 @@ def write_subset(
     """
     target = Path(output)
     chosen = _chosen(folder, splits)
-    places = {one.name: new_places(target, one.name) for one in chosen}
     # Before anything is written.
-    found = [_select(one, categories, keep_empty) for one in chosen]
-    for kept in found:
-        annotations, images = places[kept.split.name]
-        for path in (annotations, images):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        images.symlink_to(kept.root.absolute())
-        write_reduced(kept.split.annotations, annotations, kept.reduced)
+    roots = [find_image_root(one.annotations, one.image_folders) for one in chosen]
+    named = list(zip(chosen, roots, strict=True))
+    places = [new_places(target, one.name, root) for one, root in named]
+    found = [_select(one, root, categories, keep_empty) for one, root in named]
+    for kept, (file, link) in zip(found, places, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        link_images(kept.root, target, link)
+        write_reduced(kept.split.annotations, file, kept.reduced)
     return found
 
 
@@ -99,8 +99,7 @@ def _chosen(folder: str | os.PathLike[str], names: Sequence[str]) -> list[Split]
     return [one for name, one in splits.items() if not names or name in names]
 
 
-def _select(split: Split, names: Sequence[str], keep_empty: bool) -> Kept:
-    root = find_image_root(split.annotations, split.image_folders)
+def _select(split: Split, root: Path, names: Sequence[str], keep_empty: bool) -> Kept:
     annotations = load_annotations(split.annotations, root)
     categories = _ids(annotations, names)
     objects = annotations.objects

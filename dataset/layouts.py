@@ -71,22 +71,38 @@ def folders_near(annotations: Path) -> tuple[Path, ...]:
     return (beside / "images", beside, above / "images", above)
 
 
-def new_places(folder: Path, split: str) -> tuple[Path, Path]:
+def new_places(folder: Path, split: str, root: Path) -> tuple[Path, Path]:
     """Annotation file and image folder of a split that is to be written.
+
+    Args:
+        folder: to write into.
+        split: its name.
+        root: where its images lie; the image folder may be that already.
 
     Raises:
         ValueError: one of them is there.
     """
-    places = folder / "annotations" / f"instances_{split}.json", folder / "images" / split
-    for path in places:
-        if os.path.lexists(path):
-            raise ValueError(f"{path}: is there already; choose another --output, or remove it")
-    return places
+    file, images = folder / "annotations" / f"instances_{split}.json", folder / "images" / split
+    if os.path.lexists(file):
+        raise ValueError(f"{file}: is there already; choose another --output")
+    refuse_other(images, root)
+    return file, images
+
+
+def refuse_other(images: Path, root: Path) -> None:
+    """Refuse a place for a link that holds something else than what it is to lead to.
+
+    Raises:
+        ValueError: it does. To remove it is advised of a link alone: a folder may be all there is.
+    """
+    if os.path.lexists(images) and images.resolve() != root.resolve():
+        remedy = ", or remove that link" if images.is_symlink() else ""
+        raise ValueError(f"{images}: is there already; choose another --output{remedy}")
 
 
 def link_images(root: Path, output: Path, link: Path) -> None:
     """Link a split's image folder to where its images lie, unless the output has them anyway."""
-    if root.resolve() not in (output.resolve(), (output / "images").resolve()):
+    if root.resolve() not in (output.resolve(), (output / "images").resolve(), link.resolve()):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(root.absolute())
 

@@ -93,8 +93,8 @@ def write_split(
     if not 0 < val < 1:
         raise ValueError(f"--val must lie between 0 and 1, such as 0.2, got {val:g}")
     source, target = Path(annotations), Path(output)
-    places = [new_places(target, name) for name in NAMES]
     root = Path(images) if images else find_image_root(source, folders_near(source))
+    places = [new_places(target, name, root) for name in NAMES]
     whole = load_annotations(source, root)
     if len(whole.images) < 2:
         raise ValueError(f"{source}: expected two images or more to split, got one; add images")

@@ -50,7 +50,7 @@ def write_folder(
     root = Path(images)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder of images")
-    places = new_places(Path(output), split)
+    places = new_places(Path(output), split, root)
     found: list[dict[str, Any]] = []
     left_out: list[str] = []
     for name in sorted(_files(root)):
@@ -86,8 +86,8 @@ def write_without_labels(
         ValueError: the file cannot be used, or the output holds such a split.
     """
     source = Path(annotations)
-    places = new_places(Path(output), split)
     root = Path(images) if images else find_image_root(source, folders_near(source))
+    places = new_places(Path(output), split, root)
     whole = load_annotations(source, root)
     names = [os.path.relpath(path, root) for path in require_images(whole.images, root)]
     listed = [

@@ -15,7 +15,7 @@ from typing import Any
 
 from dataset.coco_json import write_json
 from dataset.image_files import ImageFolder
-from dataset.layouts import new_places
+from dataset.layouts import new_places, refuse_other
 from dataset.pixels import ImageSizeError, shown_size
 from dataset.voc_layout import annotation_link, write_list
 from dataset.voc_xml import VocAnnotation, VocObject, read_voc
@@ -191,7 +191,8 @@ def write_voc(
     years = [_Year(Path(one).absolute(), numbers) for one in inputs]
     chosen = _chosen(years, splits)
     links = _links(Path(output), years, chosen)
-    places = {split: new_places(Path(output), split)[0] for split in chosen}
+    root = Path(output) / "images"
+    places = {split: new_places(Path(output), split, root)[0] for split in chosen}
     # Before anything is written.
     read = {split: list(_images(split, having)) for split, having in chosen.items()}
     images = [image for many in read.values() for image in many]
@@ -228,8 +229,7 @@ def _links(output: Path, years: Sequence[_Year], splits: Collection[str]) -> dic
                 f"{year.name}; rename one"
             )
         for link, target in links.items():
-            if os.path.lexists(link) and link.resolve() != target.resolve():
-                raise ValueError(f"{link}: is there already; choose another --output, or remove it")
+            refuse_other(link, target)
         found |= links
     return {link: target for link, target in found.items() if not os.path.lexists(link)}
 

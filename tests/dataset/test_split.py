@@ -188,6 +188,12 @@ def test_sets_that_are_there_are_left_alone(tmp_path: Path) -> None:
     assert read(tmp_path / "out", "val") == before
 
 
+def test_the_file_that_is_parted_is_not_said_to_be_removed(tmp_path: Path) -> None:
+    path = make(tmp_path / "in", many(5), "annotations/instances_train.json")
+    with pytest.raises(ValueError, match=f"^{path}: is there already; choose another --output$"):
+        write_split(path, tmp_path / "in", val=0.5, seed=0)
+
+
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, target = make(tmp_path / "in", {**many(9), 9: []}), tmp_path / "out"
     command = ["split", "--annotations", str(path), "--output", str(target), "--seed", "3"]

@@ -11,6 +11,7 @@ from PIL import Image
 from dataset.__main__ import main
 from dataset.reading import load_annotations
 from dataset.registry import adopt, register_folder
+from dataset.unlabeled import write_folder
 from tests.dataset.conftest import Folder
 
 Capture = pytest.CaptureFixture[str]
@@ -46,6 +47,30 @@ def test_a_folder_of_images_becomes_a_set(photos: Path, tmp_path: Path, capsys: 
     assert [Path(one["file_name"]).is_file() for one in found] == [True] * 3
     assert main(["unlabeled", "--images", str(photos), "--output", str(output)]) == 1
     assert "is there already" in capsys.readouterr().err
+
+
+def test_images_may_lie_where_those_of_the_split_belong(photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine/images/unlabeled"
+    own.parent.mkdir(parents=True)
+    photos.rename(own)
+    write_folder(own, tmp_path / "mine", split="unlabeled")
+    assert not own.is_symlink() and (own / "b.png").is_file()
+    assert register_folder(tmp_path / "mine")["folder_unlabeled"][1] == str(own)
+
+
+@pytest.mark.parametrize(("is_link", "remedy"), [(True, ", or remove that link"), (False, "")])
+def test_only_links_are_said_to_be_removed(
+    photos: Path, tmp_path: Path, is_link: bool, remedy: str
+) -> None:
+    taken = tmp_path / "mine/images/unlabeled"
+    taken.parent.mkdir(parents=True)
+    if is_link:
+        taken.symlink_to(tmp_path)
+    else:
+        taken.mkdir()
+    with pytest.raises(ValueError, match=f"{taken}: is there already; .* --output{remedy}$"):
+        write_folder(photos, tmp_path / "mine", split="unlabeled")
+    assert not (tmp_path / "mine/annotations").exists()
 
 
 def test_a_file_with_labels_gives_its_images(make_folder: Folder, tmp_path: Path) -> None:

@@ -329,7 +329,11 @@ def test_names_of_folders_that_are_taken_are_refused(
     assert "expected an input folder of another name than a split, got test; rename it" in error
     write_voc([voc2007], tmp_path / "out", splits=["test"])
     error = command(capsys, "--input", other, "--output", tmp_path / "out")
-    assert "images/VOC2007: is there already" in error
+    assert "images/VOC2007: is there already" in error and "or remove that link" in error
+    images = tmp_path / "own/images/VOC2007"
+    images.mkdir(parents=True)
+    error = command(capsys, "--input", voc2007, "--output", tmp_path / "own")
+    assert error.endswith(f"{images}: is there already; choose another --output\n")
 
 
 def test_the_folder_has_voc_s_layout_too_where_its_own_rule_can_be_applied(
