@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -79,7 +79,27 @@ def write_coco(name: str, *, labelled: bool = True) -> None:
     path.write_text(text, encoding="utf-8")
     # Nobody will change it: the reader need not read a file of long ago twice.
     os.utime(path, (0, 0))
-    metadata.set(json_file=str(path), image_root=root, evaluator_type="coco")
+    set_metadata(name, {"json_file": str(path), "image_root": root, "evaluator_type": "coco"})
+
+
+def set_metadata(name: str, values: Mapping[str, Any], *, without: Collection[str] = ()) -> None:
+    """Let detectron2 have metadata of a data set, also where it has others by these names.
+
+    Args:
+        name: of the data set.
+        values: by their names.
+        without: names of what is of the old values, and goes with them.
+    """
+    from detectron2.data import MetadataCatalog
+
+    metadata = MetadataCatalog.get(name)
+    old = metadata.as_dict()
+    if any(old.get(key, value) != value for key, value in values.items()):
+        # Metadata cannot be changed, only made anew.
+        kept = {key: value for key, value in old.items() if key not in {*values, *without}}
+        MetadataCatalog.remove(name)
+        metadata = MetadataCatalog.get(name).set(**kept)
+    metadata.set(**values)
 
 
 @cache

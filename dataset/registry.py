@@ -14,7 +14,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from dataset.catalog import is_function, is_written, write_coco
+from dataset.catalog import is_function, is_written, set_metadata, write_coco
 from dataset.coco_json import iterate_sections
 from dataset.forms import dataset_dicts
 from dataset.image_files import ImageFolder
@@ -116,19 +116,12 @@ def _load(
 
 def _name_classes(name: str, annotations: Annotations) -> None:
     """Let detectron2 have the categories of the file, also where it knows others by that name."""
-    from detectron2.data import MetadataCatalog
-
-    metadata = MetadataCatalog.get(name)
     found = {
         "thing_classes": list(annotations.categories.values()),
         "thing_dataset_id_to_contiguous_id": annotations.class_ids,
     }
-    if any(metadata.get(key) not in (None, value) for key, value in found.items()):
-        # Metadata cannot be changed, only made anew. There are as many colours as old classes.
-        kept = {k: v for k, v in metadata.as_dict().items() if k not in (*found, "thing_colors")}
-        MetadataCatalog.remove(name)
-        metadata = MetadataCatalog.get(name).set(**kept)
-    metadata.set(**found)
+    # There are as many colours as old classes.
+    set_metadata(name, found, without=["thing_colors"])
 
 
 def find_image_root(annotations: Path, candidates: tuple[Path, ...]) -> Path:

@@ -1,5 +1,6 @@
 """Data sets that a function gives are brought into COCO's form, and checked as files are."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,25 @@ def test_the_metadata_give_the_root_and_the_ids(register: Register, tmp_path: Pa
     annotations = adopt(NAME)
     assert annotations.categories == {4: "cat", 9: "dog"}
     assert annotations.images.file_names[0] == f"{tmp_path.name}/2.png"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda root: {"image_root": os.path.relpath(root)},
+        lambda root: {"image_root": f"{root}/"},
+        lambda root: {"image_root": root},
+        lambda root: {"json_file": "", "evaluator_type": None},
+    ],
+)
+def test_metadata_may_be_written_in_other_ways(
+    register: Register, tmp_path: Path, edit: Callable[[Path], dict[str, Any]]
+) -> None:
+    register(**edit(tmp_path), thing_colors=[(0, 0, 0), (9, 9, 9)])
+    for _ in range(2):
+        assert list(adopt(NAME).images.file_names) == ["2.png", "a/1.png"]
+        assert locate(NAME)[1] == str(tmp_path)
+        assert MetadataCatalog.get(NAME).thing_colors == [(0, 0, 0), (9, 9, 9)]
 
 
 def test_a_root_that_is_not_there_is_named(register: Register, tmp_path: Path) -> None:
