@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
+from dataset.contents import LABELS
 from dataset.elements import Problem, Severity
 from dataset.image_files import ImageFolder, image_path
 from dataset.pixels import examine_image
@@ -24,6 +25,12 @@ from storage.progress import Progress
 
 _IMAGES_WORTH_A_PROCESS = 100
 _CHUNK = 32
+_UNLABELLED = Problem(
+    "",
+    LABELS,
+    "there are no objects and no categories: DATASETS.UNLABELED alone takes such a set",
+    "warning",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,8 @@ def examine(
 ) -> Report:
     """Check an annotation file, and decode every image that it names.
 
+    A file without objects and categories is checked as a set without labels, with a warning.
+
     Args:
         annotations: the COCO annotation file.
         images_root: the folder that its file names are relative to.
@@ -85,6 +94,8 @@ def examine(
     if not os.path.isdir(images_root):
         raise FileNotFoundError(f"{os.fspath(images_root)}: there is no such image folder")
     found = read_annotations(annotations, images_root)
+    if not found.counts["annotations"] and not found.counts["categories"]:
+        found = replace(found.unlabelled(), notes=(_UNLABELLED,))
     problems = [*found.problems(), *_image_problems(found, images_root, workers)]
     return Report(
         problems=problems,

@@ -26,6 +26,7 @@ class Annotations:
         categories: id to name, by ascending id; class numbers are positions in it.
         counts: elements in the file, by section.
         errors: what every command refuses.
+        image_errors: those of them that are of images.
         notes: warnings about the set as a whole.
         box_warnings: warnings about single boxes.
     """
@@ -36,6 +37,7 @@ class Annotations:
     categories: dict[int, str]
     counts: dict[str, int]
     errors: tuple[Problem, ...]
+    image_errors: tuple[Problem, ...]
     notes: tuple[Problem, ...]
     box_warnings: BoxWarnings
 
@@ -62,6 +64,10 @@ class Annotations:
         if self.errors:
             more = self._and_more(len(self.errors) - 1, "errors")
             raise ValueError(f"{self.path}: {self.errors[0].sentence}{more}")
+
+    def images_alone(self) -> Annotations:
+        """The same where nothing but its images is used: errors of its labels are none."""
+        return replace(self, errors=self.image_errors)
 
     def unlabelled(self) -> Annotations:
         """The same as a set of which only the images are known, which needs no categories.

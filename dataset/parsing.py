@@ -53,6 +53,7 @@ class FileReader:
     # Every section at the top of the file, to whether it is an array.
     found: dict[str, bool] = field(default_factory=dict)
     errors: list[Problem] = field(default_factory=list)
+    image_errors: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
 
     def read(self) -> Annotations:
@@ -67,15 +68,20 @@ class FileReader:
             if section not in SECTIONS:
                 continue
             if not is_array:
-                self._add("section", f"`{section}` must be a list, got {describe(value)}")
+                message = f"`{section}` must be a list, got {describe(value)}"
+                self._add("section", message, of_images=section == "images")
                 continue
             self._add_elements(section, value, self.counts[section])
             self.counts[section] += len(value)
         self._require_sections()
         return self._conclude()
 
-    def _add(self, kind: str, message: str, image: str = "") -> None:
-        self.errors.append(Problem(image, kind, message))
+    def _add(self, kind: str, message: str, image: str = "", *, of_images: bool = False) -> None:
+        """Note an error; `of_images` says that it is the images', not the labels'."""
+        problem = Problem(image, kind, message)
+        self.errors.append(problem)
+        if of_images:
+            self.image_errors.append(problem)
 
     def _add_elements(self, section: str, elements: list[Any], first_number: int) -> None:
         if section == "annotations":
@@ -98,14 +104,13 @@ class FileReader:
             image = element if isinstance(element, dict) else {}
             name = image.get("file_name")
             shown = name if isinstance(name, str) and name else f"images[{number}]"
-            self._add(error.kind, str(error), shown)
+            self._add(error.kind, str(error), shown, of_images=True)
             self._refuse("images", image.get("id"))
             return
         if image_id in self.images:
             earlier = self.images[image_id][0]
-            self._add(
-                "duplicate", f"image id {image_id} is also that of {earlier}{_OWN_IDS}", file_name
-            )
+            message = f"image id {image_id} is also that of {earlier}{_OWN_IDS}"
+            self._add("duplicate", message, file_name, of_images=True)
             self.repeated_images.add(image_id)
             self.untraceable.add("images")
             return
@@ -133,11 +138,13 @@ class FileReader:
                 "not COCO annotations, there is no list "
                 + " and no list ".join(f"`{section}`" for section in lacking)
                 + (f"; the file holds {held}" if held else ""),
+                of_images="images" in lacking,
             )
         for section in ("images", "categories"):
             if self.found.get(section) and not self.counts[section]:
-                kind = "section" if section == "images" else LABELS
-                self._add(kind, f"the list `{section}` is empty")
+                is_images = section == "images"
+                kind = "section" if is_images else LABELS
+                self._add(kind, f"the list `{section}` is empty", of_images=is_images)
 
     def _conclude(self) -> Annotations:
         images = _image_table(self.images)
@@ -159,6 +166,7 @@ class FileReader:
             categories=categories,
             counts={name: self.counts[name] for name in SECTIONS},
             errors=tuple(self.errors),
+            image_errors=tuple(self.image_errors),
             notes=tuple(self.notes),
             box_warnings=boxes,
         )

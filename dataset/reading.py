@@ -58,7 +58,13 @@ def read_annotations(
     if root is None:
         return annotations
     escapes = tuple(_escapes(annotations.images, root))
-    return replace(annotations, errors=annotations.errors + escapes) if escapes else annotations
+    if not escapes:
+        return annotations
+    return replace(
+        annotations,
+        errors=annotations.errors + escapes,
+        image_errors=annotations.image_errors + escapes,
+    )
 
 
 def _escapes(images: ImageTable, root: str | os.PathLike[str]) -> Iterator[Problem]:

@@ -142,8 +142,8 @@ def find_image_root(annotations: Path, candidates: tuple[Path, ...]) -> Path:
         except ValueError as error:
             escapes.append(error)
     if len(escapes) == len(names) * len(candidates):
-        load_annotations(annotations, candidates[-1])  # which names the image
-        raise escapes[0]
+        read_annotations(annotations, candidates[-1]).images_alone().refuse()
+        raise escapes[0]  # it names no image
     first = names[0]
     hints = (_hint(candidate, first) for candidate in candidates)
     raise FileNotFoundError(
@@ -163,7 +163,7 @@ def _hint(folder: Path, file_name: str) -> str:
 def _first_file_names(annotations: Path) -> list[str]:
     found = list(islice(_file_names(annotations), _LOOKED_FOR))
     if not found:
-        load_annotations(annotations)  # which says why there is none
+        read_annotations(annotations).images_alone().refuse()  # says why there is none
         raise ValueError(f"{annotations}: not COCO annotations, there is no image in `images`")
     return found
 

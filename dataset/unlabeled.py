@@ -12,7 +12,7 @@ from dataset.coco_json import write_json
 from dataset.image_files import require_images
 from dataset.layouts import folders_near, link_images, new_places
 from dataset.pixels import ImageError, shown_size
-from dataset.reading import load_annotations
+from dataset.reading import read_annotations
 from dataset.registry import find_image_root
 
 
@@ -77,18 +77,19 @@ def write_without_labels(
     """Write the images of an annotation file as a split without labels; ids stay what they are.
 
     Args:
-        annotations: the COCO file.
+        annotations: the COCO file; its labels are not used, and may be wrong or missing.
         output, split: as for `write_folder`.
         images: the image folder; None looks for it beside and above the file.
 
     Raises:
         FileNotFoundError: the file or an image is missing.
-        ValueError: the file cannot be used, or the output holds such a split.
+        ValueError: its images cannot be used, or the output holds such a split.
     """
     source = Path(annotations)
     root = Path(images) if images else find_image_root(source, folders_near(source))
     places = new_places(Path(output), split, root)
-    whole = load_annotations(source, root)
+    whole = read_annotations(source, root).images_alone()
+    whole.refuse()
     names = [os.path.relpath(path, root) for path in require_images(whole.images, root)]
     listed = [
         {"id": key, "file_name": name, "height": height, "width": width}

@@ -182,6 +182,18 @@ def test_sections_that_are_not_coco_are_problems(
     assert any(re.search(message, problem.message) for problem in problems)
 
 
+@pytest.mark.parametrize("labels", [{}, {"annotations": [], "categories": []}])
+def test_a_set_without_labels_is_checked_as_that(
+    root: Path, write_json: Writer, document: dict[str, Any], labels: dict[str, Any]
+) -> None:
+    path = write_json({"images": document["images"], **labels})
+    (root / "a.png").unlink()
+    unlabelled, missing = check(path, root)
+    assert (unlabelled.severity, unlabelled.kind) == ("warning", "labels")
+    assert unlabelled.message.endswith("DATASETS.UNLABELED alone takes such a set")
+    assert (missing.severity, missing.kind, missing.image) == ("error", "missing", "a.png")
+
+
 def test_category_ids_given_twice_are_a_problem(
     root: Path, write_json: Writer, document: dict[str, Any]
 ) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from dataset.__main__ import main
 from dataset.reading import load_annotations
 from dataset.registry import adopt, register_folder
-from dataset.unlabeled import write_folder
+from dataset.unlabeled import write_folder, write_without_labels
 from tests.dataset.conftest import Folder
 
 Capture = pytest.CaptureFixture[str]
@@ -109,6 +109,44 @@ def test_what_gives_no_set_is_refused(
     assert not Path("out").exists()
     with pytest.raises(SystemExit):
         main(["unlabeled", "--output", "out"])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {},
+        {"annotations": {}, "categories": []},
+        {"annotations": [{"id": 1}], "categories": [{"id": 5}]},
+    ],
+)
+def test_labels_that_are_left_out_may_be_wrong_or_missing(
+    write_json: Writer, tmp_path: Path, photos: Path, labels: dict[str, Any]
+) -> None:
+    images = [{"id": 4, "file_name": "b.png", "height": 20, "width": 30}]
+    write_without_labels(
+        write_json({"images": images, **labels}), tmp_path / "out", split="all", images=photos
+    )
+    written = tmp_path / "out/annotations/instances_all.json"
+    assert list(load_annotations(written, labelled=False).images) == [(4, "b.png", 20, 30)]
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([], "the list `images` is empty$"),
+        ({}, "`images` must be a list, got dict {}$"),
+        ([{"id": 4, "file_name": "b.png", "height": 20}], "image 4: `width` must be"),
+        ([{"id": 4, "file_name": "/b.png", "height": 20, "width": 30}], "image 4: .* leads out of"),
+        ([{"id": 4, "file_name": "b.png", "height": 20, "width": 30}] * 2, "image id 4 is also"),
+    ],
+)
+def test_errors_of_images_are_refused_and_named_alone(
+    write_json: Writer, tmp_path: Path, photos: Path, images: Any, said: str
+) -> None:
+    path = write_json({"images": images}).rename(photos / "images.json")
+    for root in (photos, None):
+        with pytest.raises(ValueError, match=f"^{path}: .*{said}"):
+            write_without_labels(path, tmp_path / "out", split="all", images=root)
 
 
 @pytest.mark.parametrize("kept", [("annotations", "categories"), ("categories",), ()])
