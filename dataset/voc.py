@@ -77,8 +77,10 @@ class _Image:
     @property
     def unofficial(self) -> str:
         """The place for which VOC's own rule cannot be applied; "" where it can."""
+        is_named_alike = self.entry["file_name"].rpartition(".")[0] == self.name
         # detectron2 parts what it notes of an image at spaces.
-        if self.entry["file_name"].rpartition(".")[0] != self.name or len(self.name.split()) > 1:
+        is_one_word = len(self.name.split()) == 1
+        if not (is_named_alike and is_one_word and self.annotation.is_utf8):
             return self.annotation.place
         objects = self.annotation.objects
         return next((one.place for one in objects if not one.is_official), "")
@@ -347,6 +349,6 @@ def _notes(images: Sequence[_Image], classes: Sequence[str]) -> Iterator[str]:
     if unofficial:
         yield (
             "evaluation will have COCO's AP50 alone, not VOC's: that needs <pose>, <truncated>, "
-            "<difficult>, whole pixels, images named as their XML, folders without spaces, and "
-            f"classes without / and without spaces around them, unlike {unofficial}"
+            "<difficult>, whole pixels, XML in UTF-8, images named as their XML, folders without "
+            f"spaces, and classes without / and without spaces around them, unlike {unofficial}"
         )

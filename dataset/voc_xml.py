@@ -46,12 +46,14 @@ class VocAnnotation:
         size: (height, width); None where the file lacks it, or has zeros.
         objects: in the order of the file.
         place: file and line of the size, or of the whole.
+        is_utf8: whether the file is; evaluation by VOC's rule reads no other.
     """
 
     file_name: str
     size: tuple[int, int] | None
     objects: tuple[VocObject, ...]
     place: str
+    is_utf8: bool
 
 
 def read_voc(path: Path) -> VocAnnotation:
@@ -73,7 +75,16 @@ def read_voc(path: Path) -> VocAnnotation:
         size=None if size is None else _size(size),
         objects=tuple(map(_object, _children(root, "object"))),
         place=root.place if size is None else size.place,
+        is_utf8=_is_utf8(path),
     )
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _children(element: XmlElement, tag: str) -> Iterator[XmlElement]:

@@ -46,6 +46,9 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
             super().__init__(name)
         finally:
             MetadataCatalog.remove(name)
+        # A template of `str.format`, where braces of the folder's own would be fields.
+        folder = str(layout.folder / "Annotations").replace("{", "{{").replace("}", "}}")
+        self._anno_file_template = f"{folder}/{{}}.xml"
         self._judged = torch.tensor(sorted(judged))
         self._image_names = image_names
 

@@ -282,6 +282,18 @@ def test_a_size_that_is_exchanged_by_exif_is_refused(
     assert (one["height"], one["width"]) == (WIDTH, HEIGHT)
 
 
+def test_xml_in_another_encoding_is_read_but_leaves_voc_s_own_rule_out(
+    voc2007: Path, tmp_path: Path
+) -> None:
+    path = voc2007 / "Annotations" / "000001.xml"
+    text = xml("000001", DOG).replace("<annotation>", "<annotation><source>é</source>")
+    path.write_bytes(f'<?xml version="1.0" encoding="ISO-8859-1"?>{text}'.encode("latin-1"))
+    (note,) = write_voc([voc2007], tmp_path / "out", splits=["test"]).notes
+    assert "XML in UTF-8" in note and note.endswith(f"{path}:3")
+    assert len(read(tmp_path / "out", "test")["annotations"]) == 1
+    assert layout_of(tmp_path / "out/annotations/instances_test.json") is None
+
+
 def test_an_image_of_another_format_is_found_by_its_name(voc2007: Path, tmp_path: Path) -> None:
     images = voc2007 / "JPEGImages"
     Image.open(images / "000001.jpg").save(images / "one.png")

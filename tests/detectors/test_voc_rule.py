@@ -66,6 +66,11 @@ def test_a_class_of_no_object_or_of_hard_ones_counts_as_0(
     assert found == {"voc": {"AP50-VOC": pytest.approx(50)}}
 
 
+def test_the_folder_s_name_may_have_braces(tmp_path: Path) -> None:
+    found = judge(written(tmp_path / "{set}", "VOC2012", [("cat", CAT, 0)]), [(CAT, 0)])
+    assert found == {"voc": {"AP50-VOC": pytest.approx(100)}}
+
+
 def config(tmp_path: Path) -> CfgNode:
     retinanet = {**DETECTOR["MODEL"]["RETINANET"], "NUM_CLASSES": 1}
     content = {
