@@ -325,7 +325,8 @@ def _coerce(value: Any, default: Any, place: str) -> Any:
     matches everything but a switch. Beyond yacs, an integer stands for a float.
     """
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, SyntaxError):
+        # Text that Python cannot read is text: `{[]: 1}` has no hash, and 3000 dashes no end.
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = literal_eval(value)
     is_unset = value is None and type(default) is not bool
     if isinstance(value, LEAF_TYPES):
@@ -334,7 +335,8 @@ def _coerce(value: Any, default: Any, place: str) -> Any:
         if isinstance(value, tuple | list) and isinstance(default, tuple | list):
             return type(default)(value)
         if type(default) is float and type(value) is int:
-            return float(value)
+            with contextlib.suppress(OverflowError):  # refused below
+                return float(value)
     got = f"{value!r} ({type(value).__name__})"
     example = default if default != () else ("NAME",)
     raise ValueError(f"{place}: expected {type(default).__name__}, such as {example!r}, got {got}")

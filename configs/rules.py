@@ -6,8 +6,8 @@ They are the parts of the two tables of limits, `configs.nodes` for our keys and
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -70,7 +70,8 @@ class Number:
         """See `Rule`. Whole numbers stand for floats."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
-        if not math.isfinite(value):
+        # Not math.isfinite, which raises at whole numbers beyond the floats.
+        if not abs(value) <= sys.float_info.max:
             return False
         high_enough = value >= self.at_least if self.above is None else value > self.above
         low_enough = self.at_most is None or value <= self.at_most

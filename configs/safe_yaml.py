@@ -88,7 +88,8 @@ def read_yaml(path: str) -> ConfigMapping:
         raise ValueError(f"{path}:{error.line}: {error}") from None
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{_place(path, error)}: not valid YAML: {_what(error)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: other bytes than UTF-8, a day that no calendar has, thousands of digits.
         text = " ".join(str(error).split())
         raise ValueError(f"{path}: not a YAML text file: {text}") from None
     if not isinstance(content, ConfigMapping):

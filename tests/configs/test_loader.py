@@ -14,6 +14,8 @@ from configs.nodes import NODES, Settings
 from configs.rules import Place
 from configs.stock_limits import LIMITS, value_of
 
+# A whole number that no float holds.
+HUGE = "1" + 400 * "0"
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
 
@@ -165,6 +167,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
         ("VIEWS: {NUM: {A: 1}}", r"VIEWS\.NUM: expected a value"),
         ("OUTPUT_DIR: 2024-01-01", r"OUTPUT_DIR: expected str"),
         ("VIEWS: {NUM: 0}", r"VIEWS\.NUM: expected an integer of at least 1 and .*, got 0"),
+        (f"GID: {{NMS_IOU: {HUGE}}}", r"1: GID\.NMS_IOU: expected float, such as .*, got 1000"),
+        (f"VIEWS: {{HUE: [0, {HUGE}]}}", r"1: VIEWS\.HUE: expected .* a number .*, got \(0, 1000"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -200,11 +204,25 @@ def test_overrides_are_read_as_python_literals(empty: str) -> None:
         (["VIEWS", "1"], r"VIEWS is a node"),
         (["VIEWS.NUM", "two"], r"VIEWS\.NUM: expected int"),
         (["VIEWS.NUM", "-1"], r"VIEWS\.NUM: expected an integer of at least 1 and .*, got -1"),
+        (["GID.NMS_IOU", HUGE], r"override: GID\.NMS_IOU: expected float, such as .*, got 1000"),
+        (["VIEWS.HUE", f"(0, {HUGE})"], r"VIEWS\.HUE: expected .* a number .*, got \(0, 1000"),
+        (["VIEWS.HUE", f"(0, -{HUGE})"], r"VIEWS\.HUE: expected .* a number .*, got \(0, -1000"),
     ],
 )
 def test_a_wrong_override_is_refused(empty: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(empty, overrides)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{[]: 1}", 3000 * "-" + "1", 300 * "(", 300 * "[" + 300 * "]"],
+    ids=lambda text: text[:7],
+)
+def test_what_python_cannot_read_is_text(empty: str, text: str) -> None:
+    assert text == load_config(empty, ["OUTPUT_DIR", text]).OUTPUT_DIR
+    with pytest.raises(ValueError, match=r"override: VIEWS\.NUM: expected int, such as 1, got '"):
+        load_config(empty, ["VIEWS.NUM", text])
 
 
 def test_settings_of_a_plain_detectron2_config_are_refused() -> None:

@@ -99,10 +99,14 @@ def test_keys_remember_their_lines(tmp_path: Path) -> None:
         ("A: [1\n", r"yaml:2: not valid YAML"),
         ("A: &a [*a]\n*a : 1\n", r"config\.yaml"),
         ("A: '\x01'\n", r"not a YAML text file"),
+        ("A: 2024-13-01\n", r"config\.yaml: not a YAML text file: month must be"),
+        (f"A: {5000 * '9'}\n", r"config\.yaml: not a YAML text file: Exceeds the limit"),
+        (f"A: {3000 * '['}{3000 * ']'}\n", r"config\.yaml: not a YAML text file: maximum recurs"),
         ("", r"expected a mapping of config nodes, got nothing"),
         ("- 1\n", r"expected a mapping of config nodes, got list"),
         ("1: 2\n", r"yaml:1: expected a config key, got 1"),
     ],
+    ids=lambda text: text[:20],
 )
 def test_what_is_not_a_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
