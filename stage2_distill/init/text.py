@@ -10,7 +10,7 @@ from os.path import isabs
 from textwrap import indent, wrap
 
 from .choices import STOCK_SIZES, Choices
-from .families import PAPER_WEIGHTS, Kind
+from .families import LOSSES, PAPER_WEIGHTS, Kind
 
 _WIDTH = 99
 _SHOWN_CLASSES = 8
@@ -234,10 +234,7 @@ def _gid(kind: Kind, chosen: Choices) -> str:
         else "The paper's, for COCO and 24 epochs. The first steps log the share that each term "
         "has of the loss and of its gradient: lower what has nearly all."
     )
-    names = ("FEATURE", "RELATION", "RESPONSE_CLS", "RESPONSE_REG")
-    lines = [f"{name}_WEIGHT: {float(w)}" for name, w in zip(names, weights, strict=True)]
-    if kind.has_box_head and chosen.is_small:
-        lines += ["BOX_HEAD_CLS_WEIGHT: 1.0", "BOX_HEAD_REG_WEIGHT: 1.0"]
+    lines = [f"{name}_WEIGHT: {float(w)}" for name, w in zip(LOSSES, weights, strict=False)]
     return f"""\
 GID:
 {comment("Cells that a box is pooled to: the paper's 10, or 5 where most boxes are small.")}\

@@ -27,6 +27,7 @@ from stage2_distill.init.families import KINDS
 from stage2_distill.init.text import Places, distill_text
 from tests.tiny import DETECTOR
 
+ROOT = Path(__file__).resolve().parents[2]
 ZOO = "model_zoo://COCO-Detection"
 
 # What makes a detector of a few thousand weights of one that was written, to be trained a step.
@@ -387,3 +388,16 @@ def test_the_paper_s_loss_weights_are_for_large_sets_alone(images: int) -> None:
     is_small = images < 10_000
     assert yaml.safe_load(text)["GID"]["FEATURE_WEIGHT"] == (0.1 if is_small else 5e-4)
     assert ("can harm on small data" in " ".join(text.replace("#", "").split())) is is_small
+
+
+@pytest.mark.parametrize("family", list(KINDS))
+def test_the_loss_weights_of_small_sets_are_those_of_the_config_that_the_comment_names(
+    family: str,
+) -> None:
+    places = Places(data="d", train="train", val="val", results="output/mine", configs="mine")
+    written = yaml.safe_load(distill_text(KINDS[family], chosen(), places))["GID"]
+    found = re.search(r"configs/\S+\.yaml", KINDS[family].small_source)
+    assert found is not None
+    cfg = load_config(str(ROOT / found[0]))
+    weights = {key: value for key, value in cfg.GID.items() if key.endswith("_WEIGHT")}
+    assert {key: written.get(key, 0.0) for key in weights} == weights
