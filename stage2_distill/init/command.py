@@ -25,6 +25,7 @@ from .families import KINDS, Kind
 from .text import Places, Start, detector_text, distill_text, script_text
 
 NAMES = ("teacher.yaml", "student.yaml", "distill.yaml", "run.sh")
+RESULTS = ("teacher", "student", "cache", "distill")
 _IMAGENET = "detectron2://ImageNetPretrained/MSRA/R-{}.pkl"
 _SHIPPED = Path(configs.__file__).parent
 
@@ -34,10 +35,12 @@ def write_configs(args: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: the folder, a split of it or its images are missing.
-        ValueError: there are such configs already, the data are refused, or the teacher is none.
+        ValueError: there are such configs or their results already, the data are refused, or the
+            teacher is none.
     """
     output = Path(args.output)
-    _refuse_earlier(output)
+    results = _results_of(output)
+    _refuse_earlier(output, results)
     kind = _kind(args.family)
     cfg = _registered(args.data)
     for line in check_datasets(cfg, use=("TRAIN", "TEST"), images=True):
@@ -56,7 +59,7 @@ def write_configs(args: argparse.Namespace) -> int:
         data=f"./{args.data}" if args.data[0].isdigit() else args.data,
         train=cfg.DATASETS.TRAIN[0].removeprefix(PREFIX),
         val=cfg.DATASETS.TEST[0].removeprefix(PREFIX),
-        results=f"output/{output.absolute().name}",
+        results=results.as_posix(),
         configs=args.output,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,12 +81,29 @@ def write_configs(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_earlier(output: Path) -> None:
+def _results_of(output: Path) -> Path:
+    """Where the commands write, which no other folder of configs may share.
+
+    `run.sh` goes on with what it finds there, so that the last folder's name is not enough.
+    """
+    folder, here = Path(os.path.abspath(output)), Path.cwd()
+    inside = folder.relative_to(here if folder.is_relative_to(here) else folder.anchor)
+    return Path("output") / inside
+
+
+def _refuse_earlier(output: Path, results: Path) -> None:
     found = [name for name in NAMES if (output / name).exists()]
     if found:
         raise ValueError(
             f"--output {output}: expected a folder without configs, but it holds "
             f"{', '.join(found)}; name another one, or delete them"
+        )
+    found = [name for name in RESULTS if (results / name).exists()]
+    if found:
+        raise ValueError(
+            f"--output {output}: its results belong into {results}, expected without any, but it "
+            f"holds {', '.join(found)}, which run.sh would go on from; name another one, or delete "
+            "them"
         )
 
 

@@ -289,6 +289,34 @@ def test_configs_that_are_there_stay_as_they_are(
     assert [one.read_text() for one in Path("mine").iterdir()] == ["mine"]
 
 
+def places_of_results(folder: str) -> set[str]:
+    cfg = load_config(f"{folder}/distill.yaml")
+    student = load_config(f"{folder}/student.yaml")
+    return {str(cfg.OUTPUT_DIR), str(cfg.CACHE.LOCATION), cfg.TEACHER.WEIGHTS, student.OUTPUT_DIR}
+
+
+def test_folders_of_one_name_have_results_of_their_own(data: Path, tmp_path: Path) -> None:
+    named = ("a/v1", "b/v1", "v1", str(tmp_path / "c/v1"), str(tmp_path.parent / "elsewhere/v1"))
+    for folder in named:
+        assert main(["init", "--data", str(data), "--output", folder]) == 0
+    found = [places_of_results(folder) for folder in named]
+    assert len(set.union(*found)) == 4 * len(named)
+    assert "output/a/v1/cache" in found[0] and "output/c/v1/cache" in found[3]
+    assert all(one.startswith("output/") for one in set.union(*found))
+
+
+@pytest.mark.parametrize("left", ["teacher", "student", "cache", "distill"])
+def test_results_of_earlier_configs_are_not_gone_on_from(
+    left: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("output/mine", left).mkdir(parents=True)
+    line = refusal(capsys, "--data", str(data), "--output", "mine")
+    assert line == (
+        "error: --output mine: its results belong into output/mine, expected without any, but it "
+        f"holds {left}, which run.sh would go on from; name another one, or delete them"
+    )
+
+
 def chosen(
     *,
     size: tuple[int, int] = (640, 480),
