@@ -14,6 +14,8 @@ import yaml
 from detectron2.config import CfgNode
 
 from configs.stock_keys import DISTILL
+from dataset.annotations import annotations_digest
+from dataset.registry import is_coco, locate
 from detectors import Setup, weights_path
 from detectors.command import one_line, read_config, register_data
 from detectors.datasets import require_fit
@@ -23,7 +25,7 @@ from storage import CacheError
 
 from ..methods import chosen_methods
 from ..trainer import images_and_teacher
-from .runs_file import RESERVED, Row
+from .runs_file import RESERVED, SAME_IMAGES, Row
 
 CONFIG_NAME = "config.yaml"
 # What a training leaves behind, and goes on with under --resume alone.
@@ -86,18 +88,22 @@ def plan_runs(args: argparse.Namespace, rows: Sequence[Row], output: Path) -> li
 
     Raises:
         FileNotFoundError, ValueError: a row that could not be trained, or that is the same as
-            another one; a folder that holds another run. One line that names the row.
+            another one; a row that is evaluated on other images than the first; a folder that holds
+            another run. One line that names the row.
     """
     _check_options(args.opts)
     _check_names(rows)
     plan: dict[str, list[Run]] = {}
+    evaluated: dict[str, dict[str, str]] = {}
     for row in rows:
         try:
             plan[row.name] = list(_runs(args, row, output))
             _check_run(plan[row.name][0].cfg)
+            evaluated[row.name] = _evaluated(plan[row.name][0].cfg)
         except (CacheError, OSError, ValueError) as error:
             text = one_line(error).removeprefix("override: ")
             raise ValueError(f"{row.title}{text}") from error
+    _check_evaluated(rows, plan, evaluated)
     _check_digests(rows, plan)
     runs = [runs[number] for number in range(args.seeds) for runs in plan.values()]
     for run in runs:
@@ -158,6 +164,30 @@ def _check_run(cfg: CfgNode) -> None:
     for method, config in chosen_methods(setup):
         if teacher:
             method(config, teacher.pair)
+
+
+def _evaluated(cfg: CfgNode) -> dict[str, str]:
+    """What a config is evaluated on: name to digest, before the next row registers its folder.
+
+    Sets of other evaluators are those that a module registers once, for all rows.
+    """
+    return {
+        name: annotations_digest(locate(name)[0]) for name in cfg.DATASETS.TEST if is_coco(name)
+    }
+
+
+def _check_evaluated(
+    rows: Sequence[Row], plan: dict[str, list[Run]], evaluated: dict[str, dict[str, str]]
+) -> None:
+    first = rows[0]
+    for row in rows[1:]:
+        for name, digest in evaluated[first.name].items():
+            if evaluated[row.name][name] != digest:
+                here, there = (plan[one.name][0].cfg.DATASET.FOLDER for one in (row, first))
+                raise ValueError(
+                    f"{row.title}DATASET.FOLDER is {here!r}, and {there!r} in row {first.name!r}: "
+                    f"their annotations of {name} differ, but {SAME_IMAGES}"
+                )
 
 
 def _check_digests(rows: Sequence[Row], plan: dict[str, list[Run]]) -> None:

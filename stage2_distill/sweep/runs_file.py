@@ -17,12 +17,15 @@ from typing import Any
 from configs.safe_yaml import ConfigMapping, read_yaml
 
 _PARTS = ("rows", "common")
+SAME_IMAGES = (
+    "all rows are evaluated on the same images; give it for all of them, behind the options of the "
+    "command"
+)
 # Overrides that would make the rows another thing than rows of one table, and who gives them.
 RESERVED = {
     "SEED": "--seeds gives it",
     "OUTPUT_DIR": "--output gives it",
-    "DATASETS.TEST": "all rows are evaluated on the same images; give it for all of them, behind "
-    "the options of the command",
+    "DATASETS.TEST": SAME_IMAGES,
     "MODEL.DEVICE": "all rows are trained on devices of one kind; give it for all of them, behind "
     "the options of the command",
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from configs.loader import load_config
 from detectors.run_record import RunRecord, run_digest
 from stage2_distill.__main__ import main
 from stage2_distill.sweep import schedule
+from stage2_distill.sweep.plan import plan_runs
+from stage2_distill.sweep.runs_file import read_rows
 from stage2_distill.sweep.slots import find_slots
 from stage2_distill.sweep.worker import only_sweep
 from tests.stage2_distill.conftest import Configure
@@ -27,11 +32,16 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "start", None)
 
 
+def write_runs(folder: Path, rows: str) -> str:
+    path = folder / "runs.yaml"
+    path.write_text(f"rows: {{{rows}}}")
+    return str(path)
+
+
 def refused(path: Path, rows: str, capsys: Capture, *options: str) -> str:
     """What a sweep of these rows says in its last line."""
-    runs = path.with_name("runs.yaml")
-    runs.write_text(f"rows: {{{rows}}}")
-    command = ["sweep", "--config-file", str(path), "--runs", str(runs), *options]
+    runs = write_runs(path.parent, rows)
+    command = ["sweep", "--config-file", str(path), "--runs", runs, *options]
     assert main(command) == 1
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("error: ")
@@ -82,6 +92,32 @@ def test_an_option_that_makes_no_table_is_refused(
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert said in refused(configure(), "a: {}", capsys, *options)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_all_rows_are_evaluated_on_the_same_images(
+    configure: Configure, folder: Path, tmp_path: Path, is_same: bool
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder / "data" / "annotations", other / "annotations")
+    (other / "images").symlink_to(folder / "data" / "images")
+    changed = other / "annotations" / f"instances_{'train' if is_same else 'val'}.json"
+    content = json.loads(changed.read_text())
+    content["annotations"].pop()
+    changed.write_text(json.dumps(content))
+    rows = read_rows(write_runs(tmp_path, f"a: {{}}, b: {{DATASET.FOLDER: {other}}}"))
+    args = argparse.Namespace(
+        config_file=str(configure()), imports=[], opts=["TEACHER.SOURCE", "none"], seeds=1
+    )
+    if is_same:
+        assert [run.row for run in plan_runs(args, rows, tmp_path / "sweep")] == ["a", "b"]
+        return
+    said = (
+        f"row 'b': DATASET.FOLDER is '{other}', and '{folder / 'data'}' in row 'a': their "
+        "annotations of folder_val differ, but all rows are evaluated on the same images; give it "
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        plan_runs(args, rows, tmp_path / "sweep")
 
 
 def record_of(path: Path, folder: Path, *overrides: Any) -> None:
