@@ -301,8 +301,8 @@ def register_data(
 
     Raises:
         FileNotFoundError: the annotations or images of a dataset are missing.
-        ValueError: no dataset of that name is known, its annotations are refused, or the
-            datasets have different categories.
+        ValueError: no dataset of that name is known, its annotations are refused, the datasets
+            have different categories, or one to evaluate on has no objects.
     """
     from .datasets import check_datasets
 

@@ -52,6 +52,7 @@ def check_datasets(cfg: CfgNode, *, use: Collection[str], images: bool) -> list[
         needed = [name for key in use for name in cfg.DATASETS[key]]
         register_folder(cfg.DATASET.FOLDER, needed=[*needed, *unlabelled])
     used = _used(cfg, use)
+    _require_objects(used)
     for name in unlabelled:
         adopt(name, labelled=False)
     compared = [one.categories for one in used]
@@ -75,6 +76,18 @@ def _adopted(key: str, names: Iterable[str]) -> Iterator[_Set]:
         # Formats of other evaluators, such as that of LVIS, are left to detectron2.
         if name not in DatasetCatalog or is_coco(name):
             yield _Set(key=f"DATASETS.{key}", name=name, annotations=adopt(name))
+
+
+def _require_objects(used: Iterable[_Set]) -> None:
+    """Refuse an evaluation set in which there is nothing to find: it has no AP, not one of 0."""
+    for one in used:
+        # `all` is true of no objects, too. To train on, images without objects are of use.
+        if one.key == "DATASETS.TEST" and one.annotations.objects.crowds.all():
+            raise ValueError(
+                f"{one.annotations.path} ({one.key}): expected objects to find, got "
+                f"{len(one.annotations.images)} images without any, of which there is no AP; name "
+                "a set with objects, or, to train without evaluation, none: ()"
+            )
 
 
 def _training_categories(cfg: CfgNode, tested: _Categories) -> Iterator[_Categories]:

@@ -98,7 +98,7 @@ def evaluate_cache(
         FileNotFoundError: there is no cache, or no annotation file.
         CacheError: the cache is damaged.
         ValueError: the view is not there or not complete, or the annotations are not those of
-            the cache's images and classes.
+            the cache's images and classes, or have no object there.
     """
     reader = CacheReader(cache, ())
     incomplete = _incomplete_views(reader)
@@ -112,6 +112,12 @@ def evaluate_cache(
     images = planned.without(reader.manifest.excluded)
     if not len(images):
         raise ValueError(f"{cache} leaves out all of its images (DATASET.EXCLUDE): none is left")
+    held = np.isin(truth.objects.image_ids, images.ids)
+    if truth.objects.crowds[held].all():  # true of none, too
+        raise ValueError(
+            f"{truth.path}: expected objects to find, got none in the {len(images)} images of "
+            f"{cache}, of which there is no AP; give annotations with objects"
+        )
     found: dict[int, dict[str, float]] = {}
     cropped = tuple(one for one in chosen if augmentation.cuts(one))
     of_whole_images = box_evaluator(truth, distributed=False)

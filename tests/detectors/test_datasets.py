@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ def all_crowds(document: dict[str, Any]) -> None:
         one["iscrowd"] = 1
 
 
+def no_objects(document: dict[str, Any]) -> None:
+    document["annotations"].clear()
+
+
 def without_areas(document: dict[str, Any]) -> None:
     for one in document["annotations"]:
         for key in ("area", "iscrowd", "segmentation"):
@@ -141,19 +146,33 @@ def test_every_command_refuses_in_the_sentence_of_the_check(
     assert not (tmp_path / "output").exists() and not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("edit", [null_box, nan_box, all_crowds])
+@pytest.mark.parametrize("edit", [null_box, nan_box, all_crowds, no_objects])
 def test_a_bad_evaluation_set_is_refused_before_the_training(
     edit: Edit, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(data(val=edit))
     for command in (["train"], ["eval"], ["train", "--eval-only"]):
         assert main([*command, "--config-file", config]) == 1
-        assert "data/annotations/instances_val.json: " in capsys.readouterr().err.splitlines()[-1]
+        assert "data/annotations/instances_val.json" in capsys.readouterr().err.splitlines()[-1]
     assert COMMANDS["distill"](config) == 1
-    assert "data/annotations/instances_val.json: " in capsys.readouterr().err.splitlines()[-1]
+    assert "data/annotations/instances_val.json" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "output").exists()
     # A dump has no use for it.
     assert COMMANDS["plan"](config) == 0
+
+
+def test_an_evaluation_set_without_objects_is_refused_with_the_way_out(
+    data: Data, tmp_path: Path
+) -> None:
+    config = str(data(val=no_objects))
+    said = (
+        f"{tmp_path}/data/annotations/instances_val.json (DATASETS.TEST): expected objects to "
+        "find, got 3 images without any, of which there is no AP; name a set with objects, or, to "
+        "train without evaluation, none: ()"
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        register_data(load_config(config))
+    register_data(load_config(config, ["DATASETS.TEST", "()"]))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -303,7 +322,7 @@ def test_a_model_without_known_classes_is_not_judged(data: Data) -> None:
 
 
 def test_a_set_without_objects_can_be_trained_on_if_asked_for(data: Data) -> None:
-    config = str(data(train=lambda document: document["annotations"].clear()))
+    config = str(data(train=no_objects))
     cfg = load_config(config, ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"])
     register_data(cfg)
     assert len(training_images(Setup(cfg))) == 6

@@ -270,6 +270,7 @@ def without_objects(document: dict[str, Any]) -> None:
         (without_a_category, "has 2 categories, but the teacher .* has 3 classes"),
         (with_a_null_box, r"other\.json: .*: annotation 1: `bbox` must be 4 numbers, got None"),
         (without_objects, "there is no list `annotations`"),
+        (lambda d: d["annotations"].clear(), r"expected objects to find, got none in the \d+ imag"),
     ],
 )
 def test_annotations_of_something_else_are_refused(
