@@ -21,7 +21,7 @@ from configs import backbones, fcos_node, loader
 from configs.markdown import markdown_table
 from configs.nodes import NODES, OWN_NODES
 from configs.rules import MAX_WHOLE
-from configs.stock_keys import COMMANDS, OF_HEADS, REFUSALS, STAGES, STUDENTS
+from configs.stock_keys import COMMANDS, OF_HEADS, OF_NODES, REFUSALS, STAGES, STUDENTS
 from configs.stock_limits import LIMITS, TOGETHER, value_of
 
 _GROUPS = {COMMANDS: "every command", STAGES: "the stages", STUDENTS: "the stages but for dumps"}
@@ -60,10 +60,10 @@ def added_keys() -> Iterator[str]:
 
 
 def refused_keys() -> Iterator[str]:
-    """Where a key would be accepted and ignored, and is refused; but for those of other heads."""
+    """Where a key would be accepted and ignored, and is refused; but for other heads' and ours."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in REFUSALS:
-        if one not in OF_HEADS:
+        if one not in (*OF_HEADS, *OF_NODES):
             where = _GROUPS.get(one.readers) or ", ".join(f"`{name}`" for name in one.readers)
             reasons.setdefault((where, _without_values(one.reason)), []).append(f"`{one.key}`")
     yield from markdown_table(

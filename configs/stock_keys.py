@@ -1,22 +1,24 @@
-"""What detectron2 users set and a command here would ignore: one table of refusals.
+"""What users set and a command here would ignore: one table of refusals.
 
-Plain training and evaluation are detectron2's and take its keys as they are. The stages take their
-images from the node VIEWS, and their detectors apart: there a key of detectron2's acts, or is
-refused by its name. Keys of the student's training are not refused where a config that states them
-is only dumped or shown.
+Plain training and evaluation are detectron2's and take its keys as they are; of our nodes they read
+DATASET alone, and refuse overrides of the others, while a file may serve the stages too. The stages
+take their images from the node VIEWS, and their detectors apart: there a key of detectron2's acts,
+or is refused by its name. Keys of the student's training are not refused where a config that states
+them is only dumped or shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
 from configs.fcos_node import FCOS_DEFAULTS
+from configs.nodes import NODES, OWN_NODES, DatasetConfig
 from configs.origins import is_override, is_stated, place_of
 from configs.stock_limits import value_of
 
@@ -30,7 +32,8 @@ FIDELITY = "stage2_distill fidelity"
 TEACHER = "TEACHER.CONFIG"
 
 STAGES = (DUMP, DISTILL, SHOW, FIDELITY)
-COMMANDS = (TRAIN, EVAL, *STAGES)
+PLAIN = (TRAIN, EVAL)
+COMMANDS = (*PLAIN, *STAGES)
 # Where the config's own detector is taken apart.
 STUDENTS = (DISTILL, SHOW, FIDELITY)
 
@@ -249,6 +252,34 @@ def _of_other_heads(key: str) -> Refusal:
 OF_HEADS = (
     *(_of_retinanet(name) for name in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST")),
     *(refusal for key in _head_keys() for refusal in _of_another_head(key)),
+)
+# Why plain training and evaluation read nothing of a node of ours.
+_NOT_PLAIN = {
+    "VIEWS": "a plain detector sees no views: sizes, flip and crop of its images are those of "
+    "INPUT; set those",
+    "STUDENT_VIEWS": "a plain detector sees no views; leave it out, or train with `python -m "
+    "stage2_distill train` and TEACHER.SOURCE none",
+}
+_NO_TEACHER = (
+    "a plain detector has no teacher; leave it out, or train with `python -m stage2_distill train`"
+)
+
+
+def _of_node(name: str) -> Iterator[Refusal]:
+    """A file may serve both ways, as that of a student does; an override is for this command."""
+    for item in fields(NODES[name]):
+        key = f"{name}.{item.name.upper()}"
+        yield Refusal(
+            key=key,
+            readers=PLAIN,
+            allowed=_from_a_file(key),
+            reason=_NOT_PLAIN.get(name, _NO_TEACHER),
+        )
+
+
+# Keys of our nodes that are of no use to a plain detector.
+OF_NODES = tuple(
+    refusal for name in OWN_NODES if name != DatasetConfig.node for refusal in _of_node(name)
 )
 REFUSALS = (
     Refusal(
@@ -470,4 +501,5 @@ REFUSALS = (
         allowed=_adamw(_one_of(0.9)),
         reason="SOLVER.OPTIMIZER is ADAMW, which has decay rates of its own; leave it at 0.9",
     ),
+    *OF_NODES,
 )

@@ -1,6 +1,7 @@
 """Every key of detectron2's that a user would set acts in a command, or is refused by its name."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import detectors.__main__
 import stage1_dump.__main__
 import stage2_distill.__main__
 from configs.loader import default_config, load_config
+from configs.nodes import NODES, OWN_NODES
 from configs.stock_keys import (
     COMMANDS,
     DISTILL,
@@ -18,6 +20,7 @@ from configs.stock_keys import (
     EVAL,
     FIDELITY,
     HEADS,
+    OF_NODES,
     REFUSALS,
     SHOW,
     STAGES,
@@ -309,6 +312,36 @@ def test_fcos_draws_nothing_while_it_trains(config: Path) -> None:
         refuse_ignored(load_config(str(config), [*stated, "FCOS"]), TRAIN)
 
 
+@pytest.mark.parametrize("node", OWN_NODES)
+def test_plain_training_refuses_overrides_of_our_nodes_but_dataset(node: str, config: Path) -> None:
+    stated = {f"{node}.{item.name.upper()}": item.default for item in fields(NODES[node])}
+    pairs = [part for key, value in stated.items() for part in (key, str(value))]
+    in_a_file = yaml.safe_load(config.read_text())
+    in_a_file[node] = {key.partition(".")[2]: value for key, value in stated.items()}
+    both_ways = config.with_name("both.yaml")
+    both_ways.write_text(yaml.safe_dump(in_a_file))
+    for command in (TRAIN, EVAL):
+        refuse_ignored(load_config(str(both_ways)), command)
+        if node == "DATASET":
+            refuse_ignored(load_config(str(config), pairs), command)
+            continue
+        way_out = "are those of INPUT; set those" if node == "VIEWS" else "leave it out"
+        with pytest.raises(ValueError, match=f"override: {node}.* is .*, but a plain .*{way_out}"):
+            refuse_ignored(load_config(str(config), pairs), command)
+    assert {one.key for one in OF_NODES if one.key.startswith(f"{node}.")} == (
+        set() if node == "DATASET" else set(stated)
+    )
+
+
+@pytest.mark.parametrize("command", [TRAIN, EVAL])
+def test_an_override_of_views_ends_a_plain_command_before_it_begins(
+    command: str, config: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert started(command, config, "VIEWS.FLIP", "0.0") == 1
+    assert "error: override: VIEWS.FLIP is 0.0, but a plain detector" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
+
+
 def test_every_entry_of_the_table_is_tried() -> None:
     of_heads = tuple(f"MODEL.{node}." for nodes in HEADS.values() for node in nodes)
     others = {
@@ -321,5 +354,9 @@ def test_every_entry_of_the_table_is_tried() -> None:
         "VIEWS.LAST",
         "VIEWS.LAST_ITERS",
     }
-    tried = {refusal.key for refusal in REFUSALS if not refusal.key.startswith(of_heads)}
+    tried = {
+        refusal.key
+        for refusal in REFUSALS
+        if refusal not in OF_NODES and not refusal.key.startswith(of_heads)
+    }
     assert tried == {case[0] for case in CASES} | others
