@@ -22,6 +22,7 @@ from storage import Geometry
 from ..backbones import backbone_identity, neck_of, padding_of
 from ..ranks import mean_over_ranks
 from .base import BoxTransform
+from .outputs import DenseOutputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class DenseFamily:
     # The nodes that the heads read, and those of their settings that act in training alone: two
     # teachers that differ in them, but not in their weights, compute the same outputs.
     training_only: ClassVar[Mapping[str, tuple[str, ...]]]
+    # The methods `losses` that are known to join the levels, whose order alone matters to them.
+    joining_losses: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
     def layout(self, cfg: CfgNode) -> Layout:
         """What the parts of the model say of themselves; built once a config."""
@@ -144,6 +147,17 @@ class DenseFamily:
     def lazy_config(self, cfg: CfgNode) -> str:
         """See `DetectorFamily`."""
         return ""
+
+    def for_losses(
+        self, model: DenseDetector, outputs: DenseOutputs, values: Tensor
+    ) -> list[Tensor]:
+        """List (N, R, ...) values as the model's own `losses` takes them, which is by level.
+
+        To one that joins the levels, one entry for all of them gives the same sums without a second
+        copy of the logits.
+        """
+        joins = type(model).losses in self.joining_losses
+        return [values] if joins else outputs.by_level(values)
 
     def box_transform(self, model: DenseDetector) -> BoxTransform:
         """See `DetectorFamily`."""

@@ -16,7 +16,6 @@ from itertools import accumulate, pairwise
 import torch
 from detectron2.layers import batched_nms, nms
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -61,7 +60,7 @@ def dense_detections(
 def _image_by_image(model: DenseDetector, outputs: DenseOutputs, scores: Tensor) -> Tensor:
     """What the model's class finds, (N, F, 6) as `pack_detections` takes it."""
     counts = outputs.anchors_per_level
-    anchors = [Boxes(level) for level in outputs.anchors.split(counts)]
+    anchors = outputs.level_anchors
     return side_by_side(
         [
             model.inference_single_image(

@@ -249,12 +249,11 @@ def _with_second_stage(model: GeneralizedRCNN, outputs: RcnnOutputs) -> RcnnOutp
 
 def _proposals(rpn: RPN, outputs: DenseOutputs) -> list[Instances]:
     """The RPN's proposals, as many as its mode says."""
-    counts = outputs.anchors_per_level
     found: list[Instances] = rpn.predict_proposals(
-        [Boxes(one) for one in outputs.anchors.split(counts)],
+        outputs.level_anchors,
         # NMS on a CPU wants the boxes' own type.
-        list(outputs.logits[..., 0].float().split(counts, dim=1)),
-        list(outputs.deltas.split(counts, dim=1)),
+        outputs.by_level(outputs.logits[..., 0].float()),
+        outputs.by_level(outputs.deltas),
         outputs.image_sizes,
     )
     return found

@@ -8,7 +8,7 @@ Shape letters: N images, K classes, R positions of an image (all levels), G boxe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -17,11 +17,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from storage import Signal
 
+from .. import fcos_model
 from ..building import of_the_model
 from ..fcos_lazy import lazy_config
 from .anchors import anchors_of
@@ -77,6 +78,7 @@ class FcosFamily(DenseFamily):
         "forward_training",
         "_transpose_dense_predictions",
     )
+    joining_losses: ClassVar[tuple[Callable[..., Any], ...]] = (FCOS.losses, fcos_model.FCOS.losses)
     num_classes_key = "MODEL.FCOS.NUM_CLASSES"
     class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
     node = "FCOS"
@@ -147,21 +149,14 @@ class FcosFamily(DenseFamily):
     ) -> TrainingStep:
         """See `DetectorFamily`."""
         assert isinstance(outputs, FcosOutputs)
-        # By level: joined, each position would be free to learn objects of every size.
-        levels = outputs.anchors.split(outputs.anchors_per_level)
-        labels, boxes = model.label_anchors([Boxes(level) for level in levels], targets)
+        anchors = outputs.level_anchors
+        labels, boxes = model.label_anchors(anchors, targets)
         positive = torch.stack(labels) != model.num_classes
-        # FCOS.losses concatenates the levels: one list entry for all of them gives the same sums
-        # without a second copy of the logits.
-        losses = partial(
-            model.losses,
-            [Boxes(outputs.anchors)],
-            [outputs.logits],
-            labels,
-            [outputs.deltas],
-            boxes,
-            [outputs.centerness],
+        logits, deltas, centerness = (
+            self.for_losses(model, outputs, values)
+            for values in (outputs.logits, outputs.deltas, outputs.centerness)
         )
+        losses = partial(model.losses, anchors, logits, labels, deltas, boxes, centerness)
         if global_counts:
             losses = partial(losses_by_global_counts, model, losses, positive, _INITIAL_NORMALIZER)
         return TrainingStep(positive=positive, ignored=torch.zeros_like(positive), losses=losses)

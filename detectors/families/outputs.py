@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
+from detectron2.structures import Boxes
 from torch import Tensor
 
 
@@ -38,6 +39,15 @@ class DenseOutputs:
     def level_sizes(self) -> list[tuple[int, int]]:
         """Height and width of every level's grid, in positions."""
         return [(int(f.shape[-2]), int(f.shape[-1])) for f in self.features]
+
+    @property
+    def level_anchors(self) -> list[Boxes]:
+        """The anchors as detectron2's own parts take them: L times (R_l, 4)."""
+        return [Boxes(level) for level in self.anchors.split(self.anchors_per_level)]
+
+    def by_level(self, values: Tensor) -> list[Tensor]:
+        """View (N, R, ...) values as those of each level."""
+        return list(values.split(self.anchors_per_level, dim=1))
 
     def signals(self) -> dict[str, Tensor]:
         """The same outputs as a cache takes them: signal name to values, levels side by side."""
@@ -77,7 +87,7 @@ class DenseOutputs:
         """Of (N, R, ...) values, those of some levels alone."""
         if list(kept) == list(range(len(self.features))):
             return values
-        of_levels = values.split(self.anchors_per_level, dim=1)
+        of_levels = self.by_level(values)
         # Of no level, too: a method may ask for nothing that lies on one.
         return torch.cat([values[:, :0], *(of_levels[level] for level in kept)], dim=1)
 

@@ -6,7 +6,7 @@ one, so that the outputs between them can be cached and distilled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from storage import Signal
@@ -42,6 +42,7 @@ class RetinaNetFamily(DenseFamily):
         "forward_training",
         "_transpose_dense_predictions",
     )
+    joining_losses: ClassVar[tuple[Callable[..., Any], ...]] = (RetinaNet.losses,)
     num_classes_key = "MODEL.RETINANET.NUM_CLASSES"
     class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1}
     node = "RETINANET"
@@ -110,13 +111,14 @@ class RetinaNetFamily(DenseFamily):
         global_counts: bool = False,
     ) -> TrainingStep:
         """See `DetectorFamily`."""
-        anchors = [Boxes(outputs.anchors)]
+        anchors = outputs.level_anchors
         labels, boxes = model.label_anchors(anchors, targets)
         stacked = torch.stack(labels)
         positive = (stacked >= 0) & (stacked != model.num_classes)
-        # RetinaNet.losses concatenates the levels: one list entry for all of them gives the same
-        # sums without a second copy of the logits.
-        losses = partial(model.losses, anchors, [outputs.logits], labels, [outputs.deltas], boxes)
+        logits, deltas = (
+            self.for_losses(model, outputs, values) for values in (outputs.logits, outputs.deltas)
+        )
+        losses = partial(model.losses, anchors, logits, labels, deltas, boxes)
         if global_counts:
             losses = partial(losses_by_global_counts, model, losses, positive, _INITIAL_NORMALIZER)
         return TrainingStep(positive=positive, ignored=stacked < 0, losses=losses)

@@ -14,6 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import fcos, retinanet
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
@@ -85,6 +86,67 @@ def test_losses_and_gradients_are_detectron2_s_bit_for_bit(
         torch.stack(list(losses.values())).sum().backward()
     for mine, stocks in zip(model.parameters(), theirs.parameters(), strict=True):
         assert mine.grad is not None and torch.equal(mine.grad, stocks.grad)
+
+
+def nearest_of_each_level(self: Any, anchors: list[Boxes], objects: list[Instances]) -> Any:
+    """Of the user's: the three places of each level whose centres are nearest learn an object."""
+    boxes = [Boxes.cat(anchors).tensor for _ in objects]
+    labels = []
+    for one in objects:
+        levels = [torch.full((len(level),), self.num_classes) for level in anchors]
+        for kind, centre in zip(one.gt_classes, one.gt_boxes.get_centers(), strict=True):
+            for label, level in zip(levels, anchors, strict=True):
+                apart = (level.get_centers() - centre).norm(dim=1)
+                label[apart.topk(min(3, len(level)), largest=False).indices] = kind
+        labels.append(torch.cat(levels))
+    return labels, boxes
+
+
+def weighted_by_level(self: Any, anchors: list[Boxes], logits: Any, labels: Any, *rest: Any) -> Any:
+    """Of the user's: one more loss, in which coarse levels weigh more."""
+    found = super(type(self), self).losses(anchors, logits, labels, *rest)
+    levels = zip(anchors, logits, rest[0], strict=True)
+    weighted = [len(logits) / len(level) * (a.sum() + b.sum()) for level, a, b in levels]
+    return {**found, "loss_own": torch.stack(weighted).sum()}
+
+
+def centres_of_coarse_levels(self: Any, anchors: list[Boxes], boxes: Any) -> Any:
+    """Of the user's: the finest level's positions are less of a centre."""
+    found = fcos.FCOS.compute_ctrness_targets(self, anchors, boxes)
+    found[:, : len(anchors[0])] /= len(anchors)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cfg", "name", "rule"),
+    [
+        (family, name, rule)
+        for family in ("RetinaNet", "FCOS")
+        for name, rule in (
+            ("label_anchors", nearest_of_each_level),
+            ("losses", weighted_by_level),
+            ("compute_ctrness_targets", centres_of_coarse_levels),
+        )
+        if family == "FCOS" or rule is not centres_of_coarse_levels
+    ],
+    indirect=["cfg"],
+)
+def test_a_class_s_own_rules_are_given_the_levels_as_in_its_own_training(
+    family: DetectorFamily, model: nn.Module, name: str, rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (retinanet, fcos):
+        monkeypatch.setattr(module, "sigmoid_focal_loss_jit", sigmoid_focal_loss)
+    batch, stock = random_batch(SIZES[0]), copy.deepcopy(model).train()
+    own = type("Own", (type(model),), {name: rule})
+    monkeypatch.setattr(model, "__class__", own)
+    theirs = copy.deepcopy(model).train()
+    targets = [item["instances"] for item in batch]
+    with EventStorage():
+        wanted, without = theirs(batch), stock(batch)
+        step = family.training_step(model.train(), family.run(model, batch), targets)
+        losses = step.losses()
+    torch.testing.assert_close(losses, wanted)
+    assert losses != without
 
 
 @sizes_of_batches
