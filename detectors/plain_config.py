@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,28 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from configs.backbones import BACKBONES
-from configs.fcos_node import FCOS_DEFAULTS
-from configs.nodes import users_nodes
+from configs.loader import default_config
+from configs.nodes import NODES, users_nodes
 from configs.stock_limits import leaves, value_of
 
 from . import backbones, fcos_model  # noqa: F401 (registers them)
 
-_OURS = f"{__package__}."
+# Below MODEL.
+_PARTS = (*BACKBONES, "FCOS")
 
 
 def add_config(cfg: CfgNode) -> None:
-    """Add to detectron2's own config what our backbones and our FCOS read, as it is by default.
+    """Add to detectron2's own config what our parts and the user's read, as it is by default.
 
-    Importing this module registers them.
+    These are the nodes of our backbones and our FCOS, which importing this module registers; and
+    all nodes of `configs.nodes`, with those that modules of the user's have registered so far.
 
     Args:
         cfg: of `detectron2.config.get_cfg`; changed in place.
     """
-    for name, keys in {**BACKBONES, "FCOS": FCOS_DEFAULTS}.items():
-        cfg.MODEL[name] = CfgNode(deepcopy(keys))
+    ours = default_config()
+    cfg.MODEL.update({name: ours.MODEL[name] for name in _PARTS})
+    cfg.update({name: ours[name] for name in NODES})
 
 
 def plain_config(cfg: CfgNode, weights: Path) -> str:
@@ -40,16 +42,15 @@ def plain_config(cfg: CfgNode, weights: Path) -> str:
         cfg: of `configs.loader`.
         weights: what MODEL.WEIGHTS shall be.
     """
-    plain, steps = get_cfg(), []
-    steps += [f"import {module}" for module in cfg.IMPORTS]
-    steps += ["cfg = get_cfg()"]
-    if _needs_ours(cfg):
-        add_config(plain)
-        steps.insert(0, f"from {__name__} import add_config")
-        steps.append("add_config(cfg)")
-    for name, node in users_nodes(cfg).items():
-        plain[name] = node.clone()
-        steps.append(f"cfg.{name} = CfgNode(new_allowed=True)")
+    plain, steps = get_cfg(), [f"import {module}" for module in cfg.IMPORTS]
+    users, is_stock = users_nodes(cfg), _is_stock(cfg)
+    plain.update({name: node.clone() for name, node in users.items()})
+    if not is_stock:
+        plain.MODEL.update({name: cfg.MODEL[name].clone() for name in _PARTS})
+    if users or not is_stock:
+        steps += [f"from {__name__} import add_config", "cfg = get_cfg()", "add_config(cfg)"]
+    else:
+        steps.append("cfg = get_cfg()")
     for key, _ in list(leaves(plain)):
         _set(plain, key, value_of(cfg, key))
     plain.MODEL.WEIGHTS = str(weights)
@@ -63,12 +64,13 @@ def plain_config(cfg: CfgNode, weights: Path) -> str:
     return f"{comment}\n{text}"
 
 
-def _needs_ours(cfg: CfgNode) -> bool:
+def _is_stock(cfg: CfgNode) -> bool:
+    """Whether detector and backbone are detectron2's; of the user's may read what ours do."""
     parts = (
         META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE),
         BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME),
     )
-    return any(part.__module__.startswith(_OURS) for part in parts)
+    return all(part.__module__.startswith("detectron2.") for part in parts)
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:

@@ -21,6 +21,14 @@ MODULES = tuple(
     f"my_project.{one}"
     for one in ("nodes", "models", "detector", "data", "steps", "codecs", "methods")
 )
+# The exported student, as docs/EXPORT.md has it.
+BUILD = """
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+{steps}
+assert not DetectionCheckpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
+"""
 # Of a machine without a GPU and without spare cores.
 SMALL = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
 
@@ -58,8 +66,13 @@ def dumped(project: Path) -> Path:
 def run(project: Path, command: str, *options: str) -> None:
     """Run a command of the page with more options."""
     module, name, *rest = command.split()
+    python(project, "-m", module, name, *options, *rest, *SMALL)
+
+
+def python(project: Path, *arguments: str) -> None:
+    """Run Python in the user's folder."""
     found = subprocess.run(
-        [sys.executable, "-m", module, name, *options, *rest, *SMALL],
+        [sys.executable, *arguments],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -81,6 +94,11 @@ def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> No
     assert "head.shared.weight" in weights
     metrics = (dumped / "output" / "student" / "metrics.json").read_text()
     assert "loss_energy" in metrics and "loss_gid_feature" in metrics
+    # By the first lines of its config, from the same folder.
+    text = (dumped / "output/student/student_final.yaml").read_text()
+    steps = re.findall(r"^#     (.*)$", text, flags=re.MULTILINE)
+    steps[-1] = steps[-1].replace("student_final", "output/student/student_final")
+    python(dumped, "-c", BUILD.format(steps="\n".join(steps)))
 
 
 def test_views_have_the_augmentation_of_the_page(dumped: Path) -> None:

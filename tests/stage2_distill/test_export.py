@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import make_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,13 +21,18 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
+from detectron2.modeling.backbone.fpn import build_retinanet_resnet_fpn_backbone
 from PIL import Image
+from torch import nn
 
+from configs.loader import settings
 from configs.nodes import NODES, register_node
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import Setup, export_model
 from detectors.evaluate import evaluate
+from detectors.fcos_model import FCOS as FcosOfConfig
 from detectors.plain_config import plain_config
 from tests.detectors.backbones.cases import model as on_backbone
 from tests.stage2_distill.conftest import Configure
@@ -123,7 +129,7 @@ def built_by_its_first_lines(folder: Path, text: str) -> CfgNode:
     path = folder / "student_final.yaml"
     path.write_text(text)
     steps = "\n".join(re.findall(r"^#     (.*)$", text, re.MULTILINE))
-    names: dict[str, Any] = {"get_cfg": get_cfg, "CfgNode": CfgNode}
+    names: dict[str, Any] = {"get_cfg": get_cfg}
     exec(steps.replace(path.name, str(path)), names)
     return names["cfg"]
 
@@ -147,25 +153,75 @@ def test_the_config_s_first_lines_say_what_else_is_needed(
 ) -> None:
     ours = write_config(tmp_path / "config.yaml", {**DETECTOR, **content})
     found = built_by_its_first_lines(tmp_path, plain_config(ours, tmp_path / "student_final.pth"))
-    torch.manual_seed(0)
-    stock = build_model(found).state_dict()
-    torch.manual_seed(0)
-    wanted = build_model(ours).state_dict()
-    assert stock.keys() == wanted.keys()
-    assert all(torch.equal(stock[name], wanted[name]) for name in wanted)
+    assert_same_model(found, ours)
 
 
-def test_modules_and_nodes_of_the_user_s_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def assert_same_model(found: CfgNode, wanted: CfgNode) -> None:
+    """Two configs build one model."""
+    states = []
+    for cfg in (found, wanted):
+        torch.manual_seed(0)
+        states.append(build_model(cfg).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def of_its_node(cfg: CfgNode, shape: ShapeSpec) -> Any:
+    """A user's backbone, which reads a node of the user's as docs/EXTENDING.md has it."""
+    found = build_retinanet_resnet_fpn_backbone(cfg, shape)
+    found.further = nn.Conv2d(settings(cfg)["MINE"].width, 1, 1)
+    return found
+
+
+def on_ours(cfg: CfgNode, shape: ShapeSpec) -> Any:
+    """A user's backbone, around one of ours."""
+    return BACKBONE_REGISTRY.get("build_retinanet_mobilenet_v2_fpn_backbone")(cfg, shape)
+
+
+class OwnFcos(FcosOfConfig):
+    """A user's detector, which derives from ours."""
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """As a module of the user's, `my_module`, leaves the registries."""
+    with (
+        patch.dict(sys.modules, my_module=ModuleType("my_module")),
+        patch.dict(NODES),
+        patch.dict(BACKBONE_REGISTRY._obj_map, of_its_node=of_its_node, on_ours=on_ours),
+        patch.dict(META_ARCH_REGISTRY._obj_map, OwnFcos=OwnFcos),
+    ):
+        yield
+
+
+def assert_first_lines_build(folder: Path, model: dict[str, Any], **nodes: Any) -> None:
+    content = {**DETECTOR, "MODEL": model, "IMPORTS": ["my_module"], **nodes}
+    cfg = write_config(folder / "config.yaml", content)
+    text = plain_config(cfg, folder / "student_final.pth")
+    assert "#     import my_module\n" in text
+    assert_same_model(built_by_its_first_lines(folder, text), cfg)
+
+
+def test_the_first_lines_know_the_nodes_of_the_user_s_modules(
+    registered: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "my_module", ModuleType("my_module"))
-    with patch.dict(NODES):
-        register_node(make_dataclass("Mine", [("width", int, 1)], namespace={"node": "MINE"}))
-        cfg = write_config(
-            tmp_path / "config.yaml", {**DETECTOR, "IMPORTS": ["my_module"], "MINE": {"WIDTH": 2}}
-        )
-        text = plain_config(cfg, tmp_path / "student_final.pth")
-    assert built_by_its_first_lines(tmp_path, text).MINE.WIDTH == 2
+    register_node(make_dataclass("Mine", [("width", int, 1)], namespace={"node": "MINE"}))
+    model = {**DETECTOR["MODEL"], "BACKBONE": {"NAME": "of_its_node"}}
+    assert_first_lines_build(tmp_path, model, MINE={"WIDTH": 2})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {**on_backbone("mobilenet_v2"), "BACKBONE": {"NAME": "on_ours"}},
+        {**DETECTOR["MODEL"], "FCOS": FCOS["FCOS"], "META_ARCHITECTURE": "OwnFcos"},
+    ],
+    ids=["a backbone around ours", "a detector that derives from ours"],
+)
+def test_the_first_lines_know_what_the_user_s_parts_are_made_of(
+    registered: None, tmp_path: Path, model: dict[str, Any]
+) -> None:
+    assert_first_lines_build(tmp_path, model)
 
 
 def test_the_config_of_a_resnet_needs_detectron2_alone(tmp_path: Path) -> None:
