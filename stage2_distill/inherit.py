@@ -50,14 +50,28 @@ def inherit(student: nn.Module, setup: Setup) -> dict[str, list[str]]:
 
 
 def _of_classes(tensors: Mapping[str, Tensor], setup: Setup) -> Mapping[str, Tensor]:
-    """The tensors of the teacher's head, as if it had the student's classes alone."""
+    """The tensors of the teacher's head, as if it had the student's classes alone.
+
+    Raises:
+        ValueError: a layer that tells classes apart is not found by its name.
+    """
     if setup.class_map is None:
         return tensors
     found = dict(tensors)
     for layer, values in setup.teacher_family.class_layers.items():
-        for name in (f"{layer}.weight", f"{layer}.bias"):
-            if name in found:
-                found[name] = setup.class_map.rows(found[name], values)
+        # A head of the user's may hold the stock one, and its layers have longer names.
+        names = [name for name in tensors if f".{name}".endswith(f".{layer}.weight")]
+        if not names:
+            raise ValueError(
+                f"TEACHER.INHERIT {setup.settings.teacher.inherit}: the teacher's head has no "
+                f"layer named {layer}, whose rows are the classes that TEACHER.CLASSES puts in the "
+                "student's order; name it so, or set TEACHER.INHERIT none"
+            )
+        for name in names:
+            found[name] = setup.class_map.rows(found[name], values)
+            bias = f"{name.removesuffix('weight')}bias"
+            if bias in found:
+                found[bias] = setup.class_map.rows(found[bias], values)
     return found
 
 

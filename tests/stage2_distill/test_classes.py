@@ -16,6 +16,7 @@ from configs.loader import load_config
 from dataset.scenes import CLASS_NAMES
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import Setup, export_model
+from detectors.families.retinanet import RetinaNetFamily
 from stage1_dump.dump import run as dump
 from stage1_dump.evaluate import evaluate_cache
 from stage2_distill.fidelity import measure
@@ -23,6 +24,7 @@ from stage2_distill.show import draw_views
 from stage2_distill.teacher import TeacherSource
 from stage2_distill.teacher_batch import TeacherBatch
 from stage2_distill.trainer import DistillTrainer
+from tests.detectors.families import own_models  # noqa: F401 (registers its models)
 from tests.stage2_distill.conftest import write_student
 from tests.stage2_distill.runs import build, losses_of, train
 from tests.tiny import DETECTOR, FASTER_RCNN, FCOS_DETECTOR, random_detector, write_config
@@ -184,6 +186,27 @@ def test_it_starts_with_the_rows_of_its_classes(home: Home, tmp_path: Path) -> N
 
 
 of_retinanet = pytest.mark.parametrize("home", ["RetinaNet"], indirect=True)
+
+
+@of_retinanet
+def test_a_head_of_the_user_s_own_nesting_starts_so_too_or_is_refused(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = home.of_classes(ALL, META_ARCHITECTURE="HeldRetinaNet")
+    teacher = random_detector(
+        write_config(tmp_path / "held.yaml", {**DETECTOR, "MODEL": model}), seed=1
+    )
+    export_model(teacher, tmp_path / "held.pth")
+    files = {"CONFIG": str(tmp_path / "held.yaml"), "WEIGHTS": str(tmp_path / "held.pth")}
+    path = home.student(tmp_path, TEACHER={**files, "INHERIT": "head", "SOURCE": "none"})
+    trainer = build(path, "MODEL.META_ARCHITECTURE", "HeldRetinaNet")
+    trainer.resume_or_load(resume=False)
+    wanted, state = teacher.state_dict(), trainer.detector.state_dict()
+    for name, tensor in cut(wanted, {"head.held.cls_score": 1}).items():
+        assert not name.startswith("head.") or torch.equal(state[name], tensor), name
+    monkeypatch.setattr(RetinaNetFamily, "class_layers", {"scores": 1})
+    with pytest.raises(ValueError, match=r"head: .* no layer named scores, .*INHERIT none$"):
+        trainer.resume_or_load(resume=False)
 
 
 @of_retinanet

@@ -43,6 +43,29 @@ class DeeperRetinaNet(RetinaNet):
         return {**found, "loss_own": 0.5 * found["loss_box_reg"].square()}
 
 
+class HeldHead(nn.Module):
+    """Holds the stock head, so that its layers have longer names."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.held = head
+
+    def forward(self, features: list[Tensor]) -> Any:
+        """As the stock head."""
+        return self.held(features)
+
+
+@META_ARCH_REGISTRY.register()
+class HeldRetinaNet(RetinaNet):
+    """With that head."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The stock arguments, but for the head."""
+        found: dict[str, Any] = super().from_config(cfg)
+        return {**found, "head": HeldHead(found["head"])}
+
+
 @META_ARCH_REGISTRY.register()
 def build_deeper(cfg: CfgNode) -> nn.Module:
     """The same, by a function: its class cannot be told before it is called."""
