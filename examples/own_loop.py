@@ -15,12 +15,13 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from configs.loader import load_config
-from detectors import Setup, export_model, training_images
+from detectors import SafeCheckpointer, Setup, export_model
 from detectors.building import build_detector
 from detectors.command import register_data
 from stage2_distill.data import build_data
 from stage2_distill.distiller import build_distiller
-from stage2_distill.teacher import open_teacher
+from stage2_distill.inherit import inherit
+from stage2_distill.trainer import images_and_teacher
 
 
 def train(config: str, steps: int, output: Path) -> list[dict[str, float]]:
@@ -30,10 +31,12 @@ def train(config: str, steps: int, output: Path) -> list[dict[str, float]]:
     setup = Setup(cfg)
     torch.manual_seed(max(cfg.SEED, 0))
     # Refuses a cache of another teacher, other views, or without what the methods read.
-    images = training_images(setup)
-    teacher = open_teacher(setup, images)
+    images, teacher = images_and_teacher(setup)
     data = build_data(setup, images, teacher.reader if teacher else None)
     student = build_detector(cfg)
+    if cfg.MODEL.WEIGHTS:
+        SafeCheckpointer(student).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    inherit(student, setup)
     # A module: it gives losses by name, and its parameters are the student's and the methods'.
     distiller = build_distiller(setup, student, teacher).train()
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-4)
