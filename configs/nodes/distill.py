@@ -21,7 +21,9 @@ class DistillConfig:
     # where the method is not named.
     methods: tuple[str, ...] = ("gid",)
     # What losses are divided by, the detector's own included: counts of the rank's images, as in
-    # stock detectron2, or of all ranks' images, so that any number of ranks trains alike.
+    # stock detectron2, or of all ranks' images, so that any number of ranks trains alike; but for
+    # `pkd`, which takes mean and deviation of the rank's own images, and a Faster R-CNN, which
+    # draws its samples of anchors and proposals per rank.
     counts: str = "rank"
     # Iterations over which the weights of all methods rise linearly from zero; 0: none.
     warmup_iters: int = 0
