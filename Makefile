@@ -43,20 +43,23 @@ gpu: setup
 
 # PHOTOGRAPHS="folder folder" adds real images, best one set of 3 and one of 80 classes; accuracy
 # takes the first.
+# Each runs whatever the others came to.
 benchmarks: setup
-	$(VENV) -m benchmarks.cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
-	$(VENV) -m benchmarks.dump
-	$(VENV) -m benchmarks.write_speed
-	$(VENV) -m benchmarks.loader
-	$(VENV) -m benchmarks.colours
-	$(VENV) -m benchmarks.versions
-	$(VENV) -m benchmarks.distill
-	set -e; for family in fcos faster_rcnn; do \
-		$(VENV) -m benchmarks.fidelity --family $$family \
-		$(addprefix --photographs ,$(PHOTOGRAPHS)); done
-	set -e; for family in retinanet fcos faster_rcnn; do \
-		$(VENV) -m benchmarks.accuracy --family $$family \
-		$(if $(PHOTOGRAPHS),--photographs $(firstword $(PHOTOGRAPHS))); done
+	@status=0; \
+	run() { $(VENV) -m "benchmarks.$$@" || status=1; }; \
+	run cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS)); \
+	run fidelity --precision bfloat16; \
+	for command in dump write_speed loader colours versions transfers distill methods; do \
+		run $$command; \
+	done; \
+	for family in fcos faster_rcnn; do \
+		run fidelity --family $$family $(addprefix --photographs ,$(PHOTOGRAPHS)); \
+	done; \
+	for family in retinanet fcos faster_rcnn; do \
+		run accuracy --family $$family \
+			$(if $(PHOTOGRAPHS),--photographs $(firstword $(PHOTOGRAPHS))); \
+	done; \
+	exit $$status
 
 lint: setup
 	$(VENV) -m ruff check .

@@ -2,7 +2,9 @@
 
 ResNet-101 teaches ResNet-50, both RetinaNets with 80 classes and 256 channels as in the configs for
 COCO, with random weights. The three students take turns, step by step, in one process, so that
-whatever else the machine does falls on all of them alike; compared are their median steps.
+whatever else the machine does falls on all of them alike; compared are their median steps. How long
+the cache's student waits for data is measured behind that, while it trains alone: between turns its
+data workers would have the others' time too.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ def measure(job: Settings) -> list[Row]:
     typical = {source: float(np.median(seconds)) for source, seconds in times.items()}
     for source, seconds in typical.items():
         print(f"{source:>6}: {seconds:.3f} s a step")
-    waited = sum(students["cache"].waits[job.warmup :]) / times["cache"].sum()
+    waited = waiting_share(students["cache"], job)
     selection = selection_share(students["live"].trainer)
     rows = [
         Row(
@@ -146,12 +148,31 @@ def measure(job: Settings) -> list[Row]:
     return [*rows, memory_row(job)] if job.memory else rows
 
 
+def waiting_share(student: Student, job: Settings) -> float:
+    """Time that a student waits for data while it trains alone, over that of its steps."""
+    # As many steps again first: what lies ready since the turns is used up.
+    for _ in range(job.warmup + 2 * job.rounds):
+        student.step()
+    return sum(student.waits[-job.rounds :]) / sum(student.steps[-job.rounds :])
+
+
 def prepare(job: Settings) -> None:
-    """Write images, random weights, configs and the cache, with the commands that users have."""
+    """Write images, random weights, configs and the cache, with the commands that users have.
+
+    Raises:
+        ValueError: the folder holds those of other settings, or a part of them.
+    """
     from detectors import export_model
 
-    if (job.folder / "cache").exists():
+    wanted = {"preset": job.preset, "size": list(job.size), "device": job.device}
+    prepared = job.folder / "prepared.json"
+    if prepared.exists():
+        found = json.loads(prepared.read_text())
+        if found != wanted:
+            raise ValueError(f"{job.folder}: holds {found}, not {wanted}; name another --folder")
         return
+    if (job.folder / "cache").exists():
+        raise ValueError(f"{job.folder}: its cache was not finished; remove the folder")
     pipeline = Pipeline(folder=job.folder, data=job.folder / "data")
     write_scenes(pipeline.data, 6 * job.batch, job.size)
     for name, base in (
@@ -175,6 +196,7 @@ def prepare(job: Settings) -> None:
         },
     )  # fmt: skip
     pipeline.run("dump", "stage1_dump", "run", "--config-file", job.folder / "distill.yaml")
+    prepared.write_text(json.dumps(wanted))
 
 
 def build(job: Settings, source: str, *overrides: str) -> DistillTrainer:
@@ -214,7 +236,7 @@ def selection_share(trainer: DistillTrainer) -> float:
     instances.gt_classes = torch.tensor([0])
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     item = {"image": image, "image_id": 1, "view": 0}
-    model, source = trainer._trainer.model, trainer._trainer.model._source
+    loop, source = trainer._trainer, trainer._trainer.model._source
     shares = []
     for _ in range(2):
         with (
@@ -223,7 +245,7 @@ def selection_share(trainer: DistillTrainer) -> float:
             _timed(source, "outputs") as teaching,
         ):
             start = time.perf_counter()
-            losses = model([{**item, "instances": instances}])
+            losses = loop._forward([{**item, "instances": instances}])
             torch.stack(list(losses.values())).sum().backward()
             _synchronise()
             whole = time.perf_counter() - start
@@ -302,7 +324,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.memory_of:
             print(_own_peak(job, args.memory_of))
             return 0
-        rows = measure(job)
+        try:
+            rows = measure(job)
+        except ValueError as error:
+            parser.error(str(error))
     return conclude(rows, args.json)
 
 

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs.nodes import TeacherConfig
 from dataset.reading import load_annotations
 from storage.example import add_example
 
 from .families import FAMILIES, add_family
-from .pipeline import Pipeline
+from .pipeline import Pipeline, StepError
 from .rows import Row, conclude
 
 NUM_VIEWS = 64
@@ -122,6 +124,8 @@ def fidelity_rows(
     from stage2_distill.methods import get_method
 
     chosen = [name for name in methods if preset not in get_method(name).too_coarse]
+    if not chosen:
+        return []
     found = _measure(subject.job, preset, precision, chosen, levels)
     unlimited = Limits(matched=-math.inf, error=math.inf, cosine=-math.inf)
     limits = unlimited if levels else LIMITS[preset, "float32"]
@@ -130,8 +134,9 @@ def fidelity_rows(
     what = ", ".join([subject.family, data, " ".join([preset, *levels])])
     if precision != "float32":
         what += f" in {precision}"
+    # numpy's extremes of what holds NaN are NaN, which reaches no limit.
     matched = Row(
-        name=f"{what}, gid: GIs matched", value=min(one["matched"] for one in students),
+        name=f"{what}, gid: GIs matched", value=float(np.min([one["matched"] for one in students])),
         limit=limits.matched, at_least=True,
     )  # fmt: skip
     rows = [matched] if "gid" in chosen else []
@@ -142,9 +147,10 @@ def fidelity_rows(
             for name, error in one["errors"].items()
             if name.split("_")[1] == method
         ]
-        cosine = min(one["cosines"][method] for one in students)
+        cosine = float(np.min([one["cosines"][method] for one in students]))
         rows += [
-            Row(name=f"{what}, {method}: error of a loss", value=max(errors), limit=limits.error),
+            Row(name=f"{what}, {method}: error of a loss", value=float(np.max(errors)),
+                limit=limits.error),
             Row(name=f"{what}, {method}: cosine of the gradients", value=cosine,
                 limit=limits.cosine, at_least=True),
         ]  # fmt: skip
@@ -202,7 +208,10 @@ def _measure(
         "CACHE.LOCATION", cache, "CACHE.PRESET", preset, *stated,
         "OUTPUT_DIR", job.folder / "student", "DISTILL.METHODS", tuple(methods), codes=(0, 1),
     )  # fmt: skip
-    return dict(json.loads(output.splitlines()[-1]))
+    line = output.splitlines()[-1]
+    if not line.startswith("{"):
+        raise StepError(f"fidelity {cache.name}: {line}")
+    return dict(json.loads(line))
 
 
 def _largest_record(cache: Path) -> float:
@@ -237,6 +246,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     add_example(parser, "--photographs datasets/photographs --precision bfloat16")
     args = parser.parse_args(argv)
+    from stage2_distill.methods import get_method
+
+    for name in args.methods:
+        if not get_method(name).weights:
+            parser.error(f"--methods: {name} has no loss, so there is nothing to compare")
     rows: list[Row] = []
     for photographs in (None, *args.photographs):
         subject = prepare(args.output, photographs, args.family)

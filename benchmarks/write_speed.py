@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -102,29 +103,36 @@ def threads_row(folder: Path, preset: str, arrays: Arrays) -> Row:
 
 def processes_row(folder: Path, preset: str, arrays: Arrays) -> Row:
     """Write as many shards by one process and by two, each to a store of its own."""
-    # A copy of this process has the arrays already, so that only writing is timed.
+    # A copy of this process has the arrays already.
     fork = multiprocessing.get_context("fork")
 
-    def write(number: int) -> None:
-        with _new_writer(folder, preset) as writer:
-            for shard in writer.missing()[:number]:
-                writer.write(shard, arrays)
+    def write(number: int, begun: Barrier, ended: Barrier) -> None:
+        try:
+            with _new_writer(folder, preset) as writer:
+                begun.wait()
+                for shard in writer.missing()[:number]:
+                    writer.write(shard, arrays)
+                ended.wait()
+        except BaseException:
+            begun.abort()
+            ended.abort()
+            raise
 
-    def write_all(num_processes: int) -> None:
-        share = (_SHARDS // num_processes,)
+    def seconds(num_processes: int) -> float:
+        # Only writing is timed: neither starting a process nor beginning and removing its store.
+        begun, ended = (fork.Barrier(num_processes + 1) for _ in range(2))
+        share = (_SHARDS // num_processes, begun, ended)
         processes = [fork.Process(target=write, args=share) for _ in range(num_processes)]
         for process in processes:
             process.start()
+        begun.wait()
+        taken = seconds_of(ended.wait)
         for process in processes:
             process.join()
-            if process.exitcode:
-                raise RuntimeError(f"a process that writes ended with {process.exitcode}")
+        return taken
 
     name = f"writing {preset} records, two processes / one"
-    return Row(
-        name=name, value=_two_to_one(lambda number: seconds_of(partial(write_all, number))),
-        limit=math.inf,
-    )  # fmt: skip
+    return Row(name=name, value=_two_to_one(seconds), limit=math.inf)
 
 
 def _two_to_one(seconds: Callable[[int], float]) -> float:
