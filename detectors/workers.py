@@ -16,6 +16,8 @@ import multiprocessing.queues
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -93,19 +95,22 @@ class Watched(Generic[Batch]):
         with self._explained("cannot be started"):
             if isinstance(self.loader, AspectRatioGroupedDataset):
                 # Its iterator would start the loader within only for the first batch.
-                self.loader.dataset = iter(self.loader.dataset)
-            loaded = iter(self.loader)
-        return _WatchedBatches(loaded, self._explained)
+                self.loader.dataset = started = iter(self.loader.dataset)
+                loaded = iter(self.loader)
+            else:
+                loaded = started = iter(self.loader)
+        workers = getattr(started, "_workers", ())
+        return _WatchedBatches(loaded, partial(self._explained, "failed", workers))
 
     @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str, workers: Sequence[BaseProcess] = ()) -> Iterator[None]:
         """Turn what torch says about workers into a `WorkerError`; leave other errors alone."""
         try:
             yield
         except Exception as error:
             if not self._num_workers:
                 raise
-            reason = _reason(error, self._held_bytes)
+            reason = _reason(error, self._held_bytes, workers)
             if not reason:
                 raise
             raise WorkerError(f"the image workers {what}: {reason}") from None
@@ -139,14 +144,14 @@ class _WatchedBatches(Iterator[Batch]):
     def __init__(
         self,
         loaded: Iterator[Batch],
-        explained: Callable[[str], contextlib.AbstractContextManager[None]],
+        explained: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         self._loaded = loaded
         self._explained = explained
 
     def __next__(self) -> Batch:
         try:
-            with self._explained("failed"):
+            with self._explained():
                 return next(self._loaded)
         except StopIteration:
             raise
@@ -205,12 +210,13 @@ def _raise_limit_of_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _reason(error: Exception, held_bytes: int) -> str:
+def _reason(error: Exception, held_bytes: int, workers: Sequence[BaseProcess]) -> str:
     """Say why workers cannot go on, and what to do; "" if the error is about something else."""
     text = str(error)
     if "Bus error" in text or ("shared memory" in text and "open files" not in text):
         return _too_little(held_bytes)
-    if f"exit code {_LACKING}" in text:
+    # PyTorch tells of the exit code, or comes to see first that a worker is gone.
+    if f"exit code {_LACKING}" in text or any(one.exitcode == _LACKING for one in workers):
         return "a worker ran out of what it said above"
     lacking = exhausted(error)
     if lacking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -108,14 +109,36 @@ def test_a_worker_that_is_killed_is_one_line(context: str, number: signal.Signal
     assert "\n" not in str(caught.value)
 
 
-def test_a_worker_without_free_descriptors_is_one_line() -> None:
+def test_a_worker_without_free_descriptors_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     def many_tensors() -> list[torch.Tensor]:
         here = len(os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (here + 10, here + 10))
         return [torch.zeros(8) for _ in range(50)]
 
-    with pytest.raises(WorkerError, match=r"too many open files \(limit \d+\).*ulimit -n"):
+    with pytest.raises(WorkerError) as caught:
         list(batches_of(many_tensors, num_workers=1))
+    # Whichever of its threads lacks one first: it sends the error, or says it and ends.
+    said = str(caught.value)
+    if said.endswith("a worker ran out of what it said above"):
+        said = capfd.readouterr().err
+    assert re.search(r"too many open files \(limit \d+\).*ulimit -n", said)
+
+
+@pytest.mark.parametrize("text", ["exited unexpectedly with exit code 72", "exited unexpectedly"])
+def test_a_worker_that_said_what_it_lacks_did_not_merely_die(text: str) -> None:
+    class Loaded(list[int]):
+        _workers = (SimpleNamespace(exitcode=None), SimpleNamespace(exitcode=workers._LACKING))
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            raise RuntimeError(f"DataLoader worker (pid(s) 7) {text}")
+
+    watched = Watched(Loaded(), batch_bytes=0)
+    watched._num_workers = 1
+    with pytest.raises(WorkerError, match="failed: a worker ran out of what it said above"):
+        next(iter(watched))
 
 
 @pytest.mark.parametrize("context", ["spawn", pytest.param("forkserver", marks=in_full)])
