@@ -48,7 +48,6 @@ benchmarks: setup
 	@status=0; \
 	run() { $(VENV) -m "benchmarks.$$@" || status=1; }; \
 	run cache $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS)); \
-	run fidelity --precision bfloat16; \
 	for command in dump write_speed loader colours versions transfers distill methods; do \
 		run $$command; \
 	done; \

@@ -47,6 +47,7 @@ THREADS_LIMIT = 1.8
 
 _SHARDS = 6
 _ROUNDS = 5
+_PATIENCE_SEC = 300.0
 _IN_MEMORY = "/dev/shm"
 _ROOM_BYTES = 1 << 30  # more than any of the stores; containers may have little of it
 
@@ -120,7 +121,7 @@ def processes_row(folder: Path, preset: str, arrays: Arrays) -> Row:
 
     def seconds(num_processes: int) -> float:
         # Only writing is timed: neither starting a process nor beginning and removing its store.
-        begun, ended = (fork.Barrier(num_processes + 1) for _ in range(2))
+        begun, ended = (fork.Barrier(num_processes + 1, timeout=_PATIENCE_SEC) for _ in range(2))
         share = (_SHARDS // num_processes, begun, ended)
         processes = [fork.Process(target=write, args=share) for _ in range(num_processes)]
         for process in processes:
@@ -129,6 +130,8 @@ def processes_row(folder: Path, preset: str, arrays: Arrays) -> Row:
         taken = seconds_of(ended.wait)
         for process in processes:
             process.join()
+            if process.exitcode:
+                raise RuntimeError(f"a process that writes ended with {process.exitcode}")
         return taken
 
     name = f"writing {preset} records, two processes / one"

@@ -22,15 +22,10 @@ from dataset.image_files import ImageFolder, image_path
 from dataset.pixels import examine_image
 from dataset.reading import Annotations, read_annotations
 from storage.progress import Progress
+from storage.resources import exhausted
 
 _IMAGES_WORTH_A_PROCESS = 100
 _CHUNK = 32
-_UNLABELLED = Problem(
-    "",
-    LABELS,
-    "there are no objects and no categories: DATASETS.UNLABELED alone takes such a set",
-    "warning",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +89,10 @@ def examine(
     if not os.path.isdir(images_root):
         raise FileNotFoundError(f"{os.fspath(images_root)}: there is no such image folder")
     found = read_annotations(annotations, images_root)
-    if not found.counts["annotations"] and not found.counts["categories"]:
-        found = replace(found.unlabelled(), notes=(_UNLABELLED,))
+    labels = [one.message for one in found.errors if one.kind == LABELS]
+    if labels and len(labels) == len(found.errors) and not found.counts["annotations"]:
+        said = f"{'; '.join(labels)}; DATASETS.UNLABELED alone takes such a set"
+        found = replace(found.unlabelled(), notes=(Problem("", LABELS, said, "warning"),))
     problems = [*found.problems(), *_image_problems(found, images_root, workers)]
     return Report(
         problems=problems,
@@ -154,6 +151,8 @@ def _examine_image(file: tuple[str, int, int]) -> _Found | None:
     except FileNotFoundError:
         return "missing", f"there is no {path}"
     except (OSError, ValueError) as error:
+        if exhausted(error):  # this machine's fault, and not the image's
+            raise
         # The line names the image already.
         return getattr(error, "kind", "unreadable"), str(error).removeprefix(f"{path}: ")
     return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -15,6 +18,8 @@ from configs.stock_limits import leaves, value_of
 
 from . import backbones, fcos_model  # noqa: F401 (registers them)
 
+# Those that a part of the user's may import from.
+_PACKAGES = ("configs", "dataset", "detectors", "stage1_dump", "stage2_distill", "storage")
 # Below MODEL.
 _PARTS = (*BACKBONES, "FCOS")
 
@@ -43,11 +48,11 @@ def plain_config(cfg: CfgNode, weights: Path) -> str:
         weights: what MODEL.WEIGHTS shall be.
     """
     plain, steps = get_cfg(), [f"import {module}" for module in cfg.IMPORTS]
-    users, is_stock = users_nodes(cfg), _is_stock(cfg)
+    users, needs_ours = users_nodes(cfg), _needs_ours(cfg)
     plain.update({name: node.clone() for name, node in users.items()})
-    if not is_stock:
+    if needs_ours:
         plain.MODEL.update({name: cfg.MODEL[name].clone() for name in _PARTS})
-    if users or not is_stock:
+    if users or needs_ours:
         steps += [f"from {__name__} import add_config", "cfg = get_cfg()", "add_config(cfg)"]
     else:
         steps.append("cfg = get_cfg()")
@@ -64,13 +69,27 @@ def plain_config(cfg: CfgNode, weights: Path) -> str:
     return f"{comment}\n{text}"
 
 
-def _is_stock(cfg: CfgNode) -> bool:
-    """Whether detector and backbone are detectron2's; of the user's may read what ours do."""
+def _needs_ours(cfg: CfgNode) -> bool:
+    """Whether detector or backbone is ours, or of a module that has taken something from us."""
     parts = (
         META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE),
         BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME),
     )
-    return all(part.__module__.startswith("detectron2.") for part in parts)
+    # detectron2's own modules hold a loss of ours while something is trained.
+    modules = (sys.modules[one.__module__] for one in parts if not _is_detectron2(one))
+    held = chain.from_iterable(vars(module).values() for module in modules)
+    bases = chain.from_iterable(getattr(one, "__mro__", ()) for one in parts)
+    return any(map(_is_ours, (*parts, *bases, *held)))
+
+
+def _is_detectron2(part: Any) -> bool:
+    return str(part.__module__).startswith("detectron2.")
+
+
+def _is_ours(thing: Any) -> bool:
+    """Whether something, or the module that it is, was written here."""
+    name = getattr(thing, "__name__" if isinstance(thing, ModuleType) else "__module__", None)
+    return isinstance(name, str) and name.partition(".")[0] in _PACKAGES
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dataset.annotations import MissingImagesError, require_images
+from dataset.subset import read_image_list
 
 from .prepare import Prepared
 
@@ -34,8 +35,11 @@ class UnreadableList:
     def __init__(self, prepared: Prepared) -> None:
         """Args: the dump."""
         self._path = Path(prepared.setup.cfg.OUTPUT_DIR) / LIST_NAME
-        source = f"DATASET.EXCLUDE {prepared.settings.dataset.exclude}"
-        self._excluded = {str(image_id): source for image_id in prepared.excluded}
+        path = prepared.settings.dataset.exclude
+        source = f"DATASET.EXCLUDE {path}"
+        excluded = read_image_list("DATASET.EXCLUDE", path).tolist() if path else ()
+        # All of them, also those of images that this dump has nothing to do with.
+        self._excluded = {str(image_id): source for image_id in excluded}
 
     def add(self, reasons: Mapping[int, str]) -> None:
         """Append images that are not in it; a disk that refuses stops no dump.
@@ -54,7 +58,8 @@ class UnreadableList:
     def remedy(self, reasons: Mapping[int, str]) -> str:
         """Say how to leave out these images, how many they are with those left out already.
 
-        The list names them, and no other, from now on.
+        The list names them, and no other, from now on; without any there is none, unless it names
+        what is left out already.
 
         Args:
             reasons: of all images that stop the dump, none of them left out; as for `add`.
@@ -62,16 +67,19 @@ class UnreadableList:
         Returns:
             One line; "" if there are none, or they cannot be listed.
         """
-        if not reasons:
+        before = self._text()
+        if not (reasons or before):
             return ""
         # What is wrong with an image may have changed; why one was left out is known by its line.
-        lines = self._text().splitlines(keepends=True)
+        lines = before.splitlines(keepends=True)
         kept = "".join(line for line in lines if _id(line) in {*self._excluded, ""})
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._replace(kept + self._lacking(kept, reasons))
         except OSError as error:
             self._warn(error)
+            return ""
+        if not reasons:
             return ""
         name = shlex.quote(str(self._path))
         count = len(reasons) + len(self._excluded)
@@ -90,6 +98,9 @@ class UnreadableList:
         return cut + "".join(lines)
 
     def _replace(self, text: str) -> None:
+        if not text:
+            self._path.unlink(missing_ok=True)
+            return
         # In one step: a command that starts now may read it as its DATASET.EXCLUDE.
         part = self._path.with_name(f"{LIST_NAME}.{socket.gethostname()}-{os.getpid()}")
         try:

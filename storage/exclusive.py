@@ -36,16 +36,22 @@ def claimed_metadata(location: Location) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(location: Location, shards: Sequence[ShardId]) -> Iterator[None]:
-    """Wait until nobody else works on some shards, or `METADATA`, and keep others from them."""
+def claimed(location: Location, shards: Sequence[ShardId]) -> Iterator[Claims]:
+    """Wait until nobody else works on some shards, or `METADATA`, and keep others from them.
+
+    Not thousands at once: to prolong each claim takes requests, and all of them have to be in time.
+    """
     claims = Claims(location)
     owner = f"{socket.gethostname()} {os.getpid()}"
     held: list[ShardId] = []
 
     def renew() -> None:
         for shard in list(held):
-            if not claims.take(shard, owner, _LEASE_SEC):
-                logger.warning("%s: another job has taken over %s meanwhile", location, shard)
+            try:
+                if not claims.take(shard, owner, _LEASE_SEC):
+                    logger.warning("%s: another job has taken over %s meanwhile", location, shard)
+            except (CacheError, OSError) as error:
+                logger.warning("could not renew the claim on %s: %s", shard, error)
 
     keeper = Keeper(renew, every_sec=_LEASE_SEC / 3, name=f"claims on {location}")
     keeper.start()
@@ -53,7 +59,7 @@ def claimed(location: Location, shards: Sequence[ShardId]) -> Iterator[None]:
         for shard in shards:
             _wait_for(claims, location, shard, owner)
             held.append(shard)
-        yield
+        yield claims
     finally:
         keeper.stop()
         for shard in held:

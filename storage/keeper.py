@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 
-from storage.errors import CacheError
-
-logger = logging.getLogger(__name__)
-
 
 class Keeper:
-    """Does some work every few seconds, in a thread, from `start` to `stop`.
-
-    Work that a disk or a store does not let be done is told of, and tried again the next time.
-    """
+    """Does some work every few seconds, in a thread, from `start` to `stop`."""
 
     def __init__(self, work: Callable[[], object], *, every_sec: float, name: str) -> None:
         """Args: what to do, the pause before each time, and what the thread is called."""
@@ -40,7 +32,4 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_sec):
-            try:
-                self._work()
-            except (CacheError, OSError) as error:
-                logger.warning("%s: %s", self._thread.name, error)
+            self._work()

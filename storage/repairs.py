@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage import checksums
-from storage.errors import CacheError
+from storage.errors import CacheError, StoreFullError
 from storage.exclusive import claimed
 from storage.layout import commit_key, object_key, zarr_json_objects
 from storage.location import PARTIAL_SUFFIX, Location
@@ -16,6 +16,8 @@ from storage.metadata import read_root
 from storage.report import Problem, Report
 from storage.schema import ShardId
 from storage.verification import verify
+
+_CLAIMED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +87,29 @@ def drop_shards(location: Location, manifest: Manifest, shards: Sequence[ShardId
 
     A dump at work may not write one of them again before its old objects are gone.
     """
-    with claimed(location, shards):
-        location.delete_many([commit_key(shard) for shard in shards])
-        if location.is_local:
-            # No commit may outlive its objects, not even where the power fails: a dump would take
-            # the shard for done.
-            os.sync()
-        location.delete_many(
-            [object_key(shard, one) for shard in shards for one in manifest.arrays[shard.bucket]]
-        )
+    for start in range(0, len(shards), _CLAIMED_AT_ONCE):
+        some = shards[start : start + _CLAIMED_AT_ONCE]
+        try:
+            with claimed(location, some) as claims:
+                _drop_commits(location, some)
+                _drop_objects(location, manifest, [one for one in some if claims.holds(one)])
+        except StoreFullError:  # of the claims: where these have no room, no dump has any either
+            _drop_commits(location, some)
+            _drop_objects(location, manifest, some)
+
+
+def _drop_commits(location: Location, shards: Sequence[ShardId]) -> None:
+    location.delete_many([commit_key(shard) for shard in shards])
+    if location.is_local:
+        # No commit may outlive its objects, not even where the power fails: a dump would take the
+        # shard for done.
+        os.sync()
+
+
+def _drop_objects(location: Location, manifest: Manifest, shards: Sequence[ShardId]) -> None:
+    location.delete_many(
+        [object_key(shard, one) for shard in shards for one in manifest.arrays[shard.bucket]]
+    )
 
 
 def repair(

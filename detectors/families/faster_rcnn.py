@@ -50,10 +50,7 @@ class FasterRcnnFamily(DenseFamily):
     architecture = GeneralizedRCNN
     replaced: tuple[str, ...] = ("forward", "inference", "_postprocess")
     num_classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
-    class_layers: ClassVar[Mapping[str, int]] = {
-        "box_predictor.cls_score": 1,
-        "box_predictor.bbox_pred": 4,
-    }
+    class_layers: ClassVar[Mapping[str, int]] = {"cls_score": 1, "bbox_pred": 4}
     node = "RPN"
     # A mask or keypoint head changes nothing of what is computed.
     training_only: ClassVar[Mapping[str, tuple[str, ...]]] = {

@@ -194,6 +194,36 @@ def test_a_set_without_labels_is_checked_as_that(
     assert (missing.severity, missing.kind, missing.image) == ("error", "missing", "a.png")
 
 
+def test_lists_by_other_names_are_told_of(
+    root: Path, write_json: Writer, document: dict[str, Any]
+) -> None:
+    content = {"images": document["images"], "annotation": [], "category": []}
+    problem = one_problem(check(write_json(content), root))
+    assert "there is no list `annotations` and no list `categories`" in problem.message
+    assert "the file holds `images`, `annotation`, `category`" in problem.message
+
+
+@pytest.mark.parametrize("section", ["annotations", "categories"])
+def test_labels_that_are_no_lists_are_an_error(
+    root: Path, write_json: Writer, document: dict[str, Any], section: str
+) -> None:
+    content = {"images": document["images"], "annotations": [], "categories": [], section: {}}
+    messages = [str(one) for one in check(write_json(content), root)]
+    assert any(one.startswith(f"error: `{section}` must be a list") for one in messages)
+    assert not any("DATASETS.UNLABELED" in one for one in messages)
+
+
+def test_too_little_memory_is_no_fault_of_an_image(
+    root: Path, write_json: Writer, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(path: str, size: tuple[int, int]) -> None:
+        raise OSError(f"{path}: there is not enough memory to read it")
+
+    monkeypatch.setattr("dataset.checking.examine_image", lacking)
+    with pytest.raises(OSError, match="not enough memory"):
+        examine(write_json(document), root, workers=1)
+
+
 def test_category_ids_given_twice_are_a_problem(
     root: Path, write_json: Writer, document: dict[str, Any]
 ) -> None:

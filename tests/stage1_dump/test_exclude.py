@@ -154,8 +154,20 @@ def test_images_that_are_there_by_now_are_taken_off_the_list(
     cut(folder, 12)
     assert run(config) == 1
     assert capsys.readouterr().out.endswith("(1 images)\n") and listed(found) == [12]
-    assert run(config, "DATASET.EXCLUDE", str(found)) == 0
-    check_rest(config.with_suffix(""), reference, {12})
+    shutil.copytree(images_folder, folder, dirs_exist_ok=True)
+    assert run(config) == 0
+    assert not found.exists()
+
+
+def test_a_list_keeps_what_is_left_out_of_other_dumps(
+    config: Path, folder: Path, found: Path
+) -> None:
+    found.parent.mkdir()
+    write_list(found, [5, 30])
+    cut(folder, 12)
+    images = write_list(found.with_name("some.txt"), [5, 12, 33])
+    assert run(config, "DATASET.EXCLUDE", str(found), "DATASET.IMAGE_LIST", images) == 1
+    assert sorted(listed(found)) == [5, 12, 30]
 
 
 def test_an_image_that_another_rank_could_read_is_not_offered(

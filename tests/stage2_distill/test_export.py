@@ -224,6 +224,21 @@ def test_the_first_lines_know_what_the_user_s_parts_are_made_of(
     assert_first_lines_build(tmp_path, model)
 
 
+def test_a_user_s_part_of_detectron2_s_parts_needs_the_user_s_module_alone(
+    registered: None, tmp_path: Path
+) -> None:
+    source = """
+from detectron2.modeling.backbone.fpn import build_retinanet_resnet_fpn_backbone
+def plain(cfg, shape):
+    return build_retinanet_resnet_fpn_backbone(cfg, shape)
+"""
+    exec(source, vars(sys.modules["my_module"]))
+    BACKBONE_REGISTRY._obj_map["plain"] = vars(sys.modules["my_module"])["plain"]
+    model = {**DETECTOR["MODEL"], "BACKBONE": {"NAME": "plain"}}
+    assert_first_lines_build(tmp_path, model)
+    assert "add_config" not in (tmp_path / "student_final.yaml").read_text()
+
+
 def test_the_config_of_a_resnet_needs_detectron2_alone(tmp_path: Path) -> None:
     cfg = write_config(tmp_path / "config.yaml", DETECTOR)
     text = plain_config(cfg, Path("student_final.pth"))

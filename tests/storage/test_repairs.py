@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import shutil
 from functools import partial
@@ -96,6 +97,26 @@ class TestRepair:
         fill(writer, [FIRST])
         writer.release(FIRST)
         assert contents(cache) == before
+
+    def test_on_a_full_disk_it_drops_all_the_same(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flip(first_path(cache), 3)
+
+        def full(path: str, data: bytes) -> bool:
+            raise OSError(errno.ENOSPC, "no space left on device", path)
+
+        monkeypatch.setattr("storage.local.create", full)
+        assert repair(cache).shards == (FIRST,)
+        assert not (cache / commit_key(FIRST)).exists() and not first_path(cache).exists()
+
+    def test_objects_of_a_shard_that_another_job_has_taken_over_stay(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flip(first_path(cache), 3)
+        monkeypatch.setattr("storage.claims.Claims.holds", lambda *_: False)
+        repair(cache)
+        assert not (cache / commit_key(FIRST)).exists() and first_path(cache).exists()
 
     def test_the_command_that_mends_a_store_is_one_that_a_shell_takes(
         self, finished: Path, tmp_path: Path
