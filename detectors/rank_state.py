@@ -21,6 +21,13 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+# Of SOLVER: what the optimizer's and the scheduler's states hold, so that another value would be
+# ignored by a resumed run.
+_IN_STATES = (
+    "OPTIMIZER", "BASE_LR", "MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM",
+    "WEIGHT_DECAY_BIAS", "BIAS_LR_FACTOR",
+)  # fmt: skip
+
 
 class RankState(HookBase):
     """A hook that gathers, and a checkpointable that stores, what each rank keeps for itself.
@@ -37,6 +44,7 @@ class RankState(HookBase):
         """
         self._model = model
         self._batch = int(cfg.SOLVER.IMS_PER_BATCH)
+        self._solver = {key: cfg.SOLVER[key] for key in (*_IN_STATES, "EMA_DECAY")}
         self._period = int(cfg.SOLVER.CHECKPOINT_PERIOD)
         self._scaled = bool(cfg.SOLVER.REFERENCE_WORLD_SIZE)
         self._global_counts = global_counts
@@ -74,14 +82,15 @@ class RankState(HookBase):
         self._ranks = comm.gather(mine)
 
     def state_dict(self) -> dict[str, Any]:
-        """The total batch, and the gathered states; none on ranks that do not write."""
-        return {"ranks": self._ranks, "total_batch": self._batch}
+        """The solver's settings, and the gathered states; none on ranks that do not write."""
+        return {"ranks": self._ranks, "total_batch": self._batch, "solver": self._solver}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take this rank's own part; with another number of ranks, what comes closest.
 
         Raises:
-            ValueError: the checkpoint was written with another total batch.
+            ValueError: the checkpoint was written with another total batch, or with settings of
+                the solver that would be ignored.
         """
         # A checkpoint of an earlier version does not say.
         batch = state.get("total_batch", self._batch)
@@ -92,6 +101,7 @@ class RankState(HookBase):
                 f"so that its steps would mean other images: resume with {batch}, or start anew "
                 "from its weights (MODEL.WEIGHTS) in another OUTPUT_DIR"
             )
+        self._require_solver(state.get("solver", {}))
         ranks, rank = state["ranks"], comm.get_rank()
         self._written_by = len(ranks)
         if rank < len(ranks):
@@ -99,6 +109,17 @@ class RankState(HookBase):
         normalizers = [one["loss_normalizer"] for one in ranks]
         if None not in normalizers:
             self._model.loss_normalizer = self._own(normalizers)
+
+    def _require_solver(self, earlier: dict[str, Any]) -> None:
+        for key, value in earlier.items():
+            now = self._solver[key]
+            # An average goes on with another decay, but it cannot begin, or end, half way.
+            if bool(now) != bool(value) if key == "EMA_DECAY" else now != value:
+                raise ValueError(
+                    f"SOLVER.{key} is {now!r}, but the run to resume had {value!r} and goes on with"
+                    f" that: resume with {value!r}, or start anew from its weights (MODEL.WEIGHTS)"
+                    " in another OUTPUT_DIR"
+                )
 
     def _own(self, normalizers: list[float]) -> Any:
         """This rank's `loss_normalizer`, of those that the ranks had."""

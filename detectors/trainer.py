@@ -257,10 +257,19 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, optimizer)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As `DefaultTrainer`; a resumed run without a checkpoint says so and starts anew."""
+        """As `DefaultTrainer`; a resumed run without a checkpoint says so and starts anew.
+
+        Raises:
+            ValueError: the run to resume has trained beyond this config, or with other settings.
+        """
         if not (resume and self.checkpointer.has_checkpoint()) and self.cfg.MODEL.WEIGHTS:
             weights_path(self.cfg.MODEL.WEIGHTS)
         super().resume_or_load(resume=resume)
+        if self.start_iter > self.max_iter:
+            raise ValueError(
+                f"SOLVER.MAX_ITER is {self.max_iter}, but the run to resume has trained"
+                f" {self.start_iter} iterations: give {self.start_iter} or more"
+            )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

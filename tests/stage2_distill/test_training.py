@@ -224,15 +224,34 @@ def test_two_ranks_distill_one_student_and_resume_as_two(configure: Configure) -
             ["SOLVER.REFERENCE_WORLD_SIZE", "3"],
             "SOLVER.IMS_PER_BATCH (SOLVER.REFERENCE_WORLD_SIZE scales it to the ranks) is 1, but",
         ),
+        (["SOLVER.BASE_LR", "0.5"], "SOLVER.BASE_LR is 0.5, but the run to resume had 0.01 and"),
+        (["SOLVER.WEIGHT_DECAY", "0.5"], "SOLVER.WEIGHT_DECAY is 0.5, but"),
+        (["SOLVER.OPTIMIZER", "ADAMW"], "SOLVER.OPTIMIZER is 'ADAMW', but the run to resume had"),
+        (["SOLVER.EMA_DECAY", "0.9"], "SOLVER.EMA_DECAY is 0.9, but the run to resume had 0.0"),
+        (["SOLVER.MAX_ITER", "1"], "SOLVER.MAX_ITER is 1, but the run to resume has trained 2"),
     ],
 )
-def test_a_resumed_run_of_another_total_batch_is_refused(
+def test_a_resumed_run_that_would_go_on_otherwise_is_refused(
     configure: Configure, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = configure(SOLVER={"MAX_ITER": 1})
-    train(path)
+    path = configure(SOLVER={"MAX_ITER": 2})
+    student = Path(train(path).cfg.OUTPUT_DIR) / "student_final.pth"
+    before = student.read_bytes()
     assert main(["train", "--config-file", str(path), "--resume", *overrides]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+    assert student.read_bytes() == before
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_an_average_goes_on_with_another_decay_but_does_not_end_half_way(
+    configure: Configure, decay: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure(SOLVER={"MAX_ITER": 1, "EMA_DECAY": 0.9})
+    train(path)
+    further = ["SOLVER.MAX_ITER", "2", "SOLVER.EMA_DECAY", str(decay)]
+    assert main(["train", "--config-file", str(path), "--resume", *further]) == int(decay == 0)
+    refused = "SOLVER.EMA_DECAY is 0.0, but the run to resume had 0.9" in capsys.readouterr().err
+    assert refused == (decay == 0)
 
 
 def test_two_nodes_under_torchrun_train_what_one_process_trains(
