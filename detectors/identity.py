@@ -146,11 +146,14 @@ def other_sets(manifest: Manifest, index: Index, sets: Sequence[DataSet]) -> str
     )
     if same:
         return ""
-    cached_names = ", ".join(one.get("name", "one without a name") for one in stored)
+    cached_names = ", ".join(
+        one.get("name", "a single set (its name is not kept)") for one in stored
+    )
     return (
         f"data sets: cached {cached_names}, config {', '.join(one.name for one in sets)} (a "
         "training has those of its cache, in the same order, and may do without the last ones; "
-        "DATASET.IMAGE_LIST chooses among their images)"
+        "DATASET.IMAGE_LIST chooses among their images; more sets want a dump to another "
+        "CACHE.LOCATION)"
     )
 
 

@@ -57,16 +57,16 @@ class PixelCheck:
         if not likeness.is_tolerable:
             raise ValueError(
                 f"{message}That is another image, or another view of it: no version of a library "
-                f"makes more than {MOST_TOLERATED:g} levels. Dump the cache again, or bring back "
-                "the image"
+                f"makes more than {MOST_TOLERATED:g} levels. Bring back the image, or dump to "
+                "another CACHE.LOCATION"
             )
         message += (
             "Likely causes: the image was changed, or another Pillow version resizes differently"
         )
         if self._strict:
             raise ValueError(
-                f"{message}. Dump the cache again, or set CACHE.PIXELS tolerate if the libraries "
-                "were upgraded on purpose"
+                f"{message}. Bring back the image, dump to another CACHE.LOCATION, or set "
+                "CACHE.PIXELS tolerate if the libraries were upgraded on purpose"
             )
         if file_name not in self._logged:
             self._logged.add(file_name)

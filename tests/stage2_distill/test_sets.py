@@ -131,8 +131,12 @@ def test_a_set_may_have_another_name_if_its_images_are_the_same(
 def test_a_cache_of_one_set_serves_no_second_one(write: Write, sets: Path, tmp_path: Path) -> None:
     cache = {"CACHE": {"LOCATION": str(tmp_path / "one")}}
     dump(load_config(str(write("a", **cache))))
-    with pytest.raises(ValueError, match=r"cached one without a name, config folder_a, folder_b"):
+    with pytest.raises(
+        ValueError, match=r"cached a single set \(its name is not kept\), "
+    ) as caught:
         use(write("a", "b", **cache))
+    assert "config folder_a, folder_b (" in str(caught.value)
+    assert "more sets want a dump to another CACHE.LOCATION" in str(caught.value)
 
 
 def test_some_images_of_both_may_be_used(write: Write, tmp_path: Path) -> None:
