@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from dataset.registry import find_image_root
 
 NAMES = ("train", "val")
 _DRAWS = 2**48
+_SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Parted:
     Attributes:
         parts: training and validation set.
         root: the folder that their images lie in.
-        notes: a line for each class that is not in both sets, with the reason.
+        notes: a line for each reason why classes are not in both sets, with the first of them.
         num_classes: how many classes there are.
     """
 
@@ -113,7 +114,7 @@ def choose(whole: Annotations, val: float, seed: int) -> tuple[NDArray[np.bool_]
     """Choose the validation images.
 
     Returns:
-        (N,) whether an image is one, and a line for each class that is not in both sets.
+        (N,) whether an image is one, and a line for each reason why classes are not in both sets.
     """
     draws = np.array([_draw(seed, number) for number in whole.images.ids.tolist()])
     is_val = draws < val
@@ -128,11 +129,7 @@ def choose(whole: Annotations, val: float, seed: int) -> tuple[NDArray[np.bool_]
         for wanted in (True, False):
             if not (is_val[rows] == wanted).any():
                 _move_one(rows, wanted, is_val, draws, mates)
-    return is_val, [
-        f"class {whole.categories[key]!r} {note}"
-        for key, rows in rows_of.items()
-        if (note := _note(is_val[rows]))
-    ]
+    return is_val, _notes(whole.categories, {key: is_val[rows] for key, rows in rows_of.items()})
 
 
 def _draw(seed: int, image_id: int) -> float:
@@ -174,16 +171,35 @@ def _move_one(
             return
 
 
-def _note(is_val: NDArray[np.bool_]) -> str:
-    """Why the class of some images is not in both sets; "" if it is."""
+def _notes(categories: Mapping[int, str], is_val: Mapping[int, NDArray[np.bool_]]) -> list[str]:
+    """A line for each reason why classes are not in both sets, with the first of them.
+
+    Args:
+        categories: id to name.
+        is_val: category id to whether each image that shows it is in the validation set.
+    """
+    named: dict[str, list[str]] = {}
+    for key, name in categories.items():
+        if reason := _reason(is_val[key]):
+            named.setdefault(reason, []).append(f"{key} {name!r}")
+    return [
+        f"{len(names)} of {len(categories)} classes are {reason}: "
+        + ", ".join(names[:_SHOWN_NAMES])
+        + (", ..." if len(names) > _SHOWN_NAMES else "")
+        for reason, names in named.items()
+    ]
+
+
+def _reason(is_val: NDArray[np.bool_]) -> str:
+    """Why classes that images show so are not in both sets; "" if they are."""
     if not len(is_val):
-        return "is in neither set: no image shows it"
+        return "in neither set, as no image shows them"
     if is_val.any() and not is_val.all():
         return ""
-    where = f"is in {NAMES[int(is_val[0])]} alone"
+    where = f"in {NAMES[int(is_val[0])]} alone"
     if len(is_val) == 1:
-        return f"{where}: one image shows it"
-    return f"{where}: to move any of its {len(is_val)} images takes another class from its set"
+        return f"{where}, as one image shows each"
+    return f"{where}, as to move any of their images takes another class from its set"
 
 
 def _part(name: str, whole: Annotations, names: Sequence[str], chosen: NDArray[np.bool_]) -> Part:

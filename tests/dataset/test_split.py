@@ -112,15 +112,26 @@ def test_a_class_that_cannot_be_in_both_is_named(tmp_path: Path, seed: int) -> N
     shown = {1: [1, 2], 2: [1, 2], 3: [4], **{n: [1] for n in range(10, 20)}}
     parted = write_split(make(tmp_path / "in", shown), tmp_path / "out", val=0.2, seed=seed)
     owl, fox = parted.notes
-    assert owl == "class 'owl' is in neither set: no image shows it"
-    assert fox.startswith("class 'fox' is in ") and fox.endswith(" alone: one image shows it")
+    assert owl == "1 of 4 classes are in neither set, as no image shows them: 3 'owl'"
+    assert fox.startswith("1 of 4 classes are in ")
+    assert fox.endswith(" alone, as one image shows each: 4 'fox'")
+
+
+def test_many_classes_that_are_not_in_both_sets_are_a_line(tmp_path: Path) -> None:
+    path = make(tmp_path / "in", {number: [1] for number in range(4)})
+    document = json.loads(path.read_text())
+    document["categories"] = [{"id": n, "name": f"c{n}"} for n in range(1, 1001)]
+    path.write_text(json.dumps(document))
+    (note,) = write_split(path, tmp_path / "out", val=0.5, seed=0).notes
+    named = "2 'c2', 3 'c3', 4 'c4', 5 'c5', 6 'c6', ..."
+    assert note == f"999 of 1000 classes are in neither set, as no image shows them: {named}"
 
 
 def test_a_class_whose_images_are_needed_where_they_are_is_named(tmp_path: Path) -> None:
     shown = {1: [1, 2], 2: [2, 3], 3: [1, 3]}  # of three classes in three images, one is left over
     parted = write_split(make(tmp_path / "in", shown), tmp_path / "out", val=0.5, seed=0)
     found = [note for note in parted.notes if "fox" not in note]
-    assert len(found) == 1 and "to move any of its 2 images takes another class" in found[0]
+    assert len(found) == 1 and "to move any of their images takes another class" in found[0]
 
 
 @pytest.mark.parametrize("val", [0.001, 0.999])
