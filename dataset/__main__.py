@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 
 from detectors.command import add_config_arguments, add_image_arguments, whole
@@ -155,7 +156,8 @@ def _coco(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         base_url=base_url,
         remove_archives=options.remove_archives,
     )
-    print(f"COCO 2017 is in {coco}; set DETECTRON2_DATASETS={coco.parent.absolute()}")
+    datasets = shlex.quote(str(coco.parent.absolute()))
+    print(f"COCO 2017 is in {coco}; set DETECTRON2_DATASETS={datasets}")
     return 0
 
 
@@ -187,7 +189,7 @@ def _subset(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             f"{kept.split.name}: {len(kept.file_names)} images, {kept.num_objects} objects of "
             f"{', '.join(options.categories)}; images/{kept.split.name} links to {kept.root}"
         )
-    print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(written[0].categories)}")
+    _say_use(options.output, len(written[0].categories))
     return 0
 
 
@@ -206,7 +208,7 @@ def _split(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for part in parted.parts:
         print(f"{part.name}: {len(part.file_names)} images, {part.num_objects} objects")
     print("\n".join([*parted.notes, f"images stay in {parted.root}"]))
-    print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {parted.num_classes}")
+    _say_use(options.output, parted.num_classes)
     return 0
 
 
@@ -221,8 +223,13 @@ def _voc(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             f"objects, {one.num_difficult} of them difficult: not trained on, ignored in AP"
         )
     print("".join(f"{note}\n" for note in converted.notes), end="")
-    print(f"set DATASET.FOLDER {options.output}, and NUM_CLASSES {len(converted.classes)}")
+    _say_use(options.output, len(converted.classes))
     return 0
+
+
+def _say_use(folder: str, num_classes: int) -> None:
+    """Print the settings with which a set that was written is used."""
+    print(f"set DATASET.FOLDER {shlex.quote(folder)}, and NUM_CLASSES {num_classes}")
 
 
 def _unlabeled(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -239,7 +246,9 @@ def _unlabeled(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         parser.error("unlabeled: give --images, --annotations or both")
     print("".join(f"left out: {line}\n" for line in found.left_out), end="")
     print(f"{split}: {found.num_images} images, which stay in {found.root}")
-    print(f"set DATASET.FOLDER {output}, and DATASETS.UNLABELED \"('folder_{split}',)\"")
+    print(
+        f"set DATASET.FOLDER {shlex.quote(output)}, and DATASETS.UNLABELED \"('folder_{split}',)\""
+    )
     return 0
 
 

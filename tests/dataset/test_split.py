@@ -206,9 +206,9 @@ def test_the_file_that_is_parted_is_not_said_to_be_removed(tmp_path: Path) -> No
 
 
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, target = make(tmp_path / "in", {**many(9), 9: []}), tmp_path / "out"
+    path, target = make(tmp_path / "in", {**many(9), 9: []}), tmp_path / "my sets"
     command = ["split", "--annotations", str(path), "--output", str(target), "--seed", "3"]
     assert main(command) == 0
     train, val, images, last = capsys.readouterr().out.splitlines()
     assert train.startswith("train: ") and val.startswith("val: ") and images.endswith("/images")
-    assert last == f"set DATASET.FOLDER {target}, and NUM_CLASSES 4"
+    assert last == f"set DATASET.FOLDER '{target}', and NUM_CLASSES 4"
