@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 
 from detectors.command import add_config_arguments, add_image_arguments, whole
@@ -16,7 +17,7 @@ _SHOWN_PROBLEMS = 50
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return its exit code: 0 for success, 1 for failure."""
+    """Run one command; return its exit code: 0 for success, 1 for failure, 130 after Ctrl-C."""
     parser = _parser()
     options = parser.parse_args(arguments)
     commands = {
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; run the command again to continue", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 1
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -229,7 +230,7 @@ def run_command(command: Callable[[], int]) -> int:
         return 128 + error.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
 
 
 def _for_users() -> tuple[type[Exception], ...]:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectors.command import read_config
+from detectors.stopping import Interrupted
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+_GOES_ON = "committed shards stay; run the same command again to go on"
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -58,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
             options = [*profile, *imports, "--config-file", args.config_file, *args.opts]
             return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
         report = run_dump(cfg, profiled=args.profile)
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, _GOES_ON) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     print(report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -75,7 +76,7 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 success, 1 failure, 2 wrong use."""
+    """Run one command and return the exit code: 0 success, 1 failure, 2 wrong use, 130 Ctrl-C."""
     args = vars(parse(arguments))
     from storage import commands
 
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands.FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return commands.FAILED
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

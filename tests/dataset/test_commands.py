@@ -118,6 +118,18 @@ def test_long_phases_report_without_a_terminal(
     assert "reading instances_train.json: " in reported and "images: 3 of 3 images, " in reported
 
 
+def test_ctrl_c_is_one_line_and_the_exit_code_of_a_shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dataset.synthetic.write_synthetic", interrupt)
+    assert main(["synthetic", "--output", str(tmp_path / "s")]) == 130
+    said = "interrupted; run the command again to continue"
+    assert capsys.readouterr().err == f"python -m dataset: {said}\n"
+
+
 def test_show_draws_views_with_their_boxes(
     make_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

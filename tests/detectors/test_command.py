@@ -27,7 +27,6 @@ def failing(error: BaseException) -> int:
     [
         (ValueError("what to do"), "error: what to do\n"),
         (FileNotFoundError("weights not found: x.pth"), "error: weights not found: x.pth\n"),
-        (KeyboardInterrupt(), "interrupted\n"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(
@@ -35,6 +34,13 @@ def test_an_error_is_one_line_and_exit_code_1(
 ) -> None:
     assert failing(error) == 1
     assert capsys.readouterr().err == message
+
+
+def test_ctrl_c_is_one_line_and_the_exit_code_of_a_shell(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert failing(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

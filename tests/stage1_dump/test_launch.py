@@ -106,6 +106,20 @@ def test_a_terminated_launcher_terminates_its_ranks(monkeypatch: pytest.MonkeyPa
     assert ranks.terminated == [0, 1]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_interrupted_dump_says_how_it_goes_on(
+    ranks: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stage1_dump.dump.run", interrupt)
+    monkeypatch.setattr("stage1_dump.launch.run_ranks", interrupt)
+    assert main(["run", "--num-gpus", str(ranks), *ARGUMENTS]) == 130
+    said = "committed shards stay; run the same command again to go on"
+    assert capsys.readouterr().err == f"interrupted by SIGINT; {said}\n"
+
+
 def test_a_rank_that_cannot_start_leaves_no_other_running(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

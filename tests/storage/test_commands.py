@@ -189,7 +189,7 @@ def test_ctrl_c_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("storage.commands.verify", interrupt)
-    assert run(capsys, "verify", finished) == (1, "", "interrupted\n")
+    assert run(capsys, "verify", finished) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize(
