@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -288,9 +289,9 @@ class Location:
         depth = len(self._path.parts)
         folders = {folder for file in files for folder in file.parents[: len(file.parts) - depth]}
         # Side by side: the file system then writes its journal once for several of them.
-        with self._local_errors(keys[0] if keys else ""), ThreadPoolExecutor(8) as pool:
-            list(pool.map(_fsync, files))
-            list(pool.map(_fsync, folders))
+        with self._local_errors(keys[0] if keys else ""):
+            list(_syncing().map(_fsync, files))
+            list(_syncing().map(_fsync, folders))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return key and size in bytes of every object under a folder ("" for all).
@@ -401,6 +402,19 @@ def _set_local(store: LocalStore, key: str, buffer: Buffer) -> None:
             # Another writer took our unfinished file for one that a crash had left.
             continue
     store.set_sync(key, buffer)
+
+
+@cache
+def _syncing() -> ThreadPoolExecutor:
+    """The threads that force files to the disk, for all writers of this process.
+
+    To start some for each shard took writers that run side by side more time than anything else.
+    """
+    return ThreadPoolExecutor(8, thread_name_prefix="sync")
+
+
+# A forked process has none of its parent's threads.
+os.register_at_fork(after_in_child=_syncing.cache_clear)
 
 
 def _fsync(path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.pixels import read_pixels
+from storage.checksums import crc32c
 
 from .planning import View
 
@@ -50,8 +51,6 @@ def render(path: str | os.PathLike[str], view: View) -> RenderedView:
             view was planned for is the one expected.
         ValueError: the steps, those of the user's, gave other pixels than they planned.
     """
-    import google_crc32c
-
     image = read_pixels(path, view.sizes[0])
     transforms = view.transforms()
     applied = transforms.apply_image(image)
@@ -63,8 +62,7 @@ def render(path: str | os.PathLike[str], view: View) -> RenderedView:
             f"{applied.shape}"
         )
     pixels = _contiguous(applied)
-    crc32c = int(google_crc32c.value(pixels.reshape(-1)))
-    return RenderedView(pixels=pixels, transforms=transforms, crc32c=crc32c)
+    return RenderedView(pixels=pixels, transforms=transforms, crc32c=crc32c(pixels.data))
 
 
 def _contiguous(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
