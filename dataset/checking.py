@@ -90,7 +90,8 @@ def examine(
         raise FileNotFoundError(f"{os.fspath(images_root)}: there is no such image folder")
     found = read_annotations(annotations, images_root)
     labels = [one.message for one in found.errors if one.kind == LABELS]
-    if labels and len(labels) == len(found.errors) and not found.counts["annotations"]:
+    has_labels = found.counts["annotations"] or found.counts["categories"]
+    if labels and len(labels) == len(found.errors) and not has_labels:
         said = f"{'; '.join(labels)}; DATASETS.UNLABELED alone takes such a set"
         found = replace(found.unlabelled(), notes=(Problem("", LABELS, said, "warning"),))
     problems = [*found.problems(), *_image_problems(found, images_root, workers)]
