@@ -25,12 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from storage import Array, CacheReader, CacheWriter, Manifest, build_index, verify
+from storage.checksums import crc32c
 from storage.example import add_example
 from storage.layout import CRC_BYTES, commit_key
 from storage.shards import decode_chunk
@@ -236,7 +236,7 @@ def numpy_all(chunks: Sequence[Chunk]) -> None:
 def read_with_numpy(path: str, start: int, count: int, crc: int) -> None:
     """Read one chunk without its last four bytes, and compare its CRC32C."""
     data = np.fromfile(path, dtype=np.uint8, count=count, offset=start)
-    if google_crc32c.value(data) != crc:
+    if crc32c(data.data) != crc:
         raise ValueError(f"{path}: the chunk at {start} is damaged")
 
 
