@@ -114,7 +114,8 @@ class RankState(HookBase):
         for key, value in earlier.items():
             now = self._solver[key]
             # An average goes on with another decay, but it cannot begin, or end, half way.
-            if bool(now) != bool(value) if key == "EMA_DECAY" else now != value:
+            goes_on = bool(now) == bool(value) if key == "EMA_DECAY" else now == value
+            if not goes_on:
                 raise ValueError(
                     f"SOLVER.{key} is {now!r}, but the run to resume had {value!r} and goes on with"
                     f" that: resume with {value!r}, or start anew from its weights (MODEL.WEIGHTS)"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detectors import DenseOutputs, Setup
 from detectors.families import TrainingStep
 
-from .methods import Method, Pair, Step, TrainedLayers, chosen_methods
+from .methods import Method, Pair, Step, TrainedLayers, build_methods
 from .shares import Shares
 from .teacher import Teacher, TeacherSource
 
@@ -218,7 +218,7 @@ def build_distiller(
     """
     if teacher is None:
         return Distiller(detector, setup)
-    methods = [method(config, teacher.pair) for method, config in chosen_methods(setup)]
+    methods = build_methods(teacher.pair)
     return Distiller(
         detector,
         setup,

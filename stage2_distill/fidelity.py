@@ -35,7 +35,7 @@ from .cache_check import held_images
 from .data import ViewDataset
 from .distiller import Distiller
 from .inherit import inherit
-from .methods import TrainedLayers, chosen_methods
+from .methods import TrainedLayers, build_methods, chosen_methods
 from .sampler import Draw
 from .teacher import Teacher, TeacherSource, open_teacher
 from .trainer import EXPORTED_NAME
@@ -303,9 +303,9 @@ def _load_student(
 def _build_distiller(detector: nn.Module, teacher: Teacher) -> Distiller:
     """A student under a teacher whose outputs are handed in."""
     pair = teacher.pair
-    methods = [method(config, pair) for method, config in chosen_methods(pair.setup)]
     device = pair.setup.cfg.MODEL.DEVICE
-    return Distiller(detector, pair.setup, pair=pair, methods=[one.to(device) for one in methods])
+    methods = [one.to(device) for one in build_methods(pair)]
+    return Distiller(detector, pair.setup, pair=pair, methods=methods)
 
 
 def _load_weights(detector: nn.Module, name: str, *, strict: bool) -> dict[str, Any]:

@@ -38,6 +38,7 @@ __all__ = [
     "Pair",
     "Step",
     "TrainedLayers",
+    "build_methods",
     "check_methods",
     "chosen_methods",
     "get_method",
@@ -99,6 +100,15 @@ def chosen_methods(setup: Setup) -> list[tuple[type[Method], Any]]:
         method = _METHODS[name]
         found.append((method, setup.settings[method.Config.node]))
     return found
+
+
+def build_methods(pair: Pair) -> list[Method]:
+    """Those that the student's config names, for this teacher and student.
+
+    Raises:
+        ValueError: one cannot distil this pair.
+    """
+    return [method(config, pair) for method, config in chosen_methods(pair.setup)]
 
 
 def needs_of(setup: Setup) -> dict[str, list[str]]:

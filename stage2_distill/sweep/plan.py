@@ -23,7 +23,7 @@ from detectors.run_record import RunRecord, known_config, read_record, run_diges
 from detectors.scaling import fitted_to_ranks
 from storage import CacheError
 
-from ..methods import chosen_methods
+from ..methods import build_methods
 from ..trainer import images_and_teacher
 from .runs_file import RESERVED, SAME_IMAGES, Row
 
@@ -161,9 +161,8 @@ def _check_run(cfg: CfgNode) -> None:
     if cfg.MODEL.WEIGHTS:
         weights_path(cfg.MODEL.WEIGHTS)
     _, teacher = images_and_teacher(setup)
-    for method, config in chosen_methods(setup):
-        if teacher:
-            method(config, teacher.pair)
+    if teacher:
+        build_methods(teacher.pair)
 
 
 def _evaluated(cfg: CfgNode) -> dict[str, str]:

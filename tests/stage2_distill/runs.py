@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from configs.loader import load_config
+from detectors import Setup, training_images
 from detectors.command import register_data
+from stage2_distill.data import ViewDataset
+from stage2_distill.sampler import Draw
+from stage2_distill.teacher import Teacher, TeacherSource, open_teacher
 from stage2_distill.trainer import DistillTrainer
 
 OWN_LOSSES = {"loss_cls", "loss_box_reg"}
@@ -25,6 +29,18 @@ def build(path: Path, *overrides: Any) -> DistillTrainer:
     register_data(cfg)
     torch.manual_seed(5)
     return DistillTrainer(cfg)
+
+
+def teacher_and_view(path: Path, image: int) -> tuple[Teacher, TeacherSource, dict[str, Any]]:
+    """The teacher of a config, ready to give outputs, and view 0 of an image by its place."""
+    cfg = load_config(str(path))
+    register_data(cfg)
+    setup = Setup(cfg)
+    images = training_images(setup)
+    teacher = open_teacher(setup, images)
+    assert teacher is not None
+    item = ViewDataset(images, setup, teacher.reader)[Draw(position=image, view=0)]
+    return teacher, teacher.source(student_format=cfg.INPUT.FORMAT), item
 
 
 def train(path: Path, *overrides: Any, resume: bool = False) -> DistillTrainer:

@@ -20,14 +20,14 @@ from configs.loader import load_config
 from detectors import Setup, checkpoint, export_model, training_images
 from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
-from stage2_distill.data import ViewDataset, build_data
+from stage2_distill.data import build_data
 from stage2_distill.methods import check_methods
-from stage2_distill.sampler import Draw
 from stage2_distill.teacher import open_teacher
 from stage2_distill.trainer import DistillTrainer
 from storage import CacheReader, CorruptChunkError
 from storage.errors import VersionError
 from tests.stage2_distill.conftest import Configure
+from tests.stage2_distill.runs import teacher_and_view
 from tests.tiny import random_detector
 
 
@@ -265,14 +265,7 @@ def test_a_student_that_pads_to_less_than_its_teacher_is_refused(
 @pytest.mark.parametrize("source", ["cache", "live"])
 def test_final_boxes_alone_fit_into_any_batch(configure: Configure, source: str) -> None:
     path = configure(DISTILL={"METHODS": ["pseudo"]}, TEACHER={"SOURCE": source})
-    cfg = load_config(str(path))
-    register_data(cfg)
-    setup = Setup(cfg)
-    images = training_images(setup)
-    teacher = open_teacher(setup, images)
-    assert teacher is not None
-    item = ViewDataset(images, setup, teacher.reader)[Draw(position=0, view=0)]
-    given = teacher.source(student_format=cfg.INPUT.FORMAT)
+    teacher, given, item = teacher_and_view(path, 0)
     # As of a student that pads to less.
     too_small = [(1, 1)] * len(teacher.pair.student_levels)
     found = given.outputs([item], too_small, torch.device("cpu"))

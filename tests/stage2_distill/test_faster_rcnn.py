@@ -18,22 +18,19 @@ from configs.loader import load_config
 from configs.nodes import GidConfig
 from dataset.scenes import CLASS_NAMES
 from dataset.synthetic import SyntheticConfig, write_synthetic
-from detectors import Setup, export_model, training_images
-from detectors.command import register_data
+from detectors import Setup, export_model
 from stage1_dump.dump import run as dump
 from stage2_distill import show
 from stage2_distill.__main__ import main
-from stage2_distill.data import ViewDataset
 from stage2_distill.methods import check_methods
 from stage2_distill.methods.gid import box_head
 from stage2_distill.methods.gid.box_head import box_head_response, check_box_head
 from stage2_distill.methods.gid.losses import needed_signals
-from stage2_distill.sampler import Draw
-from stage2_distill.teacher import open_teacher, padded_size
+from stage2_distill.teacher import padded_size
 from stage2_distill.trainer import DistillTrainer
 from tests.stage2_distill.conftest import write_student
 from tests.stage2_distill.rank_process import RANKS, Runs, run_rank
-from tests.stage2_distill.runs import GID_LOSSES, build, losses_of, train
+from tests.stage2_distill.runs import GID_LOSSES, build, losses_of, teacher_and_view, train
 from tests.tiny import DETECTOR, FASTER_RCNN, random_detector, write_config
 
 Configure = Callable[..., Path]
@@ -325,14 +322,8 @@ def test_the_head_that_is_inherited_is_that_of_both_stages(configure: Configure)
 def test_pictures_have_the_teacher_s_own_boxes(configure: Configure) -> None:
     found = []
     for source in ("cache", "live"):
-        cfg = load_config(str(configure(TEACHER={"SOURCE": source, "BATCH": 1})))
-        register_data(cfg)
-        setup = Setup(cfg)
-        images = training_images(setup)
-        teacher = open_teacher(setup, images)
-        assert teacher is not None
-        item = ViewDataset(images, setup, teacher.reader)[Draw(position=1, view=0)]
-        given = teacher.source(student_format=cfg.INPUT.FORMAT)
+        path = configure(TEACHER={"SOURCE": source, "BATCH": 1})
+        teacher, given, item = teacher_and_view(path, 1)
         found.append(show._detections(teacher, given, item))
     cached, live = found
     assert cached.image_size == live.image_size and len(cached) == len(live) == 5
