@@ -1,6 +1,7 @@
 """What every test shares: one thread of arithmetic, skips with a reason, and an S3 server."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from tests.s3_server import BUCKET, S3Server, find_program
 # threads moves the last bits of a sum.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# A shell lets what it runs in the background ignore Ctrl-C, which the tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
