@@ -52,6 +52,7 @@ class Evaluation:
         views: view to metrics in percent, AP, AP50 and so on, and AP of every class.
         incomplete: views that are not evaluated, since shards of them are missing.
         cropped: views that are compared with the objects, and parts of them, that they show.
+        empty: cropped views that show no object of any image, so that there is no AP.
     """
 
     cache: str
@@ -61,6 +62,7 @@ class Evaluation:
     views: dict[int, dict[str, float]]
     incomplete: tuple[int, ...]
     cropped: tuple[int, ...]
+    empty: tuple[int, ...]
 
     def to_json(self) -> str:
         """The evaluation as one JSON object."""
@@ -79,6 +81,7 @@ class Evaluation:
             numbers = [f"{name} {metrics[name]:.2f}" for name in shown if name in metrics]
             of_what = "  (of what the view shows)" if view in self.cropped else ""
             yield f"view {view}: {'  '.join(numbers)}{of_what}"
+        yield from (f"view {view}: shows no object, not evaluated" for view in self.empty)
         yield from (f"view {view}: incomplete, not evaluated" for view in self.incomplete)
 
 
@@ -112,19 +115,22 @@ def evaluate_cache(
     images = planned.without(reader.manifest.excluded)
     if not len(images):
         raise ValueError(f"{cache} leaves out all of its images (DATASET.EXCLUDE): none is left")
-    held = np.isin(truth.objects.image_ids, images.ids)
-    if truth.objects.crowds[held].all():  # true of none, too
+    if not _has_objects(truth, images):
         raise ValueError(
             f"{truth.path}: expected objects to find, got none in the {len(images)} images of "
             f"{cache}, of which there is no AP; give annotations with objects"
         )
     found: dict[int, dict[str, float]] = {}
+    empty = []
     cropped = tuple(one for one in chosen if augmentation.cuts(one))
     of_whole_images = box_evaluator(truth, distributed=False)
     for number in chosen:
         evaluator = of_whole_images
         if number in cropped:
             shown = visible(truth, _views(images, images.ids, number, augmentation))
+            if not _has_objects(shown, images):
+                empty.append(number)
+                continue
             evaluator = box_evaluator(shown, distributed=False)
         kept = np.isin(reader.index.image_id, images.ids)
         records = np.flatnonzero(kept & (reader.index.view == number)).tolist()
@@ -145,7 +151,14 @@ def evaluate_cache(
         views=found,
         incomplete=() if view is not None else incomplete,
         cropped=cropped,
+        empty=tuple(empty),
     )
+
+
+def _has_objects(truth: Annotations, images: ImageTable) -> bool:
+    """Whether images have something to find; a crowd is nothing that must be found."""
+    held = np.isin(truth.objects.image_ids, images.ids)
+    return not truth.objects.crowds[held].all()
 
 
 def image_detections(

@@ -348,6 +348,19 @@ def test_a_cropped_view_is_compared_with_what_it_shows(cropped: tuple[Path, Path
     assert evaluate_cache(str(store), str(changed)).views[0]["AP"] == pytest.approx(100)
 
 
+def test_a_cropped_view_that_shows_no_object_has_no_ap(cropped: tuple[Path, Path]) -> None:
+    store, annotations = cropped
+    document = json.loads(annotations.read_text())
+    document["annotations"] = []
+    hidden = with_hidden_parts(store, document)
+    hidden["annotations"] = hidden["annotations"][:1]
+    changed = annotations.with_name("hidden.json")
+    changed.write_text(json.dumps(hidden))
+    found = evaluate_cache(str(store), str(changed), view=0)
+    assert not found.views and found.empty == (0,)
+    assert "view 0: shows no object, not evaluated" in str(found)
+
+
 def with_hidden_parts(store: Path, document: dict[str, Any]) -> dict[str, Any]:
     """Objects that go on behind the right edge of view 0, and some that lie above or below it."""
     augmentation = Augmentation.of_fingerprint(CacheReader(store).manifest.augmentation)
