@@ -229,18 +229,6 @@ LIMITS |= {
     if f"MODEL.FCOS.{name}" not in LIMITS
 }
 
-# Read by detectors that are not distilled, or not by us at all.
-OUTSIDE = (
-    "GLOBAL.",
-    "MODEL.PANOPTIC_FPN.",
-    "MODEL.ROI_BOX_CASCADE_HEAD.",
-    "MODEL.ROI_KEYPOINT_HEAD.",
-    "MODEL.ROI_MASK_HEAD.",
-    "MODEL.SEM_SEG_HEAD.",
-    "TEST.EXPECTED_RESULTS",
-    "VERSION",
-)
-
 
 def check_limits(config: Mapping[str, Any]) -> None:
     """Hold every value of detectron2's against its limits.

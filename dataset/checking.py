@@ -8,10 +8,8 @@ the annotations is the reader's business, `dataset.reading`; here the images are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from dataset.contents import LABELS
 from dataset.elements import Problem, Severity
 from dataset.image_files import ImageFolder, image_path
 from dataset.pixels import examine_image
+from dataset.processes import mapped
 from dataset.reading import Annotations, read_annotations
 from storage.progress import Progress
 from storage.resources import exhausted
@@ -132,16 +131,7 @@ def _examine_images(
     if workers is None:
         workers = min(os.cpu_count() or 1, len(files) // _IMAGES_WORTH_A_PROCESS + 1)
     with Progress("images", total=len(files), unit="images") as progress:
-        yield from progress.over(_map_images(files, workers))
-
-
-def _map_images(files: list[tuple[str, int, int]], workers: int) -> Iterable[_Found | None]:
-    if workers <= 1:
-        yield from map(_examine_image, files)
-        return
-    # Spawned, not forked: a fork of a process with threads can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_examine_image, files, chunksize=_CHUNK)
+        yield from progress.over(mapped(_examine_image, files, workers, _CHUNK))
 
 
 def _examine_image(file: tuple[str, int, int]) -> _Found | None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from dataset.figures import Color, Figure, Floats, Raster, paint, rasterize
+from dataset.figures import TEXTURES, Color, Figure, Floats, Raster, paint, rasterize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,6 @@ CLASSES = tuple(
 CLASS_NAMES = tuple(one.name for one in CLASSES)
 _HUE_SPREAD = 0.035
 _DISTRACTORS = ("hexagon", "crescent", "half_disc", "cross", "bar")
-_DISTRACTOR_TEXTURES = ("plain", "shaded", "speckled", "striped", "checked")
 
 # Object sizes, as a share of the image's shorter side: mostly around the typical one.
 SIZE_RANGE = (0.16, 0.70)
@@ -90,7 +89,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
     image = _background(rng, height, width)
     for _ in range(rng.integers(0, 4)):
         shape = _DISTRACTORS[rng.integers(len(_DISTRACTORS))]
-        figure = _figure(rng, image, shape, _DISTRACTOR_TEXTURES, _size_share(rng))
+        figure = _figure(rng, image, shape, TEXTURES, _size_share(rng))
         paint(image, figure, rasterize(figure, height, width), light)
     owner, class_of = _place_objects(rng, image, light)
     return Scene(

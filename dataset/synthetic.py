@@ -20,9 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.coco_json import write_json
+from dataset.processes import mapped
 from dataset.scenes import CLASS_NAMES, Scene, SceneObject, draw_scene
 from storage.progress import Progress
 
@@ -99,7 +98,7 @@ def write_synthetic(
     annotated: dict[str, list[_Annotated]] = {split: [] for split in _SPLITS}
     total = config.train + config.val
     with Progress("images", total=total, unit="images") as progress:
-        for done in _draw_all(tasks, _worker_count(workers, total)):
+        for done in mapped(_draw_task, tasks, _worker_count(workers, total)):
             annotated[done[0].split] += done
             progress.update(len(done))
     for split in _SPLITS:
@@ -144,16 +143,6 @@ def _tasks(folder: Path, config: SyntheticConfig) -> list[_Task]:
         for split in _SPLITS
         for first in range(1, config.count(split) + 1, _CHUNK)
     ]
-
-
-def _draw_all(tasks: list[_Task], workers: int) -> Iterator[list[_Annotated]]:
-    """Run the tasks; results come in the order of the tasks."""
-    if workers <= 1:
-        yield from map(_draw_task, tasks)
-        return
-    # Spawned, not forked: a fork of a process with threads can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_draw_task, tasks)
 
 
 def _draw_task(task: _Task) -> list[_Annotated]:

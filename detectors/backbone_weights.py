@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from .wording import listed
+
 logger = logging.getLogger(__name__)
 
 # Where a model keeps its network: under an FPN, under SimpleFeaturePyramid, or as it is.
@@ -74,10 +76,9 @@ def _say(prefix: str, taken: Mapping[str, str], weights: Mapping[str, Any]) -> N
     # Counters of batches, which frozen batch norm has none of, are no loss.
     left = [n for n in weights if n not in taken and not n.endswith("num_batches_tracked")]
     parts = Counter(".".join(name.split(".")[:2]) for name in left)
-    shown = [f"{part} ({count})" for part, count in parts.most_common(_SHOWN)]
-    more = [f"{len(parts) - _SHOWN} more"] if len(parts) > _SHOWN else []
+    shown = [f"{part} ({count})" for part, count in parts.most_common()]
     logger.info(
         "took %d of %d tensors for %s (%s, ...), left out: %s",
         *(len(taken), len(taken) + len(left), prefix.rstrip("."), next(iter(taken))),
-        ", ".join(shown + more) or "none",
+        listed(shown, shown=_SHOWN) or "none",
     )

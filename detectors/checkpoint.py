@@ -18,9 +18,9 @@ from torch import nn
 from .backbone_weights import as_backbone
 from .building import build_detector
 from .weights_file import WeightsFileError, first_line, read_weights_file
+from .wording import listed
 
 _OF_TRAINING = re.compile(r"model_(\d+)\.pth")
-_SHOWN = 8
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -212,8 +212,7 @@ def _is_constant(given: Any, buffer: torch.Tensor | None) -> bool:
 
 
 def _refuse(what: str, problems: list[str]) -> None:
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    raise ValueError(f"{what}: {'; '.join(problems[:_SHOWN])}{more}")
+    raise ValueError(f"{what}: {listed(problems, between='; ')}")
 
 
 def _names(weights: Any) -> str:

@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_SHOWN = 8
+from .wording import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class ClassMap:
         """
         twice = [name for name, count in Counter(theirs).items() if count > 1]
         if twice:
-            raise ValueError(f"{key} names {_listed(twice)} more than once; give each class once")
+            raise ValueError(f"{key} names {_quoted(twice)} more than once; give each class once")
         if len(theirs) != num_classes:
             raise ValueError(
                 f"{key} names {len(theirs)} classes, but the teacher has {num_classes}; name all "
@@ -59,7 +59,7 @@ class ClassMap:
         lacking = [name for name in ours if name not in numbers]
         if lacking:
             raise ValueError(
-                f"{key} has no {_listed(lacking)}, which {data} has; it names {_listed(theirs)}: "
+                f"{key} has no {_quoted(lacking)}, which {data} has; it names {_quoted(theirs)}: "
                 "spell them alike, or leave such categories out of the data"
             )
         return cls(names=tuple(theirs), columns=tuple(numbers[name] for name in ours))
@@ -131,7 +131,5 @@ def _tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, device=device)
 
 
-def _listed(names: Iterable[str]) -> str:
-    quoted = [repr(name) for name in names]
-    more = f" and {len(quoted) - _SHOWN} more" if len(quoted) > _SHOWN else ""
-    return ", ".join(quoted[:_SHOWN]) + more
+def _quoted(names: Iterable[str]) -> str:
+    return listed(repr(name) for name in names)

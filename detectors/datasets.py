@@ -17,6 +17,7 @@ from dataset.subset import chosen_images, excluded_ids
 
 from .families import num_classes
 from .setup import Setup
+from .wording import listed
 
 _SHOWN_CATEGORIES = 5
 
@@ -181,11 +182,10 @@ def _check_same_categories(first: _Categories, other: _Categories) -> None:
         if ours.get(key) != theirs.get(key)
     ]
     if different:
-        more = ", ..." if len(different) > _SHOWN_CATEGORIES else ""
         raise ValueError(
             f"{other.source}: its categories are not those of {first.source}: "
-            + ", ".join(different[:_SHOWN_CATEGORIES])
-            + f"{more}; write the same list `categories` into both"
+            + listed(different, shown=_SHOWN_CATEGORIES)
+            + "; write the same list `categories` into both"
         )
 
 
@@ -196,6 +196,6 @@ def _named(categories: dict[int, str], key: int) -> str:
 def _shown(categories: dict[int, str], counts: dict[int, int]) -> str:
     parts = [
         f"{key} {name!r}" + ("" if counts[key] else " (without objects)")
-        for key, name in list(categories.items())[:_SHOWN_CATEGORIES]
+        for key, name in categories.items()
     ]
-    return ", ".join([*parts, "..."] if len(categories) > _SHOWN_CATEGORIES else parts)
+    return listed(parts, shown=_SHOWN_CATEGORIES)

@@ -18,6 +18,8 @@ import torch
 from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import Tensor
 
+from .wording import listed
+
 logger = logging.getLogger(__name__)
 
 # What a pickled dict of numpy arrays needs: the array, its dtype and the two reconstructors, under
@@ -146,8 +148,9 @@ def _what_it_holds(path: str, error: Exception) -> str:
     classes = _foreign_classes(path, error)
     if classes:
         return (
-            f"it holds objects of {_listed(classes)}, and loading them could run code; where you "
-            "trust the file, load it with weights_only=False and save its state_dict alone"
+            f"it holds objects of {listed(classes, shown=_SHOWN)}, and loading them could run "
+            "code; where you trust the file, load it with weights_only=False and save its "
+            "state_dict alone"
         )
     if zipfile.is_zipfile(path) or start[:1] == b"\x80":
         return f"PyTorch cannot read it ({first_line(error)})"
@@ -163,11 +166,6 @@ def _foreign_classes(path: str, error: Exception) -> list[str]:
     except Exception:
         found = re.findall(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
     return sorted(set(found) - admitted)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _load_arrays(path: str) -> Any:
@@ -208,7 +206,7 @@ def _tensors(weights: dict[str, Any]) -> dict[str, Any]:
         if not (isinstance(name, str) and isinstance(weights[name], Tensor | np.ndarray)):
             del weights[name]
     if not weights:
-        names = _listed([str(name) for name in held]) or "nothing at all"
+        names = listed(map(str, held), shown=_SHOWN) or "nothing at all"
         raise WeightsFileError(
             f"it holds no weights, but {names}; expected tensors by name, or a dict of them under "
             f"one of {', '.join(_WEIGHTS_KEYS)}"

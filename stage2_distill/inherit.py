@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from detectors import Setup, load_model
+from detectors.wording import listed
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 8
 
 
 def inherit(student: nn.Module, setup: Setup) -> dict[str, list[str]]:
@@ -87,17 +86,18 @@ def _copy(module: nn.Module, theirs: Mapping[str, Tensor], part: str, stated: st
     if not fitting:
         raise ValueError(
             f"TEACHER.INHERIT {stated}: no tensor of the teacher's {part} fits the student's: "
-            f"{_first(unlike) or 'there is none'}; give both the same FPN.OUT_CHANNELS, or set "
-            f"TEACHER.INHERIT {'head' if part == 'neck' else 'none'}"
+            f"{listed(unlike, between='; ') or 'there is none'}; give both the same "
+            f"FPN.OUT_CHANNELS, or set TEACHER.INHERIT {'head' if part == 'neck' else 'none'}"
         )
     module.load_state_dict({**ours, **fitting})
     logger.info(
         "copied %d of %d tensors of the teacher's %s: %s",
-        *(len(fitting), len(ours), part, _first(fitting)),
+        *(len(fitting), len(ours), part, listed(fitting, between="; ")),
     )
     if unlike:
         logger.info(
-            "not copied, %d tensors of the student's %s: %s", len(unlike), part, _first(unlike)
+            "not copied, %d tensors of the student's %s: %s",
+            *(len(unlike), part, listed(unlike, between="; ")),
         )
     return list(fitting)
 
@@ -107,9 +107,3 @@ def _difference(name: str, ours: Tensor, theirs: Tensor | None) -> str:
         return f"{name} (its layer differs)"
     found = "has none" if theirs is None else str(tuple(theirs.shape))
     return f"{name}: student {tuple(ours.shape)}, teacher {found}"
-
-
-def _first(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f"; and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return "; ".join(listed[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""The step `resize`: to one of several lengths of the shortest edge."""
+"""The step `resize`, to one of several lengths of the shortest edge, and what resizing is."""
 
 from __future__ import annotations
 
@@ -16,11 +16,26 @@ if TYPE_CHECKING:
     from configs.nodes import ViewsConfig
 
 
-@dataclass(frozen=True)
-class Resize(Step):
-    """detectron2's `ResizeShortestEdge` with a choice of lengths; its outcome is the new size.
+class Resizing(Step):
+    """A step whose outcome is the new size: detectron2's `ResizeTransform`, bilinear by Pillow."""
 
-    Version 1: detectron2's `ResizeTransform`, by Pillow, bilinear, on uint8 RGB.
+    def sizes_after(self, outcomes: NDArray[Any], sizes: NDArray[np.int64]) -> NDArray[Any]:
+        """See `Step`."""
+        return outcomes
+
+    def transforms(self, outcome: Any, size: tuple[int, int]) -> list[Transform]:
+        """See `Step`."""
+        from detectron2.data.transforms import ResizeTransform
+        from PIL.Image import Resampling
+
+        return [ResizeTransform(*size, *outcome, Resampling.BILINEAR)]
+
+
+@dataclass(frozen=True)
+class Resize(Resizing):
+    """detectron2's `ResizeShortestEdge` with a choice of lengths.
+
+    Version 1: on uint8 RGB.
 
     Attributes:
         scales: lengths to choose from, pixels.
@@ -56,17 +71,6 @@ class Resize(Step):
         shrink = np.where(longest > self.max_size, self.max_size * 1.0 / longest, 1.0)
         new = np.stack([new_height * shrink, new_width * shrink], axis=1)
         return (new + 0.5).astype(np.int64)
-
-    def sizes_after(self, outcomes: NDArray[Any], sizes: NDArray[np.int64]) -> NDArray[Any]:
-        """See `Step`."""
-        return outcomes
-
-    def transforms(self, outcome: Any, size: tuple[int, int]) -> list[Transform]:
-        """See `Step`."""
-        from detectron2.data.transforms import ResizeTransform
-        from PIL.Image import Resampling
-
-        return [ResizeTransform(*size, *outcome, Resampling.BILINEAR)]
 
     def largest_size(self, largest: tuple[int, int]) -> tuple[int, int]:
         """See `Step`."""

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Step
+from .resize import Resizing
 
 if TYPE_CHECKING:
-    from detectron2.data.transforms import Transform
-
     from configs.nodes import ViewsConfig
 
 
 @dataclass(frozen=True)
-class ResizeScale(Step):
+class ResizeScale(Resizing):
     """detectron2's `ResizeScale`: to fit inside a target times a drawn factor, keeping the aspect.
 
-    Its outcome is the new size. Version 1: Pillow's bilinear resizing, as in the step `resize`.
+    Version 1: on uint8 RGB, as in the step `resize`.
 
     Attributes:
         low, high: ends of the factor's range.
@@ -52,17 +50,6 @@ class ResizeScale(Step):
         box = np.asarray(self.target) * factor[:, None]
         scale = (box / sizes).min(axis=1, keepdims=True)
         return np.round(sizes * scale).astype(np.int64)
-
-    def sizes_after(self, outcomes: NDArray[Any], sizes: NDArray[np.int64]) -> NDArray[Any]:
-        """See `Step`."""
-        return outcomes
-
-    def transforms(self, outcome: Any, size: tuple[int, int]) -> list[Transform]:
-        """See `Step`."""
-        from detectron2.data.transforms import ResizeTransform
-        from PIL.Image import Resampling
-
-        return [ResizeTransform(*size, *outcome, Resampling.BILINEAR)]
 
     def largest_size(self, largest: tuple[int, int]) -> tuple[int, int]:
         """See `Step`."""

@@ -37,7 +37,6 @@ class TrainingStep:
 
     Attributes:
         positive: (N, R) bool, the places assigned to an object.
-        ignored: (N, R) bool, the places that its losses leave out.
         losses: computes them by name, exactly as stock training has them; to be called once, since
             it moves the detector's running averages. They are apart from the labels because a GPU
             is waited for in between: who looks at the labels first has its own work launched before
@@ -45,7 +44,6 @@ class TrainingStep:
     """
 
     positive: Tensor
-    ignored: Tensor
     losses: Callable[[], dict[str, Tensor]]
 
 

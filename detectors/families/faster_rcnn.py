@@ -170,7 +170,6 @@ class FasterRcnnFamily(DenseFamily):
         labels, matched = _label(model.proposal_generator, outputs, targets)
         return TrainingStep(
             positive=labels == 1,
-            ignored=labels == -1,
             losses=partial(_losses, model, outputs, targets, labels, matched, global_counts),
         )
 

@@ -151,7 +151,9 @@ class FcosFamily(DenseFamily):
         assert isinstance(outputs, FcosOutputs)
         anchors = outputs.level_anchors
         labels, boxes = model.label_anchors(anchors, targets)
-        positive = torch.stack(labels) != model.num_classes
+        stacked = torch.stack(labels)
+        # A class of the user's may leave places out, by -1, as RetinaNet does.
+        positive = (stacked >= 0) & (stacked != model.num_classes)
         logits, deltas, centerness = (
             self.for_losses(model, outputs, values)
             for values in (outputs.logits, outputs.deltas, outputs.centerness)
@@ -159,7 +161,7 @@ class FcosFamily(DenseFamily):
         losses = partial(model.losses, anchors, logits, labels, deltas, boxes, centerness)
         if global_counts:
             losses = partial(losses_by_global_counts, model, losses, positive, _INITIAL_NORMALIZER)
-        return TrainingStep(positive=positive, ignored=torch.zeros_like(positive), losses=losses)
+        return TrainingStep(positive=positive, losses=losses)
 
     def assign_boxes(
         self, model: FCOS, outputs: DenseOutputs, boxes: Tensor, valid: Tensor, usable: Tensor

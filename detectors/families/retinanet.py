@@ -121,7 +121,7 @@ class RetinaNetFamily(DenseFamily):
         losses = partial(model.losses, anchors, logits, labels, deltas, boxes)
         if global_counts:
             losses = partial(losses_by_global_counts, model, losses, positive, _INITIAL_NORMALIZER)
-        return TrainingStep(positive=positive, ignored=stacked < 0, losses=losses)
+        return TrainingStep(positive=positive, losses=losses)
 
     def assign_boxes(
         self, model: RetinaNet, outputs: DenseOutputs, boxes: Tensor, valid: Tensor, usable: Tensor

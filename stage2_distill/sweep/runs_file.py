@@ -10,11 +10,11 @@ rows:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from configs.safe_yaml import ConfigMapping, read_yaml
+from configs.stock_limits import leaves
 
 _PARTS = ("rows", "common")
 SAME_IMAGES = (
@@ -87,18 +87,10 @@ def _overrides(value: Any, title: str) -> dict[str, Any]:
             f"none, got {value!r}"
         )
     found: dict[str, Any] = {}
-    for key, one in _leaves(value):
+    for key, one in leaves(value):
         if key in found:
             raise ValueError(f"{title}{key} is set twice")
         if key in RESERVED:
             raise ValueError(f"{title}{key} cannot be set here: {RESERVED[key]}")
         found[key] = one
     return found
-
-
-def _leaves(content: ConfigMapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, ConfigMapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

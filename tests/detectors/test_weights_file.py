@@ -109,7 +109,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "many": (
         {"all": [_Foreign(), Fraction(1), PurePosixPath("a"), UUID(int=1), IPv4Address(1)]},
-        "holds objects of [^,]+, [^,]+, [^,]+, [^,]+ and [12] more, and loading them could run",
+        "holds objects of [^,]+, [^,]+, [^,]+, [^,]+, and [12] more, and loading them could run",
     ),
     "list": ([torch.zeros(1)], "expected a dict of weights, found list"),
     "tensor": (torch.zeros(1), "expected a dict of weights, found Tensor"),

@@ -18,12 +18,10 @@ class AnchorRules:
     """By overlap with the anchors."""
 
     @staticmethod
-    def trained(boxes: np.ndarray, outputs: DenseOutputs) -> tuple[Mask, Mask]:
-        """Positive and ignored places (R,) for ground-truth boxes (G, 4)."""
+    def trained(boxes: np.ndarray, outputs: DenseOutputs) -> Mask:
+        """Positive places (R,) for ground-truth boxes (G, 4)."""
         anchors = outputs.anchors.numpy()
-        best = reference.overlaps_float32(boxes, anchors).max(axis=0, initial=0.0)
-        positive = AnchorRules.assigned(boxes, anchors, np.ones(len(anchors), bool))
-        return positive, (best >= np.float32(0.4)) & (best < np.float32(0.5)) & ~positive
+        return AnchorRules.assigned(boxes, anchors, np.ones(len(anchors), bool))
 
     @staticmethod
     def assigned(boxes: np.ndarray, anchors: np.ndarray, usable: Mask) -> Mask:
@@ -35,8 +33,8 @@ class FcosRules:
     """By where the centre of a position lies, and by the size of the box."""
 
     @staticmethod
-    def trained(boxes: np.ndarray, outputs: DenseOutputs) -> tuple[Mask, Mask]:
-        """As `AnchorRules`; nothing is ignored."""
+    def trained(boxes: np.ndarray, outputs: DenseOutputs) -> Mask:
+        """As `AnchorRules`."""
         positive = np.zeros(len(outputs.anchors), bool)
         last = len(outputs.anchors_per_level) - 1
         level_of = np.repeat(range(last + 1), outputs.anchors_per_level)
@@ -50,7 +48,7 @@ class FcosRules:
                 small_enough = level == last or max(to_sides) < 8 * stride
                 near = min(to_sides) > 0 and apart < 1.5 * stride
                 positive[place] |= near and large_enough and small_enough
-        return positive, np.zeros_like(positive)
+        return positive
 
     @staticmethod
     def assigned(boxes: np.ndarray, anchors: np.ndarray, usable: Mask) -> Mask:

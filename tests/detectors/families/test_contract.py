@@ -150,19 +150,18 @@ def test_a_class_s_own_rules_are_given_the_levels_as_in_its_own_training(
 
 
 @sizes_of_batches
-def test_places_are_positive_ignored_or_background_as_the_losses_have_them(
+def test_places_are_positive_as_the_losses_have_them(
     family: DetectorFamily, model: nn.Module, outputs: DenseOutputs, sizes: list[tuple[int, int]]
 ) -> None:
     targets = [item["instances"] for item in random_batch(sizes)]
     for target in targets:
         target.gt_classes.zero_()  # a class of which to make a mistake with labels
     step = family.training_step(model, outputs, targets)
-    assert step.positive.shape == step.ignored.shape == outputs.logits.shape[:2]
+    assert step.positive.shape == outputs.logits.shape[:2]
     for number, target in enumerate(targets):
         boxes = target.gt_boxes.tensor.numpy()
-        positive, ignored = RULES[family.name].trained(boxes, outputs)
+        positive = RULES[family.name].trained(boxes, outputs)
         np.testing.assert_array_equal(step.positive[number].numpy(), positive)
-        np.testing.assert_array_equal(step.ignored[number].numpy(), ignored)
     assert not step.positive[-1].any() and (len(sizes) == 1 or step.positive.any())
 
 

@@ -101,3 +101,20 @@ def test_global_counts_on_one_rank_are_the_rank_s_own(cfg: CfgNode) -> None:
     assert our_average == pytest.approx(average) and average < 300
     for name, loss in own.items():
         torch.testing.assert_close(ours[name], loss)
+
+
+def test_a_place_that_a_class_s_own_rule_leaves_out_is_not_positive(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, model = FcosFamily(), random_detector(cfg, seed=1).train()
+    stock = model.label_anchors
+
+    def without_objects(*args: Any) -> Any:
+        labels, boxes = stock(*args)
+        return [one.where(one == model.num_classes, -1) for one in labels], boxes
+
+    batch = random_batch(SIZES)
+    outputs, targets = family.run(model, batch), [item["instances"] for item in batch]
+    assert family.training_step(model, outputs, targets).positive.any()
+    monkeypatch.setattr(model, "label_anchors", without_objects)
+    assert not family.training_step(model, outputs, targets).positive.any()
