@@ -120,7 +120,7 @@ def fidelity_rows(
         levels: as CACHE.LEVELS; the live teacher has all, and no limit is set. Empty: all.
     """
     # PyTorch is imported where it is used, so that `--help` need not wait for it.
-    from stage2_distill.fidelity import LIMITS, Limits
+    from stage2_distill.fidelity_result import LIMITS, Limits
     from stage2_distill.methods import get_method
 
     chosen = [name for name in methods if preset not in get_method(name).too_coarse]

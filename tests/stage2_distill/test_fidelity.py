@@ -15,7 +15,8 @@ from detectors.command import register_data
 from stage1_dump.dump import run as dump
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
-from stage2_distill.fidelity import INITIAL, LIMITS, StudentFidelity, checkpoints_of
+from stage2_distill.fidelity import INITIAL, checkpoints_of
+from stage2_distill.fidelity_result import LIMITS, StudentFidelity
 from storage import RecordCodec
 from tests.stage2_distill.conftest import Configure
 from tests.stage2_distill.runs import GID_LOSSES, build, train
