@@ -166,7 +166,9 @@ def test_names_may_begin_with_the_folder_of_the_images(
     root = f"{folder}/{images_in}" if form.startswith("/") else images_in
     change_names(folder, lambda name: form.removeprefix("/").format(folder=root, name=name))
     register_folder(folder)
-    for image in DatasetCatalog.get("folder_train"):
+    images = DatasetCatalog.get("folder_train")
+    assert images
+    for image in images:
         assert Path(image["file_name"]).is_relative_to(folder / images_in)
         assert Path(image["file_name"]).is_file()
 
