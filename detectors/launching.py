@@ -55,7 +55,8 @@ def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
             failed or was killed.
     """
     _check_processes(args)
-    check_device(cfg.MODEL.DEVICE, args.num_gpus)
+    check_device(cfg.MODEL.DEVICE)
+    _check_ranks(cfg.MODEL.DEVICE, args)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(cfg)
         job(cfg, args)
@@ -68,8 +69,8 @@ def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
         _start_ranks(job, cfg, args)
 
 
-def check_device(name: str, num_processes: int = 1) -> None:
-    """See that `MODEL.DEVICE` is here, for this many processes of this machine.
+def check_device(name: str) -> None:
+    """See that `MODEL.DEVICE` is here.
 
     Raises:
         ValueError: it is a GPU that PyTorch does not see; says why, as far as can be seen.
@@ -81,12 +82,6 @@ def check_device(name: str, num_processes: int = 1) -> None:
     count, number = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
     if number >= count:
         raise ValueError(f"MODEL.DEVICE is {name}, but PyTorch sees {count} GPUs, from cuda:0")
-    if num_processes > count:
-        raise ValueError(f"--num-gpus {num_processes}: PyTorch sees {count} GPUs on this machine")
-    if num_processes > 1 and ":" in name:
-        raise ValueError(
-            f"MODEL.DEVICE is {name}, one GPU for all of --num-gpus {num_processes}; set it to cuda"
-        )
 
 
 def use_device(name: str) -> None:
@@ -113,6 +108,28 @@ def _check_processes(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--dist-url {args.dist_url}: expected tcp://host:port of the first machine, since "
             f"--num-machines is {args.num_machines}"
+        )
+
+
+def _check_ranks(name: str, args: argparse.Namespace) -> None:
+    """See that every rank of this machine has a GPU of its own on `MODEL.DEVICE`, which is here."""
+    if not name.startswith("cuda"):
+        return
+    option, local, total = "--num-gpus", args.num_gpus, args.num_gpus * args.num_machines
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        option, local = "torchrun --nproc-per-node", int(os.environ["LOCAL_WORLD_SIZE"])
+        total = int(os.environ["WORLD_SIZE"])
+    count = torch.cuda.device_count()
+    if local > count:
+        raise ValueError(
+            f"{option} {local}: PyTorch sees {count} GPUs on this machine; start one process for "
+            "each, or set MODEL.DEVICE cpu"
+        )
+    # On other machines too: data parallelism takes GPU 0 for the first rank of each.
+    if total > 1 and ":" in name:
+        raise ValueError(
+            f"MODEL.DEVICE is {name}, one GPU for all of {total} processes; set it to cuda "
+            "(CUDA_VISIBLE_DEVICES says which GPUs they may use)"
         )
 
 
@@ -209,8 +226,7 @@ def _torchrun_command(
 
 
 def _join_torchrun(cfg: CfgNode) -> None:
-    local = int(os.environ["LOCAL_RANK"])
-    _join(cfg, local, int(os.environ["LOCAL_WORLD_SIZE"]), "torchrun --nproc-per-node")
+    _join(cfg, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 def _start_ranks(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -263,25 +279,20 @@ def _run_rank(local: int, job: Job, cfg: CfgNode, args: argparse.Namespace, url:
     world = {"init_method": url, "rank": rank, "world_size": args.num_machines * args.num_gpus}
     try:
         import_modules(cfg.IMPORTS)
-        _join(cfg, local, args.num_gpus, "--num-gpus", **world)
+        _join(cfg, local, args.num_gpus, **world)
         job(cfg, args)
     except KeyboardInterrupt as error:
         # PyTorch would end this process as if all were well.
         sys.exit(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
 
 
-def _join(cfg: CfgNode, local: int, local_size: int, option: str, **world: Any) -> None:
+def _join(cfg: CfgNode, local: int, local_size: int, **world: Any) -> None:
     """Meet the other ranks: over NCCL if the model is on GPUs, each rank on its own, else gloo."""
     from detectron2.utils import comm
 
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     if on_gpu:
-        if local_size > torch.cuda.device_count():
-            raise ValueError(
-                f"{option} {local_size}: PyTorch sees {torch.cuda.device_count()} GPUs here; start "
-                "one process for each, or set MODEL.DEVICE cpu"
-            )
-        torch.cuda.set_device(local)
+        use_device(cfg.MODEL.DEVICE if ":" in cfg.MODEL.DEVICE else f"cuda:{local}")
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT, **world)
     comm.create_local_process_group(local_size)
     # As detectron2's launch: a rank that is late must not run into the timeout of the first step.

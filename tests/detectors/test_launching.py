@@ -18,6 +18,7 @@ SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_P
 TORCHRUN = (
     "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
 )  # fmt: skip
+TWO_MACHINES = {"num_machines": 2, "dist_url": "tcp://first:29500"}
 
 
 def config(device: str = "cpu", imports: tuple[str, ...] = ()) -> CfgNode:
@@ -116,24 +117,23 @@ def test_a_task_for_each_machine_is_what_num_machines_means(
 ) -> None:
     environment({**SRUN, "SLURM_NTASKS": "2", "SLURM_PROCID": "1"})
     started: list[Any] = []
-    two = {"num_machines": 2, "dist_url": "tcp://first:29500"}
     monkeypatch.setattr(launching, "_start_ranks", lambda *_: started.append(1))
-    launch_job(lambda *_: None, config(), arguments(machine_rank=1, num_gpus=4, **two))
+    launch_job(lambda *_: None, config(), arguments(machine_rank=1, num_gpus=4, **TWO_MACHINES))
     assert started == [1]
     with pytest.raises(ValueError, match="one of 2 processes"):
         launch_job(lambda *_: None, config(), arguments(num_gpus=2))
 
 
 @pytest.mark.parametrize(
-    ("device", "backend", "chosen"), [("cpu", "gloo", []), ("cuda", "nccl", [1])]
+    ("device", "backend", "chosen"), [("cpu", "gloo", []), ("cuda", "nccl", ["cuda:1"])]
 )
 def test_ranks_meet_over_what_the_device_needs_not_over_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, device: str, backend: str, chosen: list[int]
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str, chosen: list[str]
 ) -> None:
     from detectron2.utils import comm
 
     met: list[Any] = []
-    devices: list[int] = []
+    devices: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
@@ -153,10 +153,55 @@ def test_a_rank_imports_the_user_s_modules_before_anything_else() -> None:
         launching._run_rank(0, lambda *_: None, config("cpu", ("my_gone",)), arguments(), "tcp://x")
 
 
-def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="--num-gpus 2: PyTorch sees 1 GPUs here"):
-        launching._run_rank(0, lambda *_: None, config("cuda"), arguments(num_gpus=2), "tcp://x:1")
+def torchrun(local_size: int, size: int) -> dict[str, str]:
+    """What torchrun sets for its first process on a machine."""
+    values = ("x", "0", str(size), "0", str(local_size))
+    return dict(zip(TORCHRUN, values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen"), [("cuda:1", ["cuda:1"]), ("cuda", ["cuda:0"]), ("cpu", [])]
+)
+def test_one_rank_of_torchrun_takes_the_gpu_that_is_named(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, device: str, chosen: list[str]
+) -> None:
+    from detectron2.utils import comm
+
+    environment(torchrun(1, 1))
+    used: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(launching.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(comm, "create_local_process_group", lambda _: None)
+    launch_job(lambda *_: used.append("ran"), config(device), arguments())
+    assert used == [*chosen, "ran"]
+
+
+@pytest.mark.parametrize(
+    ("device", "variables", "changes", "expected"),
+    [
+        ("cuda", {}, {"num_gpus": 3}, "--num-gpus 3: PyTorch sees 2 GPUs on this machine"),
+        ("cuda", torchrun(3, 3), {}, "torchrun --nproc-per-node 3: PyTorch sees 2 GPUs"),
+        ("cuda:1", {}, {"num_gpus": 2}, "cuda:1, one GPU for all of 2 processes; set it to cuda"),
+        ("cuda:1", {}, TWO_MACHINES, "cuda:1, one GPU for all of 2 processes"),
+        ("cuda:1", torchrun(2, 2), {}, "cuda:1, one GPU for all of 2 processes"),
+        ("cuda:1", torchrun(1, 4), {}, "cuda:1, one GPU for all of 4 processes"),
+    ],
+)
+def test_ranks_without_a_gpu_of_their_own_are_refused(
+    environment: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    variables: dict[str, str],
+    changes: dict[str, Any],
+    expected: str,
+) -> None:
+    environment(variables)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=expected):
+        launch_job(lambda *_: None, config(device), arguments(**changes))
 
 
 def dies(cfg: CfgNode, args: argparse.Namespace) -> None:
