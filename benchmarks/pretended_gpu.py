@@ -85,12 +85,23 @@ class _Pretended(Tensor):
 class _Event:
     """What stands for `torch.cuda.Event`."""
 
-    def record(self) -> None:
-        """Nothing runs apart from the program here."""
-
     def synchronize(self) -> None:
         """Count the wait."""
         _active().wait("event")
+
+
+class _Stream:
+    """What stands for `torch.cuda.Stream`: nothing runs apart from the program here."""
+
+    def record_event(self) -> _Event:
+        """One that is waited for at once."""
+        return _Event()
+
+
+def _current_stream(device: torch.device) -> _Stream:
+    """The stream of a tensor's own device."""
+    assert device == GPU, "events are recorded on the GPU that computes"
+    return _Stream()
 
 
 def uncompiled() -> AbstractContextManager[None]:
@@ -118,7 +129,7 @@ class PretendedGpu(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(True)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         self._around.enter_context(mock.patch("torch.cuda._lazy_init", lambda: None))
-        self._around.enter_context(mock.patch("torch.cuda.Event", _Event))
+        self._around.enter_context(mock.patch("torch.cuda.current_stream", _current_stream))
         self._around.enter_context(mock.patch.object(Tensor, "pin_memory", lambda held: held))
         self._around.enter_context(torch.backends.cudnn.flags(enabled=False))
         self._around.enter_context(uncompiled())

@@ -15,12 +15,13 @@ class Readback:
     """
 
     def __init__(self, *tensors: Tensor) -> None:
-        """Args: tensors, whose values at this point of the stream are meant."""
+        """Args: tensors of the host or of one GPU, as they are at this point of its stream."""
         self._copies = [tensor.detach().to("cpu", non_blocking=True) for tensor in tensors]
         self._event: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in tensors):
-            self._event = torch.cuda.Event()
-            self._event.record()
+        # Their own GPU: an event is else recorded on the current one, and waits for nothing.
+        on = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+        if on is not None:
+            self._event = torch.cuda.current_stream(on).record_event()
 
     def wait(self) -> list[Tensor]:
         """The values, on the host."""

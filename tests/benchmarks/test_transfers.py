@@ -29,9 +29,7 @@ with PretendedGpu() as gpu:
     assert gpu.launches.total() == before
     x[x > 2], x.nonzero(), x[0].item(), x.tolist(), x.cpu(), x[torch.tensor([0])]
     x[y], x[:2].fill_(1.0), x.masked_fill_(x > 1, 0.0), x.repeat_interleave(y, output_size=15)
-    event = torch.cuda.Event()
-    event.record()
-    event.synchronize()
+    torch.cuda.current_stream(y.device).record_event().synchronize()
     try:
         x + torch.ones(6)
     except RuntimeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -12,6 +14,21 @@ def test_values_come_without_their_graph() -> None:
     values = torch.arange(3.0, requires_grad=True) * 2
     (read,) = Readback(values).wait()
     assert read.tolist() == [0.0, 2.0, 4.0] and not read.requires_grad
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    is_cuda = True
+    device = torch.device("cuda", 1)
+
+
+def test_the_event_is_recorded_on_the_gpu_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = mock.Mock()
+    streams = {torch.device("cuda", 1): mock.Mock(record_event=lambda: event)}
+    monkeypatch.setattr(torch.cuda, "current_stream", streams.__getitem__)
+    Readback(torch.ones(2), torch.ones(2).as_subclass(OnGpu)).wait()
+    event.synchronize.assert_called_once_with()
 
 
 @pytest.mark.gpu
