@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors import DenseOutputs
+from detectors.pinned import sent
 from storage import Geometry
 
 from .arrays import ShardArrays
@@ -108,15 +109,16 @@ class BatchComputer:
             with self._profile.step(ENCODE):
                 codes = self._teacher.encode(one.outputs, one.geometry)
             with self._profile.step(COPY):
-                one.arrays.append(_rows(codes, one.written), one.pixels)
+                one.arrays.append(_rows(codes, one.written, self._teacher.device), one.pixels)
         if self._behind is not None:
             # The next forward may get the memory of these outputs: not before they were read.
             torch.cuda.current_stream(self._teacher.device).wait_stream(self._behind)
 
 
-def _rows(codes: dict[str, Tensor], written: list[int]) -> dict[str, Tensor]:
+def _rows(codes: dict[str, Tensor], written: list[int], device: torch.device) -> dict[str, Tensor]:
     """The rows of the views that become records; mostly all, and then nothing is copied."""
     if all(len(code) == len(written) for code in codes.values()):
         return codes
-    rows = torch.tensor(written, dtype=torch.long)
+    # Sent once: for an index on the host the GPU would be waited for with every field.
+    rows = sent(torch.tensor(written, dtype=torch.long), device)
     return {name: code[rows] for name, code in codes.items()}
