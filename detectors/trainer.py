@@ -22,7 +22,6 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling.meta_arch import fcos, retinanet
 from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -33,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .building import naming_the_config
 from .checkpoint import SafeCheckpointer, export_model, weights_path
-from .evaluate import coco_evaluator, evaluate
+from .evaluate import evaluate
 from .focal_loss import focal_loss
 from .hooks import KeepBest, MetricsWindow, StepPrinter, UpdateAverage, WaitingShare
 from .images import ImageMapper, training_images
@@ -270,11 +269,6 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER is {self.max_iter}, but the run to resume has trained"
                 f" {self.start_iter} iterations: give {self.start_iter} or more"
             )
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """COCO's average precision."""
-        return coco_evaluator(cfg, dataset_name)
 
     def before_train(self) -> None:
         """Start the loader first: that draws from the generators that a resumed run restores."""
