@@ -178,8 +178,7 @@ class Distiller(nn.Module):
         if failure:
             raise failure
         if self._shares is not None:
-            features = [one for one in outputs.features if one.requires_grad]
-            self._shares.look(step.iteration, of_detector, losses, features, self._keys)
+            self._shares.look(step.iteration, of_detector, losses, outputs.features, self._keys)
         return of_detector | losses
 
     @property

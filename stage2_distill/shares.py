@@ -48,7 +48,9 @@ class Shares:
             features: L tensors (N, C, H_l, W_l), the student's pyramid, which they were made from.
             keys: name of each of the methods' losses to the config key that weighs it.
         """
-        if iteration not in self._steps:
+        features = [one for one in features if one.requires_grad]
+        # With a frozen pyramid there is no gradient to share.
+        if iteration not in self._steps or not features:
             return
         self._steps.remove(iteration)
         losses = {**own, **distilled}

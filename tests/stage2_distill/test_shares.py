@@ -43,6 +43,13 @@ def test_shares_of_values_and_gradients_add_up_to_one(caplog: Log) -> None:
     assert "loss_cls 40.0% / 25.0%" in line and not warnings_of(caplog)
 
 
+def test_a_pyramid_without_a_gradient_is_not_looked_at(caplog: Log) -> None:
+    head = torch.ones((), requires_grad=True)
+    with caplog.at_level("INFO"):
+        Shares(0).look(0, {"loss_cls": head}, {"loss_a": 2 * head}, [torch.ones(1, 1, 2, 2)], KEYS)
+    assert not lines_of(caplog)
+
+
 @pytest.mark.parametrize(
     ("own", "what"), [(0.1, "98% of the loss"), (1.0, "91% of the gradient at the pyramid")]
 )
