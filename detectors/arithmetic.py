@@ -2,7 +2,7 @@
 
 PyTorch lets cuDNN use TF32 unless it is told not to: a float32 teacher would then lose 13 of its 23
 bits of mantissa in every convolution, and a live teacher would differ from the cache of its own
-dump.
+dump. So it could by the algorithms that cuDNN takes, where they are timed or cannot be repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Compute at one of `TeacherConfig.PRECISIONS`, whatever the process and its autocast do.
 
-    TF32 is off except for `tf32`, where a GPU may round the factors of a product.
+    TF32 is off except for `tf32`, where a GPU may round the factors of a product. cuDNN takes its
+    default algorithms among the deterministic ones: timing them anew in each process could choose
+    others.
 
     Args:
         precision: `float32`, `tf32`, `bfloat16` or `float16`.
@@ -29,17 +31,18 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         ValueError: `tf32`, and the device is no GPU.
     """
     check_precision(precision, device)
-    allow_tf32 = precision == "tf32"
-    before = (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    cudnn, allow_tf32 = torch.backends.cudnn, precision == "tf32"
+    before = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    matmul_before = torch.get_float32_matmul_precision()
     half = _AUTOCAST_DTYPES.get(precision)
     try:
-        torch.backends.cudnn.allow_tf32 = allow_tf32
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = allow_tf32, False, True
         torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+        torch.set_float32_matmul_precision(matmul_before)
 
 
 def check_precision(precision: str, device: torch.device) -> None:

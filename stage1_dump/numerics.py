@@ -26,8 +26,8 @@ INTRA_OP_THREADS = 1
 def fixed_numerics(teacher: TeacherConfig, device: torch.device) -> Iterator[dict[str, Any]]:
     """Set this process up for reproducible teacher outputs, and say how; undone at the end.
 
-    cuDNN takes its default algorithms, because timing them anew in each process could choose
-    others. The arithmetic itself is set around each forward, see `detectors.arithmetic`.
+    The arithmetic itself, cuDNN's algorithms included, is set around each forward, see
+    `detectors.arithmetic`.
 
     Args:
         teacher: precision and batch size.
@@ -40,15 +40,12 @@ def fixed_numerics(teacher: TeacherConfig, device: torch.device) -> Iterator[dic
         ValueError: the device does not have the precision.
     """
     check_precision(teacher.precision, device)
-    cudnn = torch.backends.cudnn
-    before = (torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic)
+    before = torch.get_num_threads()
     try:
         torch.set_num_threads(INTRA_OP_THREADS)
-        cudnn.benchmark, cudnn.deterministic = False, True
         yield _describe(teacher, device)
     finally:
-        torch.set_num_threads(before[0])
-        cudnn.benchmark, cudnn.deterministic = before[1:]
+        torch.set_num_threads(before)
 
 
 def _describe(teacher: TeacherConfig, device: torch.device) -> dict[str, Any]:

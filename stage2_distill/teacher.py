@@ -86,7 +86,8 @@ class LiveTeacher:
     """Runs the teacher on the views of the batch, those of one padded size together.
 
     With one view a forward (TEACHER.BATCH 1) and the threads of Stage 1, its outputs are those of
-    an exact cache bit by bit; larger batches move the last bits.
+    an exact cache bit by bit on a CPU; larger batches move the last bits. On a GPU it takes the
+    dump's algorithms too, which was not compared.
     """
 
     def __init__(

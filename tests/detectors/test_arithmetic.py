@@ -1,4 +1,4 @@
-"""Arithmetic of a teacher: TF32 and autocast, set and undone in one place."""
+"""Arithmetic of a teacher: TF32, autocast and cuDNN, set and undone in one place."""
 
 import pytest
 import torch
@@ -22,6 +22,18 @@ def test_tf32_is_off_inside_and_as_it_was_outside() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_cudnn_takes_algorithms_that_can_be_repeated_and_then_those_it_took() -> None:
+    cudnn = torch.backends.cudnn
+    before = (cudnn.benchmark, cudnn.deterministic)
+    cudnn.benchmark, cudnn.deterministic = True, False
+    try:
+        with arithmetic("float32", CPU):
+            assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+        assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
