@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import get_worker_info
 
+from .pinned import pinned_empty
 from .workers import SHARED_MEMORY, WorkerError
 
 Batch = list[dict[str, Any]]
@@ -82,7 +83,9 @@ def pack_in_worker(items: Iterable[dict[str, Any]]) -> Batch | PackedBatch:
     return list(items) if get_worker_info() is None else pack(items, shared=True)
 
 
-def pack(items: Iterable[dict[str, Any]], *, shared: bool) -> PackedBatch:
+def pack(
+    items: Iterable[dict[str, Any]], *, shared: bool, page_locked: bool = False
+) -> PackedBatch:
     """Copy the tensors of a batch into one memory.
 
     Args:
@@ -90,9 +93,11 @@ def pack(items: Iterable[dict[str, Any]], *, shared: bool) -> PackedBatch:
             stays as it is. Each may be made when it is asked for: where shared memory is a file,
             one at a time is held.
         shared: take memory that other processes can map.
+        page_locked: take memory from which a GPU copies while the host goes on; not with `shared`.
 
     Raises:
         WorkerError: no shared memory is left.
+        HostMemoryError: no memory can be page-locked.
     """
     if shared and _SHARES_FILES and get_sharing_strategy() == "file_descriptor":
         with _SharedFile() as file:
@@ -107,7 +112,10 @@ def pack(items: Iterable[dict[str, Any]], *, shared: bool) -> PackedBatch:
 
     placed = [_with_tensors(one, place) for one in items]
     end = tensors[-1][0].end if tensors else 0
-    memory = torch.empty(0 if shared else end, dtype=torch.uint8)
+    if page_locked:
+        memory = pinned_empty((end,), torch.uint8, "lower SOLVER.IMS_PER_BATCH")
+    else:
+        memory = torch.empty(0 if shared else end, dtype=torch.uint8)
     if shared:
         memory.set_(torch.UntypedStorage._new_shared(end))  # as PyTorch's own collation does
     for where, tensor in tensors:

@@ -180,7 +180,8 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
         num_workers=lead.workers,
         prefetch_factor=lead.factor if lead.workers else None,
         collate_fn=pack_in_worker,
-        pin_memory=page_locked,
+        # Without workers nothing is packed yet: `DeviceLoader` does both in one copy.
+        pin_memory=page_locked and lead.workers > 0,
         # Object stores hang in forked workers: their client has threads of its own.
         multiprocessing_context="spawn"
         if lead.workers and reader and not reader.location.is_local

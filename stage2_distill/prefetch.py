@@ -109,7 +109,7 @@ class PartSampler(Sampler[list[Any]]):
 class DeviceLoader:
     """Gives the batches of a loader on the device, the next one copied while this one computes.
 
-    On a GPU the copy runs on a stream of its own, from the pinned memory that the loader hands out.
+    On a GPU the copy runs on a stream of its own, from page-locked memory.
     On a CPU there is nothing to copy; the loader's workers read ahead.
     """
 
@@ -143,7 +143,7 @@ class DeviceLoader:
         ready: Batch | None = None
         remedy = "lower CACHE.PREFETCH_BYTES or DATALOADER.NUM_WORKERS"
         for batch in self._batches(naming_pinning(loaded, remedy)):
-            packed = [x if isinstance(x, PackedBatch) else pack(x, shared=False) for x in batch]
+            packed = [_page_locked(part) for part in batch]
             with torch.cuda.stream(stream):
                 following = [one.to(self._device) for one in packed]
             if ready is not None:
@@ -157,6 +157,13 @@ class DeviceLoader:
             ready = _joined(following)
         if ready is not None:
             yield ready
+
+
+def _page_locked(part: Batch | PackedBatch) -> PackedBatch:
+    """What a worker packed, the loader has page-locked; without workers both are done here."""
+    if isinstance(part, PackedBatch):
+        return part
+    return pack(part, shared=False, page_locked=True)
 
 
 def _joined(parts: Iterable[Batch | PackedBatch]) -> Batch:

@@ -60,6 +60,23 @@ def test_what_was_packed_comes_out_the_same(shared: bool) -> None:
         assert_same(one, other)
 
 
+def test_what_a_gpu_copies_from_is_page_locked_when_it_is_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = []
+
+    def pinned_empty(shape: tuple[int], dtype: torch.dtype, remedy: str) -> Tensor:
+        taken.append(torch.empty(shape, dtype=dtype))
+        return taken[-1]
+
+    monkeypatch.setattr("detectors.packing.pinned_empty", pinned_empty)
+    items = [item(number) for number in range(3)]
+    packed = pack(items, shared=False, page_locked=True)
+    assert packed.memory is taken[0] and len(taken) == 1
+    for one, other in zip(packed.unpack(), items, strict=True):
+        assert_same(one, other)
+
+
 @pytest.mark.parametrize("how", ["files", "mapped"])
 def test_shared_memory_is_the_same_however_it_is_filled(
     how: str, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,10 @@
 """How far the data workers run ahead, and how batches come to the device."""
 
 import logging
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch.utils.data import DataLoader
 from configs.loader import load_config
 from detectors import Setup, training_images
 from detectors.command import register_data
-from detectors.packing import pack
+from detectors.packing import PackedBatch, pack
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data, largest_item_bytes
 from stage2_distill.prefetch import DeviceLoader, Lead, plan_lead
@@ -111,6 +114,49 @@ def test_the_loader_takes_the_lead_of_the_config(configure: Configure) -> None:
     images = training_images(setup)
     loader = build_data(setup, images, open_cache(setup, images)).loader._loader.loader
     assert (loader.num_workers, loader.prefetch_factor) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "locks"), [("cuda", 1, True), ("cuda", 0, False), ("cpu", 1, False)]
+)
+def test_the_loader_page_locks_what_workers_packed_alone(
+    configure: Configure, device: str, workers: int, locks: bool
+) -> None:
+    cfg = load_config(
+        str(configure()), ["MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", str(workers)]
+    )
+    register_data(cfg)
+    setup = Setup(cfg)
+    images = training_images(setup)
+    loader = build_data(setup, images, open_cache(setup, images)).loader._loader.loader
+    assert loader.pin_memory == locks
+
+
+def test_what_no_worker_packed_is_packed_into_page_locked_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    locked: list[torch.Tensor] = []
+
+    def pinned_empty(shape: tuple[int], dtype: torch.dtype, remedy: str) -> torch.Tensor:
+        assert remedy == "lower SOLVER.IMS_PER_BATCH"
+        locked.append(torch.empty(shape, dtype=dtype))
+        return locked[-1]
+
+    monkeypatch.setattr("detectors.packing.pinned_empty", pinned_empty)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: mock.Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: mock.Mock())
+    copied: list[torch.Tensor] = []
+
+    def to(self: PackedBatch, device: torch.device) -> PackedBatch:
+        copied.append(self.memory)
+        return replace(self, memory=mock.Mock())
+
+    monkeypatch.setattr(PackedBatch, "to", to)
+    monkeypatch.setattr("stage2_distill.prefetch._joined", lambda parts: parts)
+    by_worker = pack([{"image": torch.zeros(3)}], shared=False)
+    list(DeviceLoader([[{"image": torch.ones(3)}], by_worker], torch.device("cuda")))
+    assert copied[0] is locked[0] and copied[1] is by_worker.memory and len(locked) == 1
 
 
 def test_the_records_of_a_batch_are_asked_for_together(
