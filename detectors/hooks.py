@@ -10,8 +10,8 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
+from .averaging import MovingAverage
 from .checkpoint import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class StepPrinter(EventWriter):
 class UpdateAverage(HookBase):
     """Lets the averaged weights follow the model after every step."""
 
-    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
+    def __init__(self, average: MovingAverage, model: nn.Module) -> None:
         self._average = average
         self._model = model
 

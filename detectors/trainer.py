@@ -28,8 +28,8 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .averaging import MovingAverage
 from .building import naming_the_config
 from .checkpoint import SafeCheckpointer, export_model, weights_path
 from .evaluate import evaluate
@@ -68,7 +68,8 @@ class Trainer(DefaultTrainer):
             _use_one_host_thread()
         self._signals = StopSignals(cfg.SOLVER.PREEMPTION_SIGNAL)
         self.detector = self.build_model(cfg)
-        self.average = _averaged(self.detector, cfg.SOLVER.EMA_DECAY)
+        decay = cfg.SOLVER.EMA_DECAY
+        self.average = MovingAverage(self.detector, decay) if decay else None
         model = self.wrap_detector(self.detector)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -320,13 +321,6 @@ class Trainer(DefaultTrainer):
             super().after_train()
         if self.average and comm.is_main_process():
             export_model(self.average.module, Path(self.cfg.OUTPUT_DIR) / AVERAGED_NAME)
-
-
-def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """A copy that will follow the model's weights and buffers; None with a decay of 0."""
-    if decay == 0:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _use_one_host_thread() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from detectron2.engine.train_loop import TrainerBase
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from detectors.averaging import MovingAverage
 from detectors.hooks import WAITING, KeepBest, UpdateAverage, WaitingShare
 
 
@@ -56,7 +56,7 @@ def test_the_share_of_waiting_is_that_of_the_last_steps_together() -> None:
 
 def test_averaged_weights_follow_the_model() -> None:
     model = zeros()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    average = MovingAverage(model, 0.9)
     run([{}] * 3, model, UpdateAverage(average, model))
     # 1, then 0.9 * 1 + 0.1 * 2, then 0.9 * 1.1 + 0.1 * 3
     assert average.module.weight.item() == pytest.approx(1.29)
