@@ -12,13 +12,11 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .pinned import sent
-
 
 def clip(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Clip (N, P, 4) boxes, XYXY_ABS, to N views of these heights and widths, without waiting."""
     limits = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype)
-    return boxes.clamp(min=0).minimum(sent(limits, boxes.device)[:, None])
+    return boxes.clamp(min=0).minimum(limits.to(boxes.device, non_blocking=True)[:, None])
 
 
 def pack_detections(found: Tensor, image_sizes: Sequence[tuple[int, int]], rows: int) -> Tensor:

@@ -1,4 +1,9 @@
-"""Page-locked host memory, from which PyTorch copies to and from a GPU beside the computation."""
+"""Page-locked host memory, from which PyTorch copies to and from a GPU beside the computation.
+
+What a step sends to the GPU by `.to(device, non_blocking=True)` need not lie there while it has at
+most 64 KB: CUDA takes that much of any host memory at once, into a buffer of its own, and copies it
+in its turn. For more than that it may wait until the GPU has done everything before.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +60,6 @@ def pinned_empty(shape: Sequence[int], dtype: torch.dtype, remedy: str) -> Tenso
             raise
         size = torch.Size(shape).numel() * dtype.itemsize
         raise _error(f"{block_bytes(size) / 1e6:,.0f} MB more of", remedy) from error
-
-
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Small values of the host on a device: from pageable memory the copy would wait for a GPU."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def naming_pinning(batches: Iterator[T], remedy: str) -> Iterator[T]:

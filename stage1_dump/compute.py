@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors import DenseOutputs
-from detectors.pinned import sent
 from storage import Geometry
 
 from .arrays import ShardArrays
@@ -120,5 +119,5 @@ def _rows(codes: dict[str, Tensor], written: list[int], device: torch.device) ->
     if all(len(code) == len(written) for code in codes.values()):
         return codes
     # Sent once: for an index on the host the GPU would be waited for with every field.
-    rows = sent(torch.tensor(written, dtype=torch.long), device)
+    rows = torch.tensor(written, dtype=torch.long).to(device, non_blocking=True)
     return {name: code[rows] for name, code in codes.items()}

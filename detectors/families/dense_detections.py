@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..detections import pack_detections, side_by_side
-from ..pinned import sent
 from .outputs import DenseOutputs
 
 # What is done here in their place.
@@ -108,7 +107,7 @@ def _best(
     flat = scores.flatten()
     above = (flat > threshold).nonzero()[:, 0]
     sizes = [size * scores.shape[2] for size in levels] * len(scores)
-    bounds = sent(torch.tensor([0, *accumulate(sizes)]), flat.device)
+    bounds = torch.tensor([0, *accumulate(sizes)]).to(flat.device, non_blocking=True)
     starts = torch.searchsorted(above, bounds)
     found = [end - start for start, end in pairwise(starts.tolist())]
     counts = [min(one, most) for one in found]

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.nodes import GidConfig
-from detectors.pinned import sent
 
 from .layers import convolution
 
@@ -107,8 +106,11 @@ def _at_cells(
     places = [_places(mask) for mask in (*halos, *masks)]
     taps = _taps(masks, halos, places, conv.kernel_size[0])
     # One copy to the device for all indices.
-    indices = np.concatenate([taps, *(place.ravel() for place in places)])
-    parts = sent(torch.from_numpy(indices), levels[0].device)
+    indices = torch.from_numpy(np.concatenate([taps, *(place.ravel() for place in places)]))
+    device = levels[0].device
+    if device.type == "cuda":
+        indices = indices.pin_memory()  # 36 bytes a cell, megabytes in a large batch
+    parts = indices.to(device, non_blocking=True)
     index, rest = parts[: len(taps)], parts[len(taps) :].long()
     parts_of_levels = rest.split([place.size for place in places])
     around = [place.view(2, -1) for place in parts_of_levels[: len(levels)]]
