@@ -177,8 +177,9 @@ def decode_scores(
     profile = _decode_logarithms(codes["profile"], bound, PROFILE_STEPS)
     table = _shapes(profile).flatten(0, 2)  # [n * G * powers, K]
     rows = grid.geometry.num_levels * grid.num_anchors * NUM_POWERS
-    row = codes["power"] + _first_rows(grid, table.device)  # [n, R]
-    row += torch.arange(0, len(table), rows, device=table.device)[:, None]
+    row = torch.add(codes["power"], _groups(grid, table.device), alpha=NUM_POWERS)  # [n, R]
+    # A power of 0 has the row in the middle of its group's.
+    row += torch.arange(NUM_POWERS // 2, len(table), rows, device=table.device)[:, None]
     anchor = torch.div(index, classes, rounding_mode="floor")
     place = row.gather(1, anchor).mul_(classes).add_(index - anchor * classes)
     shape = table.take(place)  # [n, M]: what the model would say of the kept ones
@@ -215,25 +216,20 @@ def place_rest(records: Sequence[Codes], placing: Placing, num_anchors: int) -> 
     }
 
 
-def _first_rows(grid: ScoreGrid, device: torch.device) -> Tensor:
-    """Row of the table of shapes of each of the R anchors, with a power of 0: (R,) int64."""
-    areas = [height * width for height, width in grid.geometry.level_sizes]
-    levels = torch.tensor([areas, list(range(grid.geometry.num_levels))])
-    counts, level = levels.to(device, non_blocking=True).unbind()
-    level = torch.repeat_interleave(level, counts, output_size=grid.geometry.num_positions)
-    anchors = torch.arange(grid.num_anchors, device=device)
-    group = level[:, None] * grid.num_anchors + anchors
-    return group.mul_(NUM_POWERS).add_(NUM_POWERS // 2).flatten()
-
-
 def _groups(grid: ScoreGrid, device: torch.device) -> Tensor:
-    """Group, level * A + a, of each of the R anchors, int64."""
-    num_anchors = grid.num_anchors
-    parts = [
-        torch.arange(num_anchors, device=device).repeat(height * width) + level * num_anchors
-        for level, (height, width) in enumerate(grid.geometry.level_sizes)
-    ]
-    return torch.cat(parts)
+    """Group, level * A + a, of each of the R anchors: (R,) int64; not to be changed."""
+    return _groups_of(grid.geometry.level_sizes, grid.num_anchors, device)
+
+
+@lru_cache(maxsize=32)
+def _groups_of(
+    level_sizes: tuple[tuple[int, int], ...], num_anchors: int, device: torch.device
+) -> Tensor:
+    areas = [height * width for height, width in level_sizes]
+    levels = torch.tensor([areas, list(range(len(areas)))])
+    counts, level = levels.to(device, non_blocking=True).unbind()
+    level = torch.repeat_interleave(level, counts, output_size=sum(areas))
+    return (level[:, None] * num_anchors + torch.arange(num_anchors, device=device)).flatten()
 
 
 def _profiles(dropped: Tensor, kept: Tensor, grid: ScoreGrid) -> Tensor:

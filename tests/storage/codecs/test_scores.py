@@ -48,6 +48,12 @@ class TestModel:
         degree = 1 + sharpness * torch.rand(1, self.GRID.num_boxes, 1, generator=rng)
         return degree * common - 5
 
+    def test_groups_of_a_grid_are_made_once_and_stay_as_they_are(self) -> None:
+        groups = dropped_scores._groups(self.GRID, torch.device("cpu"))
+        self.model(self.logits(1.0), 10)
+        assert groups.tolist() == 64 * [0, 1, 2] + 16 * [3, 4, 5]
+        assert dropped_scores._groups(self.GRID, torch.device("cpu")) is groups
+
     def test_classes_that_are_likelier_everywhere_are_so_in_the_model(self) -> None:
         logits = self.logits(0.0)
         true, got = logits.sigmoid(), self.model(logits, 10)
