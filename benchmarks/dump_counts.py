@@ -24,7 +24,7 @@ from .step_counts import NARROW, print_lines
 SIZE = (256, 320)
 # Of a batch, and of each of its images: NMS of a dense detector waits once, and detectron2's
 # inference of boxes of proposals goes image by image.
-WAITS_LIMIT, LAUNCHES_LIMIT = 10, 300
+WAITS_LIMIT, LAUNCHES_LIMIT = 3, 220
 WAITS_OF_IMAGE = {"retinanet": 1, "fcos": 1, "faster_rcnn": 7}
 LAUNCHES_OF_IMAGE = 40
 # The nodes whose threshold decides what may become a final box.

@@ -65,7 +65,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, values: Tensor, signal: Signal, geometry: Geometry) -> dict[str, Tensor]:
-        """Encode n records; `values` are checked, and must not be modified.
+        """Encode n records; `values` are of the signal's shape, and must not be modified.
+
+        Whether they are finite is looked at afterwards, for all signals at once. Where they are
+        not, what this returns or raises is thrown away.
 
         Returns:
             Field name to (n, *field.shape) tensor of the field's dtype, on the values' device.
@@ -130,8 +133,8 @@ def stacked(records: Sequence[Codes], name: str) -> Tensor:
     return torch.stack(of_all(records, name))
 
 
-def check_values(values: Tensor, signal: Signal, geometry: Geometry) -> None:
-    """Refuse values that do not fit a signal, or that are not finite.
+def check_shape(values: Tensor, signal: Signal, geometry: Geometry) -> None:
+    """Refuse values that do not fit a signal.
 
     Raises:
         ValueError: names the signal, what its values are and what was expected.
@@ -142,10 +145,24 @@ def check_values(values: Tensor, signal: Signal, geometry: Geometry) -> None:
             f"teacher's {signal.name}: got {values.dtype}{tuple(values.shape)}, expected floating"
             f" point (n, {', '.join(map(str, shape))}) for {geometry.name}"
         )
-    # One reduction instead of a mask of the tensor's size: any NaN or infinity survives it.
-    low, high = torch.aminmax(values.detach())
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise ValueError(f"teacher's {signal.name} holds NaN or infinity ({geometry.name})")
+
+
+def require_finite(extremes: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
+    """Refuse tensors that hold NaN or infinity, with one reading: a GPU is waited for once.
+
+    Args:
+        extremes: of each tensor, what to say of it, and its least and its largest value, () each;
+            any NaN or infinity survives in one of them.
+
+    Raises:
+        ValueError: says it of the first that is not finite.
+    """
+    if not extremes:
+        return
+    flags = torch.stack([value for _, both in extremes for value in both]).isfinite().tolist()
+    for (said, _), *are_finite in zip(extremes, flags[::2], flags[1::2], strict=True):
+        if not all(are_finite):
+            raise ValueError(said)
 
 
 def sigmoid(logits: Tensor) -> Tensor:
@@ -163,16 +180,3 @@ def sigmoid(logits: Tensor) -> Tensor:
     for one, result in zip(logits, probabilities, strict=True):
         torch.sigmoid(one, out=result)
     return probabilities
-
-
-def to_half(tensor: Tensor, name: str, remedy: str) -> Tensor:
-    """Convert to float16.
-
-    Raises:
-        ValueError: a value is beyond float16's range; says `remedy`.
-    """
-    half = tensor.to(torch.float16)
-    low, high = torch.aminmax(half)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise ValueError(f"teacher's {name} exceeds the range of float16 (65504): {remedy}")
-    return half

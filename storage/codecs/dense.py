@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from storage.codecs.base import Codec, Codes, PlacedCodec, of_all, sigmoid, to_half
+from storage.codecs.base import Codec, Codes, PlacedCodec, of_all, sigmoid
 from storage.codecs.placing import Placing
 from storage.schema import Field, Geometry
 from storage.signals import Signal
@@ -44,11 +44,8 @@ class Dense(PlacedCodec):
         return [Field("values", signal.shape(geometry), self.dtype, attributes)]
 
     def encode(self, values: Tensor, signal: Signal, geometry: Geometry) -> dict[str, Tensor]:
-        if self.dtype == "float16":
-            remedy = "use CACHE.PRESET exact with CACHE.DTYPE float32"
-            return {"values": to_half(values, signal.name, remedy)}
         # A copy even where nothing is converted: detectors change their outputs in place.
-        return {"values": values.to(torch.float32, copy=True)}
+        return {"values": values.to(getattr(torch, self.dtype), copy=True)}
 
     def place(self, records: Sequence[Codes], signal: Signal, placing: Placing) -> Codes:
         return {"values": placing.values(of_all(records, "values"), signal)}

@@ -13,12 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.codecs.base import Codec, Codes, check_values
+from storage.codecs.base import Codec, Codes, check_shape, require_finite
 from storage.codecs.placing import Placing
 from storage.codecs.presets import Preset, get_codec
 from storage.errors import FormatError, VersionError
 from storage.schema import RECORD, Array, Field, Geometry, common_fields
 from storage.signals import Signal
+
+_BEYOND_HALF = (
+    "teacher's {} exceeds the range of float16 (65504): use CACHE.PRESET exact with CACHE.DTYPE"
+    " float32"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +126,24 @@ class RecordCodec:
                 that a codec cannot hold.
         """
         found: dict[str, Tensor] = {}
-        for signal, codec in self.signals:
-            if signal.name not in values:
-                raise ValueError(f"teacher's {signal.name}: absent, only {', '.join(values)}")
-            value = values[signal.name].detach()
-            check_values(value, signal, geometry)
-            with torch.no_grad():
-                codes = codec.encode(value, signal, geometry)
-            found.update({f"{signal.name}.{name}": code for name, code in codes.items()})
+        extremes: list[tuple[str, Sequence[Tensor]]] = []
+        try:
+            for signal, codec in self.signals:
+                if signal.name not in values:
+                    raise ValueError(f"teacher's {signal.name}: absent, only {', '.join(values)}")
+                value = values[signal.name].detach()
+                check_shape(value, signal, geometry)
+                said = f"teacher's {signal.name} holds NaN or infinity ({geometry.name})"
+                extremes.append((said, torch.aminmax(value)))
+                with torch.no_grad():
+                    codes = codec.encode(value, signal, geometry)
+                for name, code in codes.items():
+                    found[f"{signal.name}.{name}"] = code
+                    if code.dtype == torch.float16:
+                        extremes.append((_BEYOND_HALF.format(signal.name), torch.aminmax(code)))
+        finally:
+            # Also where a codec raised: it may have stumbled over such values, and this says so.
+            require_finite(extremes)
         return found
 
     def decode(self, codes: Codes, geometry: Geometry) -> dict[str, Tensor]:

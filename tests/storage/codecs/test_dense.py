@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from storage import Signal
+from storage import RecordCodec, Signal
 from storage.codecs.dense import Dense, DenseScores
 from tests.storage.codecs.samples import (
     BOXES,
@@ -46,9 +46,10 @@ def test_float16_refuses_what_it_cannot_hold(signal: Signal) -> None:
     values = make_values(signal)
     values[0, 0, 0] = 1e6
     codec = (DenseScores if signal is SCORES else Dense)(dtype="float16")
-    said = f"{signal.name} exceeds the range of float16.*CACHE.DTYPE"
+    record = RecordCodec(signals=((signal, codec),), num_detections=1)
+    said = f"teacher's {signal.name} exceeds the range of float16.*CACHE.DTYPE"
     with pytest.raises(ValueError, match=said):
-        codec.encode(values, signal, GEOMETRY)
+        record.encode({signal.name: values}, GEOMETRY)
 
 
 def test_other_types_are_refused_with_the_choices() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from storage import (
     Index,
     Manifest,
     RecordCodec,
+    Signal,
     VersionError,
     build_index,
     canonical,
@@ -34,6 +35,7 @@ from storage import (
     get_preset,
     verify,
 )
+from storage.codecs.dense import Dense
 from storage.codecs.placing import Placing
 from storage.codecs.presets import PRESETS
 from storage.codecs.record import joined
@@ -170,6 +172,33 @@ def test_a_signal_that_the_teacher_did_not_give_is_named(codec: RecordCodec) -> 
     with pytest.raises(
         ValueError, match="teacher's deltas: absent, only features, proposal_scores,"
     ):
+        codec.encode(values, GEOMETRY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked(Dense):
+    """A user's codec with a table of its own, which has no place for NaN."""
+
+    def encode(self, values: Tensor, signal: Signal, geometry: Geometry) -> dict[str, Tensor]:
+        torch.arange(300)[values.clamp(-9, 9).long()]
+        return super().encode(values, signal, geometry)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_first_signal_that_is_not_finite_is_named_whatever_its_codec_raises(
+    dtype: torch.dtype,
+) -> None:
+    signals = (DELTAS, Dense(dtype="float16")), (FEATURES, Looked()), (ROWS, Looked())
+    codec = RecordCodec(signals=signals, num_detections=5)
+    values = values_of()
+    values["features"] = values["features"].to(dtype)
+    assert codec.encode(values, GEOMETRY)
+    values["features"][1, 2, 3] = torch.nan
+    values["proposal_scores"][:] = torch.inf
+    with pytest.raises(ValueError, match=r"^teacher's features holds NaN or infinity \(0064x0096"):
+        codec.encode(values, GEOMETRY)
+    values["deltas"][2, 1, 0] = -1e5
+    with pytest.raises(ValueError, match=r"^teacher's deltas exceeds the range of float16"):
         codec.encode(values, GEOMETRY)
 
 
