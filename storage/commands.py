@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from storage import canonical
+from storage.commit import missing
 from storage.comparison import compare
 from storage.copying import copy_cache
 from storage.errors import FormatError
 from storage.index import ShardTable
-from storage.layout import COMMITS, LOG, MAX_NOTE_BYTES, NOTE, commit_key
+from storage.layout import LOG, MAX_NOTE_BYTES, NOTE
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.metadata import read_index, read_root
 from storage.plan import plan_from_json
@@ -30,8 +31,7 @@ def run_info(cache: str, *, as_json: bool) -> int:
     location = Location(cache)
     manifest = read_root(location).manifest
     table = ShardTable(read_index(location, manifest), manifest.shard_records)
-    committed = location.sizes(COMMITS)
-    done = sum(commit_key(shard) in committed for shard in table.shards)
+    done = len(table) - len(missing(location, table))
     buckets = {
         name: {
             "slots": manifest.slots[name],

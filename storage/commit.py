@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from storage import canonical, checksums
 from storage.errors import FormatError, VersionError
-from storage.index import Index
-from storage.layout import CRC_BYTES, commit_key, object_key
+from storage.index import Index, ShardTable
+from storage.layout import COMMITS, CRC_BYTES, commit_key, object_key
+from storage.location import Location
 from storage.manifest import Manifest, check_version
 from storage.report import remedy
 from storage.schema import FORMAT_NAME, FORMAT_VERSION, Array, ShardId, check_count
@@ -113,6 +114,12 @@ def parse(raw: bytes, shard: ShardId, manifest: Manifest, store: str) -> Commit:
         if not isinstance(error, FormatError):
             reason = f"malformed ({reason})"
         raise FormatError(f"{what}: {reason}; {remedy(store)}") from error
+
+
+def missing(location: Location, table: ShardTable) -> list[ShardId]:
+    """Return the shards that are not committed, in plan order. One listing."""
+    committed = location.sizes(COMMITS)
+    return [shard for shard in table.shards if commit_key(shard) not in committed]
 
 
 def without_excluded(

@@ -21,7 +21,7 @@ from storage.errors import (
     UnreadableError,
 )
 from storage.index import Index, ShardTable
-from storage.layout import COMMITS, CRC_BYTES, commit_key, object_key
+from storage.layout import CRC_BYTES, commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.metadata import read_index, read_root
@@ -131,8 +131,7 @@ class CacheReader:
 
     def missing(self) -> list[ShardId]:
         """Return the shards that are not committed, in plan order. One listing."""
-        committed = self.location.sizes(COMMITS)
-        return [shard for shard in self.table.shards if commit_key(shard) not in committed]
+        return commits.missing(self.location, self.table)
 
     def holds(self, record: int) -> bool:
         """Return whether a committed shard has a record: not if the dump left its image out.

@@ -92,8 +92,7 @@ class CacheWriter:
 
     def missing(self) -> list[ShardId]:
         """Return the shards that are not committed, in plan order. One listing."""
-        committed = self.location.sizes(COMMITS)
-        return [shard for shard in self._table.shards if commit_key(shard) not in committed]
+        return commits.missing(self.location, self._table)
 
     def records_of(self, shard: ShardId) -> NDArray[np.int64]:
         """Return the record numbers that are written of a shard: all but those of excluded images.
