@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from storage.errors import FormatError
 
 ABSENT = "(absent)"
+_MOST_SHOWN = 160
 
 
 def dump(value: Any) -> bytes:
@@ -80,9 +81,9 @@ class Difference:
         return f"{self.name}: stored {_short(self.stored)}, wanted {_short(self.wanted)}"
 
 
-def _short(value: Any, limit: int = 160) -> str:
+def _short(value: Any) -> str:
     text = value if value == ABSENT else json.dumps(value, sort_keys=True)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def differences(stored: Any, wanted: Any) -> list[Difference]:
