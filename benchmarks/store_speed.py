@@ -261,7 +261,7 @@ def hash_files(paths: Sequence[str]) -> None:
 def hash_all(paths: Sequence[str], workers: int) -> None:
     """Hash files with some processes, started as `verify` starts its own."""
     shares = [paths[number::workers] for number in range(workers)]
-    with mapped(_hash_share, None, shares, workers=workers, chunk=1) as done:
+    with mapped(_hash_share, None, shares, workers=workers) as done:
         list(done)
 
 

@@ -243,7 +243,7 @@ def _results(
     most = len(tasks) * _WORK_PER_BATCH // max(work, 1)
     size = max(1, min(most, len(tasks) // (8 * max(workers, 1)), _BATCH))
     batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    return mapped(_check_batch, checker, batches, workers=workers, chunk=1)
+    return mapped(_check_batch, checker, batches, workers=workers)
 
 
 def _with_progress(

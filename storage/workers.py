@@ -32,7 +32,6 @@ def mapped(
     tasks: Sequence[Task],
     *,
     workers: int,
-    chunk: int,
 ) -> Iterator[Iterator[Result]]:
     """Apply a function to many tasks, in the background; give the results in their order.
 
@@ -41,7 +40,6 @@ def mapped(
         state: what all tasks share; a forked process inherits it, another one gets a copy.
         tasks: what to do.
         workers: processes; one means this one, and then nothing happens in the background.
-        chunk: tasks that a process takes at once.
 
     Raises:
         CacheError: a process died, or cannot be started.
@@ -52,8 +50,7 @@ def mapped(
     context = multiprocessing.get_context("fork" if _may_fork() else "spawn")
     pool = ProcessPoolExecutor(workers, context, _adopt, (state,))
     try:
-        shares = [tasks[start : start + chunk] for start in range(0, len(tasks), chunk)]
-        yield _results(pool, [pool.submit(_Call(function), share) for share in shares])
+        yield _results(pool, [pool.submit(_Call(function), task) for task in tasks])
     except BrokenProcessPool as error:
         raise CacheError(
             f"one of {workers} processes died (out of memory?); try again with --workers 1"
@@ -69,13 +66,13 @@ def mapped(
         _shut_down(pool)
 
 
-def _results(pool: ProcessPoolExecutor, futures: list[Future[list[Result]]]) -> Iterator[Result]:
+def _results(pool: ProcessPoolExecutor, futures: list[Future[Result]]) -> Iterator[Result]:
     """Yield results as they come, for as long as there is somebody to bring them."""
     for future in futures:
         while not wait([future], timeout=_LOOK_EVERY_SEC).done:
             if not _is_managed(pool):
                 raise RuntimeError("can't start new thread")  # in the pool's own thread
-        yield from future.result()
+        yield future.result()
 
 
 def _is_managed(pool: Any) -> bool:
@@ -109,8 +106,8 @@ class _Call:
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
         self._function = function
 
-    def __call__(self, share: Sequence[Any]) -> list[Any]:
-        return [self._function(_state, task) for task in share]
+    def __call__(self, task: Any) -> Any:
+        return self._function(_state, task)
 
 
 def _adopt(state: Any) -> None:

@@ -39,14 +39,14 @@ def _start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("_start")
 def test_results_come_in_the_order_of_the_tasks() -> None:
-    with mapped(multiply, 3, range(20), workers=2, chunk=4) as results:
+    with mapped(multiply, 3, range(20), workers=2) as results:
         assert list(results) == [3 * task for task in range(20)]
-    with mapped(tell_process, 0, range(4), workers=2, chunk=1) as results:
+    with mapped(tell_process, 0, range(4), workers=2) as results:
         assert os.getpid() not in results
 
 
 def test_one_worker_is_this_process() -> None:
-    with mapped(tell_process, 0, [1], workers=1, chunk=1) as results:
+    with mapped(tell_process, 0, [1], workers=1) as results:
         assert list(results) == [os.getpid()]
 
 
@@ -54,7 +54,7 @@ def test_one_worker_is_this_process() -> None:
 def test_a_process_that_dies_is_an_error_and_no_hang() -> None:
     with (
         pytest.raises(CacheError, match=r"one of 2 processes died .* --workers 1"),
-        mapped(die, 0, range(8), workers=2, chunk=1) as results,
+        mapped(die, 0, range(8), workers=2) as results,
     ):
         list(results)
 
@@ -78,7 +78,7 @@ def test_threads_that_cannot_be_started_are_an_error_and_no_hang(
         monkeypatch.context() as patch,
     ):
         patch.setattr(threading.Thread, "start", refuse)
-        with mapped(multiply, 3, range(8), workers=2, chunk=1) as results:
+        with mapped(multiply, 3, range(8), workers=2) as results:
             list(results)
 
 
@@ -90,7 +90,7 @@ def test_processes_that_cannot_be_started_are_an_error(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "fork", refuse)
     with (
         pytest.raises(CacheError, match="2 processes cannot be started: no thread or process"),
-        mapped(multiply, 3, range(8), workers=2, chunk=1) as results,
+        mapped(multiply, 3, range(8), workers=2) as results,
     ):
         list(results)
 
@@ -98,7 +98,7 @@ def test_processes_that_cannot_be_started_are_an_error(monkeypatch: pytest.Monke
 def test_an_error_in_a_process_comes_out_here() -> None:
     with (
         pytest.raises(ValueError, match="task 0"),
-        mapped(fail, 0, range(8), workers=2, chunk=1) as results,
+        mapped(fail, 0, range(8), workers=2) as results,
     ):
         list(results)
 
