@@ -22,7 +22,12 @@ _ZSTD_HEADER = 18  # bytes at most
 
 
 def encode_shard(
-    array: Array, shard_records: int, data: NDArray[np.uint8], positions: NDArray[np.int64]
+    array: Array,
+    shard_records: int,
+    data: NDArray[np.uint8],
+    positions: NDArray[np.int64],
+    *,
+    kept: bool = False,
 ) -> tuple[memoryview, StoredObject]:
     """Encode one array of a shard, byte for byte as zarr does, and digest it on the way.
 
@@ -34,6 +39,7 @@ def encode_shard(
         shard_records: records of a full shard.
         data: (n, B) bytes of n records.
         positions: (n,) ascending, where they lie in the shard; the others stay absent.
+        kept: return bytes in memory that this thread's next call may take.
 
     Returns:
         The object's bytes, and what its commit says of them.
@@ -42,7 +48,8 @@ def encode_shard(
     chunks = np.zeros((len(pieces), 3), dtype=np.int64)
     chunks[:, 1] = [len(piece) + CRC_BYTES for piece in pieces]
     chunks[1:, 0] = chunks[:-1, 1].cumsum()
-    buffer = checksums.DigestedBuffer(int(chunks[:, 1].sum()) + table_bytes(shard_records))
+    size = int(chunks[:, 1].sum()) + table_bytes(shard_records)
+    buffer = checksums.DigestedBuffer(size, kept=kept)
     chunks[:, 2] = [buffer.append(piece) for piece in pieces]
     table = np.full((shard_records, 2), _ABSENT, dtype="<u8")
     table[positions] = chunks[:, :2]

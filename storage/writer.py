@@ -181,7 +181,10 @@ class CacheWriter:
     def _put(self, shard: ShardId, array: Array, data: NDArray[np.uint8]) -> StoredObject:
         shard_records = self.manifest.shard_records
         positions = self.index.slot[self.records_of(shard)] % shard_records
-        raw, described = encode_shard(array, shard_records, data, positions)
+        # A file holds the bytes once they are put; another store may go on holding this memory.
+        raw, described = encode_shard(
+            array, shard_records, data, positions, kept=self.location.is_local
+        )
         # Encoding takes a while: whoever has taken the shard over may have put his object by now.
         self._require_claim(shard, look=False)
         self.location.put(object_key(shard, array), raw)

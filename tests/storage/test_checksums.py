@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from storage import checksums
 
@@ -34,6 +37,20 @@ def test_a_buffer_holds_its_pieces_and_a_crc_behind_each(pieces: list[bytes], bl
         found = [buffer.append(np.frombuffer(piece, dtype=np.uint8)) for piece in pieces]
     data, digest = buffer.finish()
     assert (bytes(data), digest, found) == (whole, checksums.xxh3_128([whole]), crcs)
+
+
+def filled(kept: bool) -> NDArray[np.uint8]:
+    buffer = checksums.DigestedBuffer(64, kept=kept)
+    buffer.append(np.zeros(60, dtype=np.uint8))
+    return np.frombuffer(buffer.finish()[0], dtype=np.uint8)
+
+
+def test_memory_that_is_kept_is_taken_by_the_next_buffer_of_its_thread_alone() -> None:
+    kept = filled(kept=True)
+    assert np.shares_memory(kept, filled(kept=True))
+    assert not np.shares_memory(kept, filled(kept=False))
+    with ThreadPoolExecutor(1) as pool:
+        assert not np.shares_memory(kept, pool.submit(filled, True).result())
 
 
 @pytest.mark.parametrize("data", [b"", b"123456789"])
