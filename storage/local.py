@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import ELOOP, ENXIO
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ FOLDER = "a folder"
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
 _DELETED_AT_ONCE = 16
+_WRITTEN_AGAIN = 3
 
 
 class NotAFileError(OSError):
@@ -124,8 +126,23 @@ def create(path: str, data: bytes) -> bool:
     return True
 
 
+def write(path: str, data: bytes | memoryview) -> None:
+    """Set a file in one step, from where its bytes lie."""
+    for _ in range(_WRITTEN_AGAIN):
+        try:
+            return _replace(path, [data])
+        except FileNotFoundError:
+            # Another writer took our unfinished file for one that a crash had left.
+            continue
+    _replace(path, [data])
+
+
 def write_blocks(path: str, blocks: Iterable[bytes | memoryview]) -> None:
     """Set a file in one step; an error of the blocks leaves what was there."""
+    _replace(path, blocks)
+
+
+def _replace(path: str, blocks: Iterable[bytes | memoryview]) -> None:
     unfinished = _unfinished(path)
     try:
         with unfinished.open("wb") as file:
@@ -141,6 +158,35 @@ def _unfinished(path: str) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Named as zarr names its unfinished files, so that they are swept up together.
     return Path(path).with_suffix(f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Force files or folders to the disk.
+
+    Side by side: the file system then writes its journal once for several of them.
+    """
+    list(_syncing().map(_fsync, paths))
+
+
+@cache
+def _syncing() -> ThreadPoolExecutor:
+    """The threads that force files to the disk, for all writers of this process.
+
+    To start some for each shard took writers that run side by side more time than anything else.
+    """
+    return ThreadPoolExecutor(8, thread_name_prefix="sync")
+
+
+# A forked process has none of its parent's threads.
+os.register_at_fork(after_in_child=_syncing.cache_clear)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unfinished_of(path: str) -> list[str]:

@@ -12,15 +12,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from zarr.abc.store import Store
-from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import LocalStore
 
 from storage import event_loop, local, remote
@@ -62,7 +59,6 @@ class Location:
     def __init__(self, where: str | os.PathLike[str] | Location | Store) -> None:
         self.name: str
         self._store: Store | None = None
-        self._writable: Store | None = None
         self._given: Store | None = None
         self._path: Path | None = None
         self._reached = False
@@ -80,7 +76,7 @@ class Location:
         return self.name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_store": None, "_writable": None}
+        return {**self.__dict__, "_store": None}
 
     @property
     def is_local(self) -> bool:
@@ -106,14 +102,6 @@ class Location:
         if self._store is None:
             self._store = self._given or self._open()
         return self._store
-
-    @property
-    def _writable_store(self) -> Store:
-        if self._path is None:
-            return self.store
-        if self._writable is None:
-            self._writable = self._given or LocalStore(self._path)
-        return self._writable
 
     def _open(self) -> Store:
         if self._path is not None:
@@ -214,11 +202,10 @@ class Location:
             StoreAccessError: it cannot be written for another reason.
         """
         check_key(key)
-        store = self._writable_store
-        if not isinstance(store, LocalStore):
-            return self._ask(lambda: remote.put_many(store, {key: data}))
+        if self._path is None:
+            return self._ask(lambda: remote.put_many(self.store, {key: data}))
         with self._local_errors(key):
-            _set_local(store, key, default_buffer_prototype().buffer.from_bytes(data))
+            local.write(f"{self._path}/{key}", data)
 
     def put_many(self, objects: Mapping[str, bytes]) -> None:
         """Set many small objects, at once where that saves round trips. Not atomic as a whole."""
@@ -228,7 +215,7 @@ class Location:
             return
         for key in objects:
             check_key(key)
-        self._ask(lambda: remote.put_many(self._writable_store, objects))
+        self._ask(lambda: remote.put_many(self.store, objects))
 
     def put_blocks(self, key: str, blocks: Iterable[bytes | memoryview]) -> None:
         """Set an object in one atomic step, of which a local store never holds more than a block.
@@ -288,10 +275,9 @@ class Location:
         files = [self._path / check_key(key) for key in keys]
         depth = len(self._path.parts)
         folders = {folder for file in files for folder in file.parents[: len(file.parts) - depth]}
-        # Side by side: the file system then writes its journal once for several of them.
         with self._local_errors(keys[0] if keys else ""):
-            list(_syncing().map(_fsync, files))
-            list(_syncing().map(_fsync, folders))
+            local.sync(files)
+            local.sync(folders)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return key and size in bytes of every object under a folder ("" for all).
@@ -392,34 +378,3 @@ def _check_inside(key: str) -> None:
     """Refuse what leads out of the store; what is removed may have any other name."""
     if key.startswith("/") or ".." in key.split("/"):
         check_key(key)
-
-
-def _set_local(store: LocalStore, key: str, buffer: Buffer) -> None:
-    for _ in range(3):
-        try:
-            return store.set_sync(key, buffer)
-        except FileNotFoundError:
-            # Another writer took our unfinished file for one that a crash had left.
-            continue
-    store.set_sync(key, buffer)
-
-
-@cache
-def _syncing() -> ThreadPoolExecutor:
-    """The threads that force files to the disk, for all writers of this process.
-
-    To start some for each shard took writers that run side by side more time than anything else.
-    """
-    return ThreadPoolExecutor(8, thread_name_prefix="sync")
-
-
-# A forked process has none of its parent's threads.
-os.register_at_fork(after_in_child=_syncing.cache_clear)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

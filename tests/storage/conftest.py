@@ -46,4 +46,4 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     and the writers that are killed do force it.
     """
     monkeypatch.setattr("storage.metadata._PATIENCE_SEC", (0.0,))
-    monkeypatch.setattr("storage.location._fsync", lambda _: None)
+    monkeypatch.setattr("storage.local._fsync", lambda _: None)

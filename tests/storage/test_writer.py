@@ -183,7 +183,7 @@ def test_everything_is_on_the_disk_before_the_commit_and_the_commit_before_the_r
     committed = tmp_path / "cache" / commit_key(shard)
     synced: dict[str, bool] = {}  # and whether the commit was there by then
     monkeypatch.setattr(
-        "storage.location._fsync", lambda path: synced.setdefault(str(path), committed.exists())
+        "storage.local._fsync", lambda path: synced.setdefault(str(path), committed.exists())
     )
     writer.write(shard, make_arrays(writer, shard))
     for array in writer.manifest.arrays[shard.bucket]:
