@@ -10,12 +10,14 @@ import re
 import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 # Whole numbers that no table gives a tighter limit: what 32 bits hold, as loops and files count.
 MAX_WHOLE = 2**31 - 1
 # What a key of a config may hold, by yacs's rules.
 LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
+
+# How a URL begins, also one that lacks slashes. A single letter is a drive.
+_URL_BEGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")
 
 
 class Rule(Protocol):
@@ -128,17 +130,21 @@ class Place:
 
     def accepts(self, value: Any) -> bool:
         """See `Rule`."""
-        return isinstance(value, str) and ("://" not in value or self.scheme(value) in self.schemes)
-
-    @staticmethod
-    def scheme(value: str) -> str:
-        """What stands before `://`."""
-        return value.partition("://")[0]
+        if not isinstance(value, str):
+            return False
+        if "://" in value:
+            return value.partition("://")[0] in self.schemes
+        begin = _URL_BEGIN.match(value)
+        # `s3:/bucket` would be a folder called `s3:`.
+        return begin is None or not (begin[2] or begin[1].lower() in self.schemes)
 
     @staticmethod
     def holds_credentials(value: str) -> bool:
         """Whether a URL names a user, whose password would end up in logs and saved configs."""
-        return "://" in value and "@" in urlsplit(value).netloc
+        begin = _URL_BEGIN.match(value)
+        if begin is None or not begin[2]:
+            return False
+        return "@" in re.split("[/?#]", value[begin.end() :])[0]
 
 
 @dataclass(frozen=True)

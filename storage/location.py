@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
@@ -26,13 +25,13 @@ from storage.local import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from storage.local import Listing
 from storage.local_errors import store_full, unreadable, unwritable
 from storage.schema import check_key
+from storage.urls import is_url
 
 logger = logging.getLogger(__name__)
 
 Range = tuple[str, int, int]
 Result = TypeVar("Result")
 
-URL_SCHEMES = ("s3", "gs", "az")
 # A file is read fastest in blocks that fit a cache. Of an object store each block is a request, and
 # after the first, which is all of most objects, several are under way at once.
 LOCAL_BLOCK = 1 << 19
@@ -53,7 +52,7 @@ class Location:
         is_local: whether it is a folder of this machine.
 
     Raises:
-        ValueError: an unknown URL scheme, or a URL with credentials or a query in it.
+        ValueError: see `storage.urls.is_url`.
     """
 
     def __init__(self, where: str | os.PathLike[str] | Location | Store) -> None:
@@ -70,7 +69,7 @@ class Location:
             self._path = where.root if isinstance(where, LocalStore) else None
         else:
             self.name = os.fspath(where)
-            self._path = None if _check_url(self.name) else Path(self.name).absolute()
+            self._path = None if is_url(self.name) else Path(self.name).absolute()
 
     def __str__(self) -> str:
         return self.name
@@ -352,26 +351,6 @@ class Location:
                     raise StoreAccessError(message) from None
             logger.warning("%s; trying again for %.0f s", message, left)
             time.sleep(_PAUSE_SEC)
-
-
-def _check_url(name: str) -> bool:
-    """Return whether `name` is a URL of a known scheme, refusing all other URLs."""
-    scheme, separator, _ = name.partition("://")
-    if not separator:
-        return False
-    if scheme not in URL_SCHEMES:
-        choices = ", ".join(f"{one}://" for one in URL_SCHEMES)
-        raise ValueError(f"location of scheme {scheme}://: expected a local path, {choices}")
-    parts = urlsplit(name)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        # The text is not repeated: it would put the secret in a log.
-        raise ValueError(
-            f"location {scheme}://...: credentials and options do not belong into a URL; set the"
-            " provider's environment variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...)"
-        )
-    if not parts.netloc:
-        raise ValueError(f"location {name}: names no bucket")
-    return True
 
 
 def _check_inside(key: str) -> None:

@@ -197,12 +197,15 @@ def test_a_choice_names_what_is_allowed() -> None:
         TeacherConfig(source="offline")
 
 
+@pytest.mark.parametrize("slashes", ["/", "//"])
 @pytest.mark.parametrize(
     ("schema", "name"), [(CacheConfig, "location"), (TeacherConfig, "weights")]
 )
-def test_a_url_with_credentials_is_refused_without_repeating_them(schema: Any, name: str) -> None:
+def test_a_url_with_credentials_is_refused_without_repeating_them(
+    schema: Any, name: str, slashes: str
+) -> None:
     with pytest.raises(ValueError, match="holds credentials") as error:
-        schema(**{name: "s3://user:hunter2@bucket/cache"})
+        schema(**{name: f"s3:{slashes}user:hunter2@bucket/cache"})
 
     assert "hunter2" not in str(error.value)
 
@@ -210,6 +213,17 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(schema: Any, n
 def test_urls_without_credentials_and_folders_with_an_at_sign_pass() -> None:
     assert CacheConfig(location="s3://bucket/at@home").location == "s3://bucket/at@home"
     assert CacheConfig(location="data/me@host").location == "data/me@host"
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/x", "S3:/bucket/x", "s3:bucket/x", "s3:", "http:/x"])
+def test_a_url_that_lacks_a_slash_is_no_folder(text: str) -> None:
+    with pytest.raises(ValueError, match="local path, or a URL of s3://"):
+        CacheConfig(location=text)
+
+
+@pytest.mark.parametrize("text", ["C:/caches", "./s3:/bucket/x", "run:2/cache", "/data/s3:/x"])
+def test_a_folder_may_have_a_colon_in_its_name(text: str) -> None:
+    assert CacheConfig(location=text).location == text
 
 
 def test_whole_numbers_become_floats_so_that_one_setting_has_one_form() -> None:
@@ -228,8 +242,8 @@ def test_configs_do_not_change_after_validation() -> None:
 
 
 def test_limits_that_the_storage_sets_are_the_storage_s() -> None:
-    from storage.location import URL_SCHEMES
     from storage.schema import MAX_SHARD_RECORDS, MAX_SIDE
+    from storage.urls import URL_SCHEMES
 
     assert stock_limits.MAX_SIDE == MAX_SIDE
     assert nodes.cache.MAX_SHARD_RECORDS == MAX_SHARD_RECORDS

@@ -99,6 +99,25 @@ def test_unknown_schemes_are_refused_with_the_choices(url: str) -> None:
         Location(url)
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("s3:/bucket/x", "s3://bucket/prefix"), ("S3:/bucket/x", "s3://bucket/prefix"),
+        ("gs:bucket/x", "gs://bucket/prefix"), ("az:", "az://bucket/prefix"),
+        ("http:/host/x", "s3://bucket/prefix"),
+    ],
+)  # fmt: skip
+def test_a_url_that_lacks_a_slash_is_no_folder(name: str, form: str) -> None:
+    with pytest.raises(ValueError, match=rf"expected {form}, or \./") as caught:
+        Location(name)
+    assert "bucket/x" not in str(caught.value)  # it may hold a secret
+
+
+@pytest.mark.parametrize("name", ["C:/caches", "./s3:/bucket/x", "run:2/cache", "/data/s3:/x"])
+def test_a_folder_may_have_a_colon_in_its_name(name: str) -> None:
+    assert Location(name).is_local
+
+
 def test_a_url_without_a_bucket_is_refused() -> None:
     with pytest.raises(ValueError, match="names no bucket"):
         Location("s3:///prefix")

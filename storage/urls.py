@@ -1,0 +1,52 @@
+"""URLs of object stores: told from local paths, and refused where they cannot be meant."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+URL_SCHEMES = ("s3", "gs", "az")
+
+# How a URL begins, also one that lacks a slash. A single letter is a drive.
+_BEGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/?)")
+
+
+def is_url(name: str) -> bool:
+    """Return whether a place is a URL of a known scheme, rather than a local path.
+
+    Raises:
+        ValueError: it is a URL of another scheme, a malformed one, or one with credentials or
+            options in it, which the message does not repeat.
+    """
+    scheme, separator, _ = name.partition("://")
+    if not separator:
+        _refuse_missing_slash(name)
+        return False
+    if scheme not in URL_SCHEMES:
+        choices = ", ".join(f"{one}://" for one in URL_SCHEMES)
+        raise ValueError(f"location of scheme {scheme}://: expected a local path, {choices}")
+    parts = urlsplit(name)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # The text is not repeated: it would put the secret in a log.
+        raise ValueError(
+            f"location {scheme}://...: credentials and options do not belong into a URL; set the"
+            " provider's environment variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...)"
+        )
+    if not parts.netloc:
+        raise ValueError(f"location {name}: names no bucket")
+    return True
+
+
+def _refuse_missing_slash(name: str) -> None:
+    """Refuse what would silently be a folder called `s3:`."""
+    begin = _BEGIN.match(name)
+    if begin is None:
+        return
+    scheme, slash = begin.groups()
+    if not slash and scheme.lower() not in URL_SCHEMES:
+        return
+    known = scheme.lower() if scheme.lower() in URL_SCHEMES else URL_SCHEMES[0]
+    raise ValueError(
+        f"location {scheme}:{slash}...: neither a URL nor a local path; expected"
+        f" {known}://bucket/prefix, or ./{scheme}:{slash}... for a folder of that name"
+    )
