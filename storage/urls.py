@@ -25,8 +25,9 @@ def is_url(name: str) -> bool:
     if scheme not in URL_SCHEMES:
         choices = ", ".join(f"{one}://" for one in URL_SCHEMES)
         raise ValueError(f"location of scheme {scheme}://: expected a local path, {choices}")
+    _refuse_characters(name, scheme)
     parts = urlsplit(name)
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in parts.netloc or parts.query:
         # The text is not repeated: it would put the secret in a log.
         raise ValueError(
             f"location {scheme}://...: credentials and options do not belong into a URL; set the"
@@ -34,7 +35,22 @@ def is_url(name: str) -> bool:
         )
     if not parts.netloc:
         raise ValueError(f"location {name}: names no bucket")
+    # The client would refuse empty ones, and resolve the others.
+    if {"", ".", ".."} & set(parts.path.removesuffix("/").split("/")[1:]):
+        raise ValueError(
+            f"location {name}: a part of the path is empty, '.' or '..'; expected"
+            f" {scheme}://bucket/prefix with single slashes"
+        )
     return True
+
+
+def _refuse_characters(name: str, scheme: str) -> None:
+    """Refuse what a client, or a gateway, would read as something else than a name."""
+    there = {"a '#'": "#" in name, "a backslash": "\\" in name}
+    there["a line end or control character"] = not name.isprintable()
+    for what in (what for what, is_there in there.items() if is_there):
+        # Nor is this one repeated: what stands behind a '#' may be a secret.
+        raise ValueError(f"location {scheme}://...: holds {what}, which a URL cannot; leave it out")
 
 
 def _refuse_missing_slash(name: str) -> None:

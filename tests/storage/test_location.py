@@ -83,7 +83,6 @@ class TestBackend:
         "s3://key:secret@bucket/prefix",
         "s3://AKIA@bucket/prefix",
         "s3://bucket/prefix?aws_secret_access_key=secret",
-        "s3://bucket/prefix#secret",
     ],
 )
 def test_urls_with_credentials_are_refused_without_repeating_them(url: str) -> None:
@@ -116,6 +115,26 @@ def test_a_url_that_lacks_a_slash_is_no_folder(name: str, form: str) -> None:
 @pytest.mark.parametrize("name", ["C:/caches", "./s3:/bucket/x", "run:2/cache", "/data/s3:/x"])
 def test_a_folder_may_have_a_colon_in_its_name(name: str) -> None:
     assert Location(name).is_local
+
+
+@pytest.mark.parametrize(
+    ("rest", "what"),
+    [
+        ("caches/a#secret", "a '#'"), ("caches\\a", "a backslash"),
+        ("caches/a\\secret", "a backslash"), ("caches/secret\n", "a line end"),
+        ("caches/\x07", "a line end or control"),
+    ],
+)  # fmt: skip
+def test_a_character_that_no_url_holds_is_named(rest: str, what: str) -> None:
+    with pytest.raises(ValueError, match=rf"^location s3://\.\.\.: holds {what}") as caught:
+        Location(f"s3://{rest}")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/multi", "one//", "one//two", "one/../two", "./one", ".."])
+def test_a_url_has_no_empty_and_no_relative_parts(path: str) -> None:
+    with pytest.raises(ValueError, match=r"is empty, '\.' or '\.\.'; expected s3://bucket/prefix"):
+        Location(f"s3://caches/{path}")
 
 
 def test_a_url_without_a_bucket_is_refused() -> None:
