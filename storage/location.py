@@ -68,8 +68,9 @@ class Location:
             self.name, self._given = str(where), where
             self._path = where.root if isinstance(where, LocalStore) else None
         else:
-            self.name = os.fspath(where)
-            self._path = None if is_url(self.name) else Path(self.name).absolute()
+            name = os.fspath(where)
+            self._path = None if is_url(name) else Path(name).absolute()
+            self.name = name.rstrip("/") or "/"  # keys follow after a slash
 
     def __str__(self) -> str:
         return self.name

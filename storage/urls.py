@@ -15,9 +15,11 @@ def is_url(name: str) -> bool:
     """Return whether a place is a URL of a known scheme, rather than a local path.
 
     Raises:
-        ValueError: it is a URL of another scheme, a malformed one, or one with credentials or
-            options in it, which the message does not repeat.
+        ValueError: it is empty, a URL of another scheme, a malformed one, or one with credentials
+            or options in it, which the message does not repeat.
     """
+    if not name:
+        raise ValueError("location is empty; expected a folder or s3://bucket/prefix")
     scheme, separator, _ = name.partition("://")
     if not separator:
         _refuse_missing_slash(name)

@@ -137,6 +137,22 @@ def test_a_url_has_no_empty_and_no_relative_parts(path: str) -> None:
         Location(f"s3://caches/{path}")
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("out/", "out"), ("out//", "out"), ("/", "/"), ("s3://caches/one/", "s3://caches/one"),
+     ("s3://caches/", "s3://caches")],
+)  # fmt: skip
+def test_a_name_has_no_slash_at_its_end(name: str, shown: str) -> None:
+    assert str(Location(name)) == shown
+
+
+def test_an_empty_location_is_not_the_working_directory(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["copy", str(finished), ""]) == 1
+    assert capsys.readouterr().err.startswith("error: location is empty; expected a folder or s3")
+
+
 def test_a_url_without_a_bucket_is_refused() -> None:
     with pytest.raises(ValueError, match="names no bucket"):
         Location("s3:///prefix")
