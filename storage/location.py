@@ -92,7 +92,7 @@ class Location:
 
         Raises:
             ForkedProcessError: an object store in a process forked from one that had its client.
-            ModuleNotFoundError: the extra `s3` is not installed.
+            ModuleNotFoundError, ValueError: see `remote.connect`.
         """
         if self._is_remote and event_loop.client_was_forked():
             raise ForkedProcessError(
@@ -106,15 +106,7 @@ class Location:
     def _open(self) -> Store:
         if self._path is not None:
             return LocalStore(self._path, read_only=True)
-        try:
-            from obstore.store import from_url
-            from zarr.storage import ObjectStore
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"{self}: object stores need the extra 's3' (obstore is not installed)"
-            ) from error
-        remote.check_environment(self.name.partition("://")[0], os.environ)
-        return self._wait(lambda: ObjectStore(from_url(self.name, retry_config=remote.RETRIES)))
+        return self._wait(lambda: remote.connect(self.name))
 
     def get(self, key: str) -> bytes | None:
         """Return an object's bytes, or None if there is none."""

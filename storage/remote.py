@@ -8,15 +8,17 @@ server's error code are taken from it.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
+
+from storage.environment import check_environment, explained
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -40,17 +42,6 @@ _REMEDIES = {
     403: "check the credentials in the environment, and what they allow",
     404: "check the bucket's name",
 }
-
-
-# What the clients take from the environment as URLs.
-_ENDPOINTS = {
-    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_METADATA_ENDPOINT",
-           "AWS_PROXY_URL"),
-    "gs": ("GOOGLE_BASE_URL", "GOOGLE_PROXY_URL"),
-    "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_MSI_ENDPOINT", "AZURE_PROXY_URL"),
-}  # fmt: skip
-# Endpoints that may only be plain http if another variable says so.
-_PLAIN = dict.fromkeys(_ENDPOINTS["s3"][:3], "AWS_ALLOW_HTTP")
 
 
 class RequestError(Exception):
@@ -103,34 +94,30 @@ def named(key: str) -> Iterator[None]:
         raise RequestError(key, error) from None
 
 
-def check_environment(scheme: str, environment: Mapping[str, str]) -> None:
-    """Refuse endpoints in the environment that are no URL: the client would panic.
-
-    Args:
-        scheme: of the store's URL.
-        environment: as `os.environ`.
+def connect(url: str) -> Store:
+    """Return a store of a URL, its client made of the environment; no request is made.
 
     Raises:
-        ValueError: names the variable, and not its value, which may hold a password.
+        ModuleNotFoundError: the extra `s3` is not installed.
+        ValueError: a variable of the environment is wrong; names it, and not its value.
+        RequestError: the client cannot be made for another reason.
     """
-    for name in _ENDPOINTS[scheme]:
-        if name not in environment:
-            continue
-        try:
-            parts = urlsplit(environment[name])
-            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_url = False
-        if not is_url:
-            raise ValueError(
-                f"the environment variable {name} is no URL of an endpoint: expected"
-                " https://host or http://host:port; correct it, or unset it"
-            )
-        if parts.scheme == "http" and name in _PLAIN and _PLAIN[name] not in environment:
-            raise ValueError(
-                f"the environment variable {name} names an endpoint without encryption, http://;"
-                f" if that is meant, set {_PLAIN[name]}=true"
-            )
+    try:
+        from obstore.store import from_url
+        from zarr.storage import ObjectStore
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{url}: object stores need the extra 's3' (obstore is not installed)"
+        ) from error
+    scheme = url.partition("://")[0]
+    check_environment(scheme, os.environ)
+    try:
+        with named(""):
+            return ObjectStore(from_url(url, retry_config=RETRIES))
+    except RequestError as error:
+        if reason := explained(error.reason, scheme, os.environ):
+            raise ValueError(f"{url}: {reason}") from None
+        raise
 
 
 async def reach(store: Store) -> None:

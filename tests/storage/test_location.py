@@ -122,7 +122,7 @@ def test_a_folder_may_have_a_colon_in_its_name(name: str) -> None:
     [
         ("caches/a#secret", "a '#'"), ("caches\\a", "a backslash"),
         ("caches/a\\secret", "a backslash"), ("caches/secret\n", "a line end"),
-        ("caches/\x07", "a line end or control"),
+        ("caches/\x07", "a line end or control"), ("my secret/a", "a space in the bucket"),
     ],
 )  # fmt: skip
 def test_a_character_that_no_url_holds_is_named(rest: str, what: str) -> None:

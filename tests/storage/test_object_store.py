@@ -282,7 +282,9 @@ def test_other_providers_take_their_settings_from_the_environment_too(
     credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
-    with pytest.raises(StoreAccessError, match=r"^az://container/x: .*Account must be specified$"):
+    with pytest.raises(
+        ValueError, match=r"^az://container/x: .* AZURE_STORAGE_ACCOUNT_NAME is not"
+    ):
         _ = Location("az://container/x").store
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     for url in ("az://container/x", "gs://bucket/x"):
