@@ -39,7 +39,7 @@ from storage.layout import (
 )
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
-from storage.metadata import publish, read_index, read_root
+from storage.metadata import publish, read_index, read_root, refuse_inside_another
 from storage.progress import Progress, format_bytes
 from storage.report import Problem, shard_problem, unreadable_problem
 from storage.schema import Array, ShardId
@@ -157,14 +157,16 @@ def _old_root(target: Location, manifest: Manifest) -> str | None:
     """Return the digest of the root of an unfinished copy; None where nothing is.
 
     Raises:
-        CacheError: something else is there.
+        CacheError: something else is there, or another store is around it.
     """
     choose = "choose an empty location, or remove what is there"
     try:
         root = read_root(target)
     except FileNotFoundError:
-        begun = {DIGEST_KEY, *manifest.digests}
-        for key in target.sizes():
+        begun, keys = {DIGEST_KEY, *manifest.digests}, target.sizes()
+        if not keys:
+            refuse_inside_another(target)
+        for key in keys:
             is_ours = key in begun or key.endswith(PARTIAL_SUFFIX)
             if not is_ours and key.partition("/")[0] not in (CLAIMS, LOG):
                 raise CacheError(f"{target}: {key!r} lies there; {choose}") from None

@@ -300,6 +300,19 @@ class Location:
         if self._path is None:
             self._ask(lambda: remote.reach(self.store))
 
+    def above(self) -> list[Location]:
+        """Return the folders, or prefixes, that this place lies in, the nearest first."""
+        if self._path is not None:
+            # A link may lead into another store, or lie in one.
+            both = (*self._path.parents, *self._path.resolve().parents)
+            return [Location(one) for one in dict.fromkeys(both)]
+        if self._given is not None:
+            return []
+        bucket, *folders = self.name.split("/")[2:]
+        scheme = self.name.partition("://")[0]
+        depths = reversed(range(len(folders)))
+        return [Location(f"{scheme}://{'/'.join([bucket, *folders[:depth]])}") for depth in depths]
+
     def free_bytes(self) -> int | None:
         """Return the free space of the disk that a folder lies, or would lie, on; else None."""
         return None if self._path is None else local.free_bytes(self._path)

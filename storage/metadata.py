@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import checksums
-from storage.errors import FormatError
+from storage.errors import FormatError, StoreAccessError, UnreadableError
 from storage.index import COLUMNS, Index
 from storage.layout import (
     CLAIMS,
@@ -102,6 +102,23 @@ def read_root(location: Location) -> Root:
         f"{location}: {ROOT_KEY} does not match {DIGEST_KEY}; run the dump again with the same"
         " config: it rewrites both, and keeps the shards"
     )
+
+
+def refuse_inside_another(location: Location) -> None:
+    """Refuse a place for a new store inside another one, which would take it for strange objects.
+
+    Raises:
+        FormatError: names the other one.
+    """
+    for above in location.above():
+        try:
+            is_cache = above.size(DIGEST_KEY) is not None
+        except (StoreAccessError, UnreadableError):
+            continue  # a job need not be allowed to look there
+        if is_cache:
+            raise FormatError(
+                f"{location}: lies inside the teacher cache {above}; choose a place beside it"
+            )
 
 
 def read_index(location: Location, manifest: Manifest) -> Index:

@@ -40,7 +40,7 @@ from storage.layout import (
 )
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest, check_version
-from storage.metadata import Root, publish, read_index, read_root
+from storage.metadata import Root, publish, read_index, read_root, refuse_inside_another
 from storage.restart import begin_again, has_commits
 from storage.schema import Array, ShardId
 from storage.shards import encode_shard
@@ -69,7 +69,7 @@ class CacheWriter:
     Raises:
         IdentityError: the store is another cache, of which something is committed or written just
             now; names each differing field with both values.
-        FormatError: something else lies there.
+        FormatError: something else lies there, or it is a new store inside another one.
         VersionError: a store of a newer format.
         StoreFullError: no space left.
         ValueError: manifest and index do not fit together.
@@ -300,6 +300,8 @@ class CacheWriter:
     def _check_adoptable(self, manifest: Manifest, reason: Exception) -> None:
         """Refuse to create a store among things that are not the beginnings of this very store."""
         keys = self.location.sizes()
+        if not keys:
+            refuse_inside_another(self.location)
         tops = {key.partition("/")[0] for key in keys}
         strange = sorted(top for top in tops - _OURS if not top.endswith(PARTIAL_SUFFIX))
         if strange:

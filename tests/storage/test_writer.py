@@ -22,11 +22,12 @@ from storage import (
     StoreAccessError,
     VersionError,
     checksums,
+    copy_cache,
     read_logs,
     verify,
 )
 from storage.index import ShardTable
-from storage.layout import ROOT_KEY, commit_key, object_key
+from storage.layout import DIGEST_KEY, ROOT_KEY, commit_key, object_key
 from storage.location import Location
 from storage.shards import chunk_table, chunks_at
 from tests.storage.cases import (
@@ -94,6 +95,54 @@ class TestCreating:
         with pytest.raises(FormatError, match=r"'thesis\.tex', which is no part"):
             open_writer(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    @pytest.mark.parametrize("inner", ["sub", "buckets/0032x0048/sub/deeper"])
+    def test_a_place_inside_another_cache_is_refused(
+        self, cache: Path, finished: Path, inner: str
+    ) -> None:
+        before = contents(cache)
+        for make in (open_writer, lambda place: copy_cache(finished, place)):
+            with pytest.raises(FormatError, match=rf"/{inner}: lies inside the .* {cache}; choose"):
+                make(cache / inner)
+        assert contents(cache) == before
+
+    def test_a_place_inside_another_cache_is_known_through_links(
+        self, cache: Path, tmp_path: Path
+    ) -> None:
+        (cache / "lost").mkdir()
+        (tmp_path / "link").symlink_to(cache / "lost")
+        (cache / "out").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").mkdir()
+        for place in (tmp_path / "link", cache / "out/new"):
+            with pytest.raises(FormatError, match="lies inside the teacher cache"):
+                open_writer(place)
+
+    def test_a_cache_that_already_lies_in_another_goes_on(
+        self, tmp_path: Path, finished: Path
+    ) -> None:
+        open_writer(tmp_path / "outer/inner")
+        shutil.copytree(finished, tmp_path / "outer", dirs_exist_ok=True)
+        assert open_writer(tmp_path / "outer/inner").missing()
+
+    @pytest.mark.s3
+    def test_a_prefix_inside_another_cache_is_refused(self, s3_bucket: str) -> None:
+        make_cache(Location(f"{s3_bucket}/outer"))
+        with pytest.raises(FormatError, match=rf"lies inside the .* {s3_bucket}/outer; choose"):
+            open_writer(f"{s3_bucket}/outer/far/below")
+        open_writer(f"{s3_bucket}/outer2")  # beside it
+
+    def test_a_place_above_that_may_not_be_looked_at_is_no_obstacle(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        size = Location.size
+
+        def refused(self: Location, key: str) -> int | None:
+            if key == DIGEST_KEY:
+                raise StoreAccessError("403 Forbidden")
+            return size(self, key)
+
+        monkeypatch.setattr(Location, "size", refused)
+        assert open_writer(tmp_path / "cache").missing()
 
     def test_another_zarr_group_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "zarr.json").write_text('{"zarr_format":3,"node_type":"group"}')
