@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 
 from storage.exclusive import METADATA
 from storage.index import ShardTable
@@ -24,6 +24,8 @@ from storage.schema import ShardId
 _OUTSIDE = (f"{CLAIMS}/", f"{LOG}/")
 # Of `claims/<bucket>/<shard>/<generation>.json`: folders have fewer slashes.
 _DEPTH_OF_CLAIMS = 3
+# So many strangers of a folder have a line each.
+_APART = 3
 
 
 def committed_shards(commits: Listing, table: ShardTable) -> list[ShardId]:
@@ -44,7 +46,7 @@ def committed_shards(commits: Listing, table: ShardTable) -> list[ShardId]:
 def check_strangers(
     store: str, root: Root, table: ShardTable, committed: Set[ShardId], listing: Listing
 ) -> Iterator[Problem]:
-    """Yield a problem for each thing that is no part of a store, or lies in the place of a part.
+    """Yield a problem for what is no part of a store, and for what lies in the place of a part.
 
     What lies in the place of an object of a committed shard, or of metadata, is left to the checks
     that read it.
@@ -70,9 +72,12 @@ def check_strangers(
         message = f"{store}/{_shown(key)}: {reason}; make it readable, and check again"
         yield Problem(kind="unreadable", where=key, message=message)
     if not root.growing:  # what an unfinished growth has left is no riddle
-        for key in sorted(strangers - odd.keys()):
-            if not (key.startswith(_OUTSIDE) or odd.keys() & set(_folders_of(key))):
-                yield _stranger(store, key, listing.odd.get(key, ""))
+        left = [
+            key
+            for key in sorted(strangers - odd.keys())
+            if not (key.startswith(_OUTSIDE) or odd.keys() & set(_folders_of(key)))
+        ]
+        yield from _describe(store, known, left, listing)
 
 
 def _odd_objects(known: Set[str], listing: Listing) -> dict[str, str]:
@@ -112,6 +117,44 @@ def obstacle_problem(store: str, key: str, what: str) -> Problem:
         f" `{repair_command(store)}`, which removes it, then the dump again"
     )
     return Problem(kind="damaged", where=key, message=message, in_the_way=True)
+
+
+def _describe(
+    store: str, known: Set[str], strangers: Sequence[str], listing: Listing
+) -> Iterator[Problem]:
+    """Yield a problem for each stranger, or for a folder of which there are many."""
+    ours = {folder for key in known for folder in _folders_of(key)}
+    groups: dict[str, list[str]] = {}
+    for key in strangers:
+        groups.setdefault(_folder_of(key, ours), []).append(key)
+    for folder, keys in groups.items():
+        if len(keys) > _APART:
+            yield _folder_of_strangers(store, folder, keys)
+        else:
+            yield from (_stranger(store, key, listing.odd.get(key, "")) for key in keys)
+
+
+def _folder_of(key: str, ours: Set[str]) -> str:
+    """The uppermost folder of a stranger that is no part of the store, else its own; "" for none.
+
+    What `repair` removes stays apart.
+    """
+    if key.endswith(PARTIAL_SUFFIX):
+        return key
+    folders = list(_folders_of(key))
+    strange = [folder for folder in folders if folder not in ours]
+    return strange[-1] if strange else next(iter(folders), "")
+
+
+def _folder_of_strangers(store: str, folder: str, keys: Sequence[str]) -> Problem:
+    place = f"{store}/{_shown(folder)}" if folder else store
+    what = f"{len(keys)} objects that are no part of this store's plan, the first is"
+    what += f" {_shown(keys[0])}; "
+    if f"{folder}/{DIGEST_KEY}" in keys:
+        what += "they are another cache: move it out (`python -m storage copy`, then delete it)"
+    else:
+        what += "delete them, if nobody put them there on purpose"
+    return Problem(kind="foreign", where=folder or keys[0], message=f"{place}: {what}")
 
 
 def _stranger(store: str, key: str, odd: str) -> Problem:

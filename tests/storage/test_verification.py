@@ -273,6 +273,47 @@ class TestToldApart:
         (cache / key).write_bytes(b"?")
         assert self.one(cache, "quick").kind == "foreign"
 
+    @pytest.mark.parametrize(
+        ("folder", "inner"), [("old", "a/b"), ("buckets/0032x0048/old", "a"), ("log2", "")]
+    )
+    def test_many_foreign_objects_of_a_folder_are_one_line(
+        self, cache: Path, folder: str, inner: str
+    ) -> None:
+        place = cache / folder / inner
+        place.mkdir(parents=True)
+        for number in range(7):
+            (place / f"{number}.txt").write_bytes(b"?")
+        first = "/".join(part for part in (folder, inner, "0.txt") if part)
+        problem = self.one(cache, "quick")
+        assert (problem.kind, problem.where) == ("foreign", folder)
+        assert problem.message == (
+            f"{cache}/{folder}: 7 objects that are no part of this store's plan, the first is"
+            f" {first}; delete them, if nobody put them there on purpose"
+        )
+
+    def test_many_foreign_objects_beside_those_of_the_store_are_one_line(self, cache: Path) -> None:
+        for number in range(7):
+            (cache / f"{number}.txt").write_bytes(b"?")
+        assert self.one(cache, "quick").message.startswith(f"{cache}: 7 objects that are no part")
+
+    def test_a_cache_inside_is_one_line_that_does_not_say_delete(
+        self, cache: Path, finished: Path
+    ) -> None:
+        shutil.copytree(finished, cache / "inner")
+        problem = self.one(cache, "quick")
+        assert (problem.kind, problem.where) == ("foreign", "inner")
+        assert "they are another cache: move it out" in problem.message
+        before = contents(cache)
+        assert repair(cache).left == (problem,)
+        assert contents(cache) == before
+
+    def test_unfinished_files_stay_apart_as_a_repair_removes_them(self, cache: Path) -> None:
+        place = first_path(cache)
+        for number in range(7):
+            place.with_name(f"0.{number}.partial").write_bytes(b"half")
+        assert kinds(verify(cache, "quick")) == ["uncommitted"] * 7
+        assert len(repair(cache).removed) == 7
+
     def test_foreign_commit(self, cache: Path, tmp_path: Path) -> None:
         make_cache(tmp_path / "other", num_views=2, teacher={"tensors": "ef" * 32})
         shutil.copy(tmp_path / "other" / commit_key(FIRST), cache / commit_key(FIRST))
