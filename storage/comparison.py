@@ -43,6 +43,7 @@ class Comparison:
         stores: the two locations.
         plan: one line per difference of identity or index; empty for the same plan.
         keys: objects that differ or exist in one store only; `claims/` and `log/` do not count.
+        alone: those of them that exist in one store only.
         fields: differences of the fields that both stores have, over the records of both.
         incomparable: fields that only one store has, or that have another shape or type there.
     """
@@ -50,6 +51,7 @@ class Comparison:
     stores: tuple[str, str]
     plan: tuple[str, ...]
     keys: tuple[str, ...]
+    alone: tuple[str, ...]
     fields: tuple[FieldDifference, ...]
     incomparable: tuple[str, ...]
 
@@ -73,7 +75,14 @@ class Comparison:
                 f" largest difference {one.largest:g}"
             )
         plan = "another plan" if self.plan else "same plan"
-        verdict = f"{len(self.keys)} objects differ" if self.keys else "same bytes"
+        verdicts = []
+        if differing := len(self.keys) - len(self.alone):
+            verdicts.append(f"{differing} objects differ")
+        if self.alone:
+            verdicts.append(
+                f"{len(self.alone)} objects are in one alone, the first is {self.alone[0]}"
+            )
+        verdict = ", ".join(verdicts) or "same bytes"
         return [*lines, f"{self.stores[0]} and {self.stores[1]}: {plan}, {verdict}"]
 
 
@@ -93,13 +102,15 @@ def compare(
     """
     readers = CacheReader(first), CacheReader(second)
     locations = readers[0].location, readers[1].location
-    keys = tuple(sorted(_differing_keys(*locations, progress)))
+    differing, alone = _differing_keys(*locations, progress)
+    keys = tuple(sorted(differing | alone))
     fields, incomparable = _common_fields(readers[0].manifest, readers[1].manifest)
     differences = _differences(*readers, fields, set(keys), progress)
     return Comparison(
         stores=(str(readers[0].location), str(readers[1].location)),
         plan=tuple(_plan_differences(*readers)),
         keys=keys,
+        alone=tuple(sorted(alone)),
         fields=tuple(differences),
         incomparable=tuple(incomparable),
     )
@@ -119,18 +130,22 @@ def _plan_differences(first: CacheReader, second: CacheReader) -> Iterator[str]:
         yield f"index: {sizes[0]} and {sizes[1]}"
 
 
-def _differing_keys(first: Location, second: Location, shown: bool) -> Iterator[str]:
+def _differing_keys(first: Location, second: Location, shown: bool) -> tuple[set[str], set[str]]:
+    """Return the keys of objects that differ, and of those that are in one store alone."""
     outside = (f"{CLAIMS}/", f"{LOG}/")
     sizes, others = (
         {key: size for key, size in one.sizes().items() if not key.startswith(outside)}
         for one in (first, second)
     )
-    total = sum(sizes.values())
+    differing = set()
+    common = sizes.keys() & others.keys()
+    total = sum(sizes[key] for key in common)
     with Progress("compare bytes", total=total, unit="B", shown=shown) as progress:
-        for key in sizes.keys() | others.keys():
-            if sizes.get(key) != others.get(key) or not _same_bytes(first, second, key):
-                yield key
-            progress.update(sizes.get(key, 0))
+        for key in common:
+            if sizes[key] != others[key] or not _same_bytes(first, second, key):
+                differing.add(key)
+            progress.update(sizes[key])
+    return differing, sizes.keys() ^ others.keys()
 
 
 def _same_bytes(first: Location, second: Location, key: str) -> bool:

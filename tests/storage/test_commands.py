@@ -14,7 +14,7 @@ from storage import plan_to_json
 from storage.__main__ import main
 from storage.layout import commit_key
 from storage.schema import ShardId
-from tests.storage.cases import WIDE, contents, make_index, make_manifest
+from tests.storage.cases import WIDE, contents, first_path, flip, make_index, make_manifest
 
 FIRST = ShardId(WIDE.name, 0)
 
@@ -102,9 +102,15 @@ def test_compare(finished: Path, cache: Path, capsys: pytest.CaptureFixture[str]
     assert run(capsys, "compare", finished, cache)[0] == 0
     (cache / commit_key(FIRST)).unlink()
     code, out, _ = run(capsys, "compare", finished, cache)
-    assert code == 1 and out.endswith("same plan, 1 objects differ\n")
+    alone = f"1 objects are in one alone, the first is {commit_key(FIRST)}\n"
+    assert code == 1 and out.endswith(f"same plan, {alone}")
+    flip(first_path(cache), 3)
+    code, out, _ = run(capsys, "compare", finished, cache)
+    assert code == 1 and out.endswith(f"same plan, 1 objects differ, {alone}")
     code, out, _ = run(capsys, "compare", finished, cache, "--json")
-    assert code == 1 and json.loads(out)["same_bytes"] is False
+    found = json.loads(out)
+    assert code == 1 and found["same_bytes"] is False
+    assert len(found["keys"]) == 2 and found["alone"] == [commit_key(FIRST)]
 
 
 @pytest.mark.parametrize(
