@@ -40,6 +40,7 @@ class ShardResult:
             since only the commits of all shards tell a damaged object from a swapped one.
         arrays: name of the array by key, of those in `mismatched`.
         num_bytes: bytes compared.
+        num_records: records compared, those that the commit has.
     """
 
     shard: ShardId
@@ -48,6 +49,7 @@ class ShardResult:
     mismatched: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
+    num_records: int = 0
 
     @property
     def ok(self) -> bool:
@@ -146,6 +148,7 @@ class ShardChecker:
             records = self._records_in(shard, commit)
             arrays = self._manifest.arrays[shard.bucket]
             commits.check_exact(raw, commit, self.table.index, records, arrays, self._store)
+            result.num_records = len(records)
             return commit
         except VersionError as error:
             problem = Problem(kind="version", where=key, message=str(error), shard=str(shard))

@@ -62,6 +62,7 @@ class Report:
         problems: everything that is wrong; empty if all is well.
         records, shards: how many the store's plan has; 0 if its metadata cannot be read.
         committed: how many shards are committed.
+        compared: how many records were compared: those of committed shards.
         excluded: images that records may lack.
         num_bytes: bytes that were read and compared.
     """
@@ -72,6 +73,7 @@ class Report:
     records: int = 0
     shards: int = 0
     committed: int = 0
+    compared: int = 0
     excluded: int = 0
     num_bytes: int = 0
 
@@ -89,7 +91,8 @@ class Report:
         kinds = [problem.kind for problem in self.problems]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
         read = f"{self.num_bytes / 1e6:,.1f} MB compared"
-        size = f"{self.committed} of {self.shards} shards, {self.records} records, {read}"
+        records = f"{self.compared} of {self.records} records"
+        size = f"{self.committed} of {self.shards} shards, {records}, {read}"
         if self.excluded:
             size += f", {self.excluded} images left out"
         verdict = f"{len(kinds)} problems ({counts})" if kinds else "no problem"

@@ -125,6 +125,7 @@ def _check(
     return Report(
         store=store, level=level, problems=tuple(problems), records=len(index),
         shards=len(table), committed=len(shards), excluded=len(root.manifest.excluded),
+        compared=sum(one.num_records for one in found),
         num_bytes=sum(one.num_bytes for one in found),
     ), root.sha256  # fmt: skip
 

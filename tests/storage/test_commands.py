@@ -45,7 +45,7 @@ def test_verify_of_an_intact_store(finished: Path, capsys: pytest.CaptureFixture
     for level in ("quick", "full", "deep"):
         code, out, _ = run(capsys, "verify", finished, "--level", level)
         assert code == 0
-        assert out.startswith(f"{finished}: {level}: no problem; 6 of 6 shards, 16 records")
+        assert out.startswith(f"{finished}: {level}: no problem; 6 of 6 shards, 16 of 16 records")
         assert out.count("\n") == 1
 
 

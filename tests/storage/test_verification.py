@@ -61,6 +61,13 @@ def test_an_intact_store_has_no_problem(new_location: NewLocation, level: str) -
     assert report.lines()[-1].endswith(f"{report.num_bytes / 1e6:,.1f} MB compared")
 
 
+def test_the_records_that_are_not_committed_are_not_said_to_be_compared(cache: Path) -> None:
+    (cache / commit_key(FIRST)).unlink()
+    report = verify(cache)
+    assert (report.records, report.compared, report.committed) == (16, 13, 5)
+    assert "; 5 of 6 shards, 13 of 16 records, " in report.lines()[-1]
+
+
 @pytest.mark.parametrize("forked", [True, False])
 def test_processes_find_what_one_finds(
     cache: Path, forked: bool, monkeypatch: pytest.MonkeyPatch
