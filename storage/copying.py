@@ -41,7 +41,7 @@ from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
 from storage.metadata import publish, read_index, read_root, refuse_inside_another
 from storage.progress import Progress, format_bytes
-from storage.report import Problem, shard_problem, unreadable_problem
+from storage.report import Problem, shard_problem, unreadable_problem, written_again
 from storage.schema import Array, ShardId
 
 # Shards under way. Each holds a block of a local object, or up to four of a remote one, 32 MiB.
@@ -147,8 +147,7 @@ def _read_source(source: Location) -> tuple[Manifest, Index]:
     # All metadata follows from the two, and so is written anew instead of read.
     if checksums.sha256(root_json(seal(root.manifest, index)[0])) != root.sha256:
         raise FormatError(
-            f"{source}: its metadata is not what the format asks for; run the dump again with the"
-            " same config: it writes it again, and keeps the shards"
+            f"{source}: its metadata is not what the format asks for; {written_again('it')}"
         )
     return root.manifest, index
 
@@ -172,7 +171,10 @@ def _old_root(target: Location, manifest: Manifest) -> str | None:
                 raise CacheError(f"{target}: {key!r} lies there; {choose}") from None
         return None
     except FormatError as error:
-        raise CacheError(f"{target}: holds no copy of the cache ({error}); {choose}") from None
+        raise CacheError(
+            f"{target}: holds no copy that can be gone on with; remove it and copy again, or choose"
+            f" an empty location ({error})"
+        ) from None
     found = root.manifest
     if (found.cache_id, found.index_sha256) != (manifest.cache_id, manifest.index_sha256):
         raise CacheError(f"{target}: holds another cache, or other views of this one; {choose}")

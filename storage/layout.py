@@ -19,6 +19,7 @@ from storage.errors import FormatError
 from storage.index import COLUMNS, Index
 from storage.local import PARTIAL_SUFFIX
 from storage.manifest import Manifest
+from storage.report import written_again
 from storage.schema import Array, ShardId
 
 ROOT_KEY = "zarr.json"
@@ -99,8 +100,7 @@ def parse_root(raw: bytes, store: str) -> Manifest:
     found = canonical.differences(root, expected)
     if found:
         raise FormatError(
-            f"{store}/{ROOT_KEY}: {found[0]}, as the format has it; run the dump again with the"
-            " same config: it writes the file again, and keeps the shards"
+            f"{store}/{ROOT_KEY}: {found[0]}, as the format has it; {written_again('the file')}"
         )
     return manifest
 

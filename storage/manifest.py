@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage import canonical, checksums
 from storage.errors import FormatError, IdentityError, VersionError
+from storage.report import written_again
 from storage.schema import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("teacher", "dataset", "augmentation", "numerics")
 
-_REWRITE = "run the dump again with the same config: it writes the manifest, and keeps the shards"
+_REWRITE = written_again("the manifest")
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 

@@ -39,6 +39,7 @@ from storage.layout import (
 )
 from storage.location import Location
 from storage.manifest import Manifest
+from storage.report import written_again
 
 _DIGESTS = re.compile(rb"([0-9a-f]{64}\n){1,2}")
 _MAX_DIGEST_BYTES = 1 << 10
@@ -80,8 +81,8 @@ def read_root(location: Location) -> Root:
         )
         if root is None and digests is not None:
             raise FileNotFoundError(
-                f"{location}: {ROOT_KEY} is absent, but {DIGEST_KEY} is there; run the dump again"
-                " with the same config: it writes the file, and keeps the shards"
+                f"{location}: {ROOT_KEY} is absent, but {DIGEST_KEY} is there;"
+                f" {written_again('the file')}"
             )
         if root is None:
             location.reach()  # in a bucket that is not there, objects look absent
@@ -99,8 +100,7 @@ def read_root(location: Location) -> Root:
     if digests is None:
         parse_root(raw, str(location))  # another kind of zarr group says so itself
     raise FormatError(
-        f"{location}: {ROOT_KEY} does not match {DIGEST_KEY}; run the dump again with the same"
-        " config: it rewrites both, and keeps the shards"
+        f"{location}: {ROOT_KEY} does not match {DIGEST_KEY}; {written_again('both')}"
     )
 
 
@@ -127,7 +127,7 @@ def read_index(location: Location, manifest: Manifest) -> Index:
     Raises:
         FormatError: damaged or absent.
     """
-    remedy = "run the dump again with the same config: it rewrites the index, and keeps the shards"
+    remedy = written_again("the index")
     try:
         columns = {
             column: _read_column(location, column, dtype, manifest.records)

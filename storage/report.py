@@ -126,6 +126,14 @@ def remedy(store: str, *, deep: bool = False) -> str:
     return f"run `{repair_command(store, deep=deep)}`, then the dump again"
 
 
+def written_again(what: str) -> str:
+    """Say how metadata is written again that only a dump, or the source of a copy, can tell."""
+    return (
+        f"run the dump again with the same config: it writes {what} again, and keeps the shards;"
+        " if this is a copy, remove it and copy again"
+    )
+
+
 def repair_command(store: str, *, deep: bool = False) -> str:
     """The command that mends a store, as a shell takes it."""
     return f"python -m storage repair{' --level deep' * deep} {shlex.quote(store)}"

@@ -30,7 +30,7 @@ from storage.manifest import Manifest
 from storage.metadata import Root, read_index, read_root
 from storage.plan import plan_from_json, records_digest
 from storage.progress import Progress
-from storage.report import LEVELS, Problem, Report, repair_command, shard_problem
+from storage.report import LEVELS, Problem, Report, repair_command, shard_problem, written_again
 from storage.schema import ShardId
 from storage.strangers import check_strangers, committed_shards, obstacle_problem
 from storage.workers import mapped
@@ -184,7 +184,7 @@ def _check_derived(location: Location, manifest: Manifest) -> Iterator[Problem]:
             continue
         message = (
             f"{location}/{key}: the manifest's SHA-256 of it is not that of what the format asks"
-            " for; run the dump again with the same config: it writes both, and keeps the shards"
+            f" for; {written_again('both')}"
         )
         yield Problem(kind="damaged", where=key, message=message)
 

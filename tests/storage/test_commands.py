@@ -185,7 +185,7 @@ def test_damaged_metadata_is_one_line_that_says_what_to_do(
     code, out, err = run(capsys, command, cache, *options)
     assert code == 1
     (line,) = [line for line in (out + err).splitlines() if "run the dump again" in line]
-    assert str(cache) in line and "keeps the shards" in line
+    assert str(cache) in line and "keeps the shards; if this is a copy, remove it and" in line
 
 
 def test_ctrl_c_is_one_line(

@@ -207,7 +207,7 @@ def lay_commit_without_root(target: Path) -> None:
         (lay_other_cache, "holds another cache, or other views"),
         (lay_fewer_views, "holds another cache, or other views"),
         (lay_file, "'notes.txt' lies there"),
-        (lay_damaged_root, "holds no copy of the cache"),
+        (lay_damaged_root, "no copy that can be gone on with; remove it and copy again, or "),
         (lay_commit_without_root, "lies there; choose an empty"),
     ],
 )
