@@ -217,7 +217,12 @@ def _smaller(presets: Mapping[str, PresetEstimate], title: str) -> list[str]:
 def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
     """The planned cache where it exists already; else why what lies there is not it."""
     location = prepared.settings.cache.location
-    if not Location(location).is_local:
+    place = Location(location)
+    if not place.is_local:
+        try:
+            place.reach(once=True)
+        except (CacheError, ValueError, ModuleNotFoundError) as error:
+            return None, [str(error)]
         return None, []
     try:
         existing = look_at(prepared)

@@ -291,14 +291,21 @@ class Location:
             return local.walk(str(self._path / folder), folder)
         return Listing(self._ask(lambda: remote.sizes(self.store, folder)))
 
-    def reach(self) -> None:
+    def reach(self, *, once: bool = False) -> None:
         """See that there is a bucket; nothing happens with a local folder.
+
+        Args:
+            once: ask a single time, where nobody wants to wait for a network.
 
         Raises:
             StoreAccessError: it is not there, or cannot be listed.
         """
-        if self._path is None:
-            self._ask(lambda: remote.reach(self.store))
+        if self._path is not None:
+            return
+        store = self.store
+        if once and self._given is None:
+            store = self._wait(lambda: remote.connect(self.name, remote.NO_RETRIES))
+        self._ask(lambda: remote.reach(store))
 
     def above(self) -> list[Location]:
         """Return the folders, or prefixes, that this place lies in, the nearest first."""

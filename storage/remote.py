@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 
 # At most so many requests of one call are under way; it also bounds the memory of a large one.
 CONCURRENCY = 32
+NO_RETRIES: RetryConfig = {"max_retries": 0}
 RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 
 _STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
@@ -94,8 +95,12 @@ def named(key: str) -> Iterator[None]:
         raise RequestError(key, error) from None
 
 
-def connect(url: str) -> Store:
+def connect(url: str, retries: RetryConfig | None = None) -> Store:
     """Return a store of a URL, its client made of the environment; no request is made.
+
+    Args:
+        url: of a known scheme.
+        retries: how often the client asks again; None: for as long as a job does.
 
     Raises:
         ModuleNotFoundError: the extra `s3` is not installed.
@@ -113,7 +118,7 @@ def connect(url: str) -> Store:
     check_environment(scheme, os.environ)
     try:
         with named(""):
-            return ObjectStore(from_url(url, retry_config=RETRIES))
+            return ObjectStore(from_url(url, retry_config=retries or RETRIES))
     except RequestError as error:
         if reason := explained(error.reason, scheme, os.environ):
             raise ValueError(f"{url}: {reason}") from None

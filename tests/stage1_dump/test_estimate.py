@@ -150,13 +150,46 @@ def test_another_cache_at_the_location_is_announced(
     assert result.done_records == 0
 
 
-def test_planning_for_an_object_store_asks_no_network(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Nobody listens there; a client would try for a minute.
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of an object store where nobody listens."""
+    pytest.importorskip("obstore")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ALLOW_HTTP"):
+        monkeypatch.setenv(name, "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+
+def test_planning_for_an_object_store_asks_once_whether_it_is_there(
+    configure: Configure, unreachable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A job's client would try for a minute.
+    monkeypatch.setattr("storage.remote.RETRIES", None)
     result = announced(configure(), "CACHE.LOCATION", "s3://bucket/cache")
-    assert (result.free_bytes, result.done_records, result.warnings) == (None, 0, [])
+    assert (result.free_bytes, result.done_records) == (None, 0)
+    (warning,) = result.warnings
+    assert warning.startswith("s3://bucket/cache: the object store failed: ")
+    assert "refused" in warning
+
+
+def test_planning_without_the_environment_of_the_store_is_warned_of_it(
+    configure: Configure, unreachable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    (warning,) = announced(configure(), "CACHE.LOCATION", "s3://bucket/cache").warnings
+    assert "AWS_SECRET_ACCESS_KEY is not" in warning
+
+
+@pytest.mark.s3
+def test_planning_for_a_bucket_that_is_not_there_is_warned_of_it(
+    s3_bucket: str, configure: Configure, capsys: Capture
+) -> None:
+    assert announced(configure(), "CACHE.LOCATION", f"{s3_bucket}/new").warnings == []
+    url = f"{s3_bucket}-not/new"
+    assert main(["plan", "--config-file", str(configure()), "CACHE.LOCATION", url]) == 0
+    assert (
+        f"warning: {url}: the object store failed: 404 Not Found (NoSuchBucket);"
+        " check the bucket's name\n"
+    ) in capsys.readouterr().out
 
 
 class TenthOfDeltas(Dense):
