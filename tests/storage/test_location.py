@@ -165,6 +165,23 @@ def test_object_stores_without_their_client_name_the_extra(monkeypatch: pytest.M
         Location("s3://bucket/prefix").get("a")
 
 
+def test_an_unfinished_file_that_another_writer_removes_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, left = Path.replace, [2]
+
+    def swept(self: Path, target: str) -> Path:
+        if left[0]:
+            left[0] -= 1
+            self.unlink()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", swept)
+    place = Location(tmp_path)
+    place.put("a", b"1")
+    assert (place.get("a"), left) == (b"1", [0])
+
+
 def test_a_location_is_pickled_by_name(tmp_path: Path) -> None:
     place = Location(tmp_path)
     place.put("a", b"1")
