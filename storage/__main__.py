@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from storage.errors import CacheError
 from storage.example import add_example
@@ -76,11 +77,17 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 success, 1 failure, 2 wrong use, 130 Ctrl-C."""
+    """Run one command and return the exit code.
+
+    Returns:
+        0 success, 1 failure, 2 wrong use, 130 Ctrl-C, 143 SIGTERM.
+    """
     args = vars(parse(arguments))
     from storage import commands
 
     run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
+    # A scheduler's SIGTERM unwinds like Ctrl-C, so that claims are given back and workers end.
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
     except (CacheError, ValueError, OSError, ImportError) as error:
@@ -91,9 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
         return commands.FAILED
+    except _Terminated:
+        print("interrupted by SIGTERM", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -115,3 +116,14 @@ def _adopt(state: Any) -> None:
     _state = state
     # Ctrl-C reaches every process of the terminal; the parent is the one to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a forked process inherits would unwind the task alone, and the next one begin.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent is gone: a killed one tells nobody to end."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

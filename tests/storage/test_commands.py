@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -188,14 +189,18 @@ def test_damaged_metadata_is_one_line_that_says_what_to_do(
     assert str(cache) in line and "keeps the shards; if this is a copy, remove it and" in line
 
 
-def test_ctrl_c_is_one_line(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("storage.commands.verify", interrupt)
-    assert run(capsys, "verify", finished) == (130, "", "interrupted\n")
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "interrupted by SIGTERM")],
+)
+def test_a_signal_is_one_line(
+    number: int, code: int, said: str,
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    before = signal.getsignal(number)
+    monkeypatch.setattr("storage.commands.verify", lambda *_, **__: signal.raise_signal(number))
+    assert run(capsys, "verify", finished) == (code, "", f"{said}\n")
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A copy that is killed at any moment leaves a store that the next run completes."""
+"""A copy that is killed at any moment leaves a store that the next run completes, and one that is
+terminated leaves no claim either."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 from storage import copy_cache, verify
+from storage.claims import live_claims
+from storage.exclusive import METADATA
 from storage.location import PARTIAL_SUFFIX, Location
 from tests.storage.cases import contents, make_cache
 
@@ -24,6 +27,20 @@ storage.exclusive._LEASE_SEC = 0.05
 print("ready", flush=True)
 sys.stdin.readline()
 copy_cache(sys.argv[1], sys.argv[2], transfers=2)
+"""
+
+# The command, with copies of shards that last until they are told to stop.
+SLOW_COPIER = """
+import sys
+from storage.__main__ import main
+from storage.copying import _Job
+
+def transfer(self, shard):
+    print("at work", flush=True)
+    self._stopped.wait()
+
+_Job._transfer = transfer
+sys.exit(main(["copy", *sys.argv[1:]]))
 """
 
 
@@ -58,6 +75,22 @@ def test_a_copy_killed_again_and_again_ends_up_like_its_source(tmp_path: Path) -
         copy_cache(source, target)
         assert contents(target) == expected
         assert verify(target).ok
+
+
+def test_a_terminated_copy_gives_its_claim_back(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    make_cache(source)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_COPIER, str(source), str(target), "--transfers", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None and child.stdout.readline() == "at work\n"
+    assert [name for name, _ in live_claims(Location(target))] == [str(METADATA)]
+    child.terminate()
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGTERM
+    assert errors.endswith("interrupted by SIGTERM\n") and "Traceback" not in errors
+    assert not list(live_claims(Location(target)))
 
 
 def check_after_kill(target: Path, expected: dict[str, bytes]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -30,6 +32,23 @@ def die(_: int, task: int) -> int:
 
 def fail(_: int, task: int) -> int:
     raise ValueError(f"task {task}")
+
+
+def tell_process_and_wait(_: int, task: int) -> None:
+    """Print the process, and never come back from the first task."""
+    os.write(1, f"{os.getpid()}\n".encode())  # in one piece: two processes share the pipe
+    if task == 0:
+        threading.Event().wait()
+
+
+_PARENT = """
+import sys
+import storage.workers
+from tests.storage.test_workers import tell_process_and_wait
+storage.workers._may_fork = lambda: sys.argv[1] == "forked"
+with storage.workers.mapped(tell_process_and_wait, 0, range(2), workers=2) as results:
+    list(results)
+"""
 
 
 @pytest.fixture(params=["forked", "spawned"])
@@ -57,6 +76,22 @@ def test_a_process_that_dies_is_an_error_and_no_hang() -> None:
         mapped(die, 0, range(8), workers=2) as results,
     ):
         list(results)
+
+
+@pytest.mark.parametrize("start", ["forked", "spawned"])
+def test_processes_end_with_a_parent_that_is_killed(start: str) -> None:
+    command = [sys.executable, "-c", _PARENT, start]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    children = [int(parent.stdout.readline()) for _ in range(2)]  # one at work, one without
+    parent.kill()
+    try:
+        parent.communicate(timeout=60)  # the pipe ends with the last process that has it
+    except subprocess.TimeoutExpired:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        raise
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
