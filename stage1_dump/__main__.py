@@ -101,7 +101,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code is 0 on success, 1 on failure and 130 after Ctrl-C."""
+    """Run a command; the exit code is 0 on success, 1 on failure, 130 or 143 after a signal."""
     args = parse(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("stage1_dump").setLevel(logging.INFO)

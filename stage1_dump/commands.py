@@ -6,13 +6,11 @@ What a command needs is imported when it runs: detectron2 alone takes seconds.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectors.command import read_config
-from detectors.stopping import Interrupted
+from detectors.stopping import Interrupted, StopSignals
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -52,19 +50,17 @@ def run(args: argparse.Namespace) -> int:
     from .launch import run_ranks
 
     cfg = _config_of(args)
-    # A scheduler's SIGTERM unwinds like an error, so that claims are given back.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        if args.num_gpus > 1:
-            profile = ["--profile"] if args.profile else []
-            imports = [f"--import={name}" for name in args.imports]
-            options = [*profile, *imports, "--config-file", args.config_file, *args.opts]
-            return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
-        report = run_dump(cfg, profiled=args.profile)
-    except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, _GOES_ON) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        # Ctrl-C and a scheduler's SIGTERM unwind like an error, so that claims are given back.
+        with StopSignals():
+            if args.num_gpus > 1:
+                profile = ["--profile"] if args.profile else []
+                imports = [f"--import={name}" for name in args.imports]
+                options = [*profile, *imports, "--config-file", args.config_file, *args.opts]
+                return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
+            report = run_dump(cfg, profiled=args.profile)
+    except Interrupted as error:
+        raise Interrupted(error.number, _GOES_ON) from None
     print(report)
     if args.profile:
         print(report.shares)

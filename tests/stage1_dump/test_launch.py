@@ -100,24 +100,26 @@ def test_a_terminated_launcher_terminates_its_ranks(monkeypatch: pytest.MonkeyPa
     ranks = Ranks({})
     monkeypatch.setattr(subprocess, "Popen", ranks)
     monkeypatch.setattr(_Process, "poll", lambda self: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "--num-gpus", "2", *ARGUMENTS])
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert main(["run", "--num-gpus", "2", *ARGUMENTS]) == 128 + signal.SIGTERM
     assert ranks.terminated == [0, 1]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_dump_says_how_it_goes_on(
-    ranks: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    ranks: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("stage1_dump.dump.run", interrupt)
     monkeypatch.setattr("stage1_dump.launch.run_ranks", interrupt)
-    assert main(["run", "--num-gpus", str(ranks), *ARGUMENTS]) == 130
+    assert main(["run", "--num-gpus", str(ranks), *ARGUMENTS]) == 128 + number
     said = "committed shards stay; run the same command again to go on"
-    assert capsys.readouterr().err == f"interrupted by SIGINT; {said}\n"
+    assert capsys.readouterr().err == f"interrupted by {number.name}; {said}\n"
 
 
 def test_a_rank_that_cannot_start_leaves_no_other_running(
