@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from storage.claims import Claims, live_claims
-from storage.errors import CacheError
+from storage.errors import CacheError, StoreAccessError
 from storage.keeper import Keeper
+from storage.layout import claim_folder
 from storage.location import Location
 from storage.schema import ShardId
 
@@ -23,6 +24,9 @@ METADATA = ShardId("metadata", 0)
 _LEASE_SEC = 30.0
 _PAUSE_SEC = 0.2
 _SAY_EVERY_SEC = 10.0
+# Takes in a row, a pause between them, that may fail without a holder in sight: one who has just
+# released is not seen either. Not a time, of which a store that is away may take any.
+_UNSEEN_TAKES = 200
 
 
 @contextmanager
@@ -40,6 +44,9 @@ def claimed(location: Location, shards: Sequence[ShardId]) -> Iterator[Claims]:
     """Wait until nobody else works on some shards, or `METADATA`, and keep others from them.
 
     Not thousands at once: to prolong each claim takes requests, and all of them have to be in time.
+
+    Raises:
+        StoreAccessError: the store does not list the claims that are written to it.
     """
     claims = Claims(location)
     owner = f"{socket.gethostname()} {os.getpid()}"
@@ -67,9 +74,17 @@ def claimed(location: Location, shards: Sequence[ShardId]) -> Iterator[Claims]:
 
 
 def _wait_for(claims: Claims, location: Location, shard: ShardId, owner: str) -> None:
-    said = -_SAY_EVERY_SEC
+    said, unseen = -_SAY_EVERY_SEC, 0
     while not claims.take(shard, owner, _LEASE_SEC):
         holder = claims.current(shard)
+        unseen = unseen + 1 if holder is None else 0
+        if unseen >= _UNSEEN_TAKES:
+            raise StoreAccessError(
+                f"{location}/{claim_folder(shard)}: a claim that was written is not listed, after"
+                f" {unseen} attempts; a store has to list what was written, at once and by the same"
+                " name: see what lies between it and this machine, such as a gateway, or choose"
+                " another location"
+            )
         if holder is not None and time.monotonic() - said >= _SAY_EVERY_SEC:
             said = time.monotonic()
             what = (

@@ -7,16 +7,18 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from storage import ClaimLostError
+from storage import ClaimLostError, StoreAccessError
 from storage.claims import Claims, live_claims
 from storage.exclusive import METADATA, claimed_metadata
 from storage.layout import claim_folder, commit_key
+from storage.local import Listing
 from storage.location import Location
 from storage.schema import ShardId
 from tests.storage.cases import (
@@ -230,6 +232,50 @@ def test_who_waits_for_the_metadata_says_for_whom_and_until_when(
     (line,) = [record.message for record in caplog.records]
     assert re.fullmatch(rf"{tmp_path}: waiting for the metadata, which another job writes: held by"
                         r" host 7 until \d\d:\d\d:\d\d \(for [01] s\)", line)  # fmt: skip
+
+
+def clock(at_sleep: Callable[[float], object]) -> SimpleNamespace:
+    """In place of `time`: goes on in sleeps alone, each of which does something; given its end."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        at_sleep(now[0])
+
+    return SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+
+
+def test_a_store_that_lists_claims_by_another_name_is_refused_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, ends = Location.listing, [0.0]
+
+    def renamed(self: Location, folder: str = "") -> Listing:
+        return Listing({f"other/{key}": size for key, size in listing(self, folder).sizes.items()})
+
+    monkeypatch.setattr("storage.exclusive.time", clock(ends.append))
+    monkeypatch.setattr(Location, "listing", renamed)
+    with (
+        pytest.raises(StoreAccessError, match=r"claims/metadata/00000: a claim .* is not listed"),
+        claimed_metadata(Location(tmp_path)),
+    ):
+        pass
+    assert 30 < ends[-1] < 60
+
+
+def test_a_holder_in_sight_is_waited_for_however_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Claims(Location(tmp_path))
+    assert holder.take(METADATA, "holder", 60)
+
+    def release_late(now: float) -> None:
+        if now > 300:
+            holder.release(METADATA)
+
+    monkeypatch.setattr("storage.exclusive.time", clock(release_late))
+    with claimed_metadata(Location(tmp_path)):
+        assert not holder.holds(METADATA)
 
 
 def test_a_claim_that_once_could_not_be_renewed_is_renewed_the_next_time(
