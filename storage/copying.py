@@ -247,8 +247,8 @@ class _Job:
 
     def _transfer_all(self, transfers: int) -> list[int | Problem | None]:
         with ThreadPoolExecutor(transfers) as pool:
-            futures = [pool.submit(self._transfer, shard) for shard in self._shards]
-            try:
+            try:  # a signal may come amid the submissions too
+                futures = [pool.submit(self._transfer, shard) for shard in self._shards]
                 for future in as_completed(futures):
                     future.result()
             except BaseException:

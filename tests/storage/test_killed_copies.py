@@ -9,10 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from storage import copy_cache, verify
 from storage.claims import live_claims
+from storage.copying import _Job
 from storage.exclusive import METADATA
 from storage.location import PARTIAL_SUFFIX, Location
 from tests.storage.cases import contents, make_cache
@@ -87,10 +92,32 @@ def test_a_terminated_copy_gives_its_claim_back(tmp_path: Path) -> None:
     assert child.stdout is not None and child.stdout.readline() == "at work\n"
     assert [name for name, _ in live_claims(Location(target))] == [str(METADATA)]
     child.terminate()
-    _, errors = child.communicate(timeout=60)
+    try:
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 128 + signal.SIGTERM
     assert errors.endswith("interrupted by SIGTERM\n") and "Traceback" not in errors
     assert not list(live_claims(Location(target)))
+
+
+def test_a_signal_amid_the_submissions_stops_what_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[bool] = []
+
+    class InterruptedPool(ThreadPoolExecutor):
+        def submit(self, *args: Any, **options: Any) -> Any:
+            if self._threads:  # the second time
+                raise KeyboardInterrupt
+            return super().submit(*args, **options)
+
+    monkeypatch.setattr("storage.copying.ThreadPoolExecutor", InterruptedPool)
+    monkeypatch.setattr(_Job, "_transfer", lambda job, _: stopped.append(job._stopped.wait(10)))
+    make_cache(tmp_path / "source")
+    with pytest.raises(KeyboardInterrupt):
+        copy_cache(tmp_path / "source", tmp_path / "target")
+    assert stopped == [True]
 
 
 def check_after_kill(target: Path, expected: dict[str, bytes]) -> None:
