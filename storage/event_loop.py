@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -75,7 +76,7 @@ def _settle() -> None:
     if _loop is None:
         return
     deadline = time.monotonic() + _END_SEC
-    asyncio.run_coroutine_threadsafe(_cancel_all(), _loop).result()
+    wait([asyncio.run_coroutine_threadsafe(_cancel_all(), _loop)], _END_SEC)
     while _loop.calls and time.monotonic() < deadline:
         time.sleep(_PAUSE_SEC)
     time.sleep(_PAUSE_SEC)  # the client's threads look once more at what was cancelled
