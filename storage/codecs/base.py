@@ -93,7 +93,9 @@ class Codec(ABC):
         for geometry in set(placing.geometries):
             rows = [row for row, one in enumerate(placing.geometries) if one == geometry]
             codes = {name: stacked([records[row] for row in rows], name) for name in records[0]}
-            values.update(zip(rows, self.decode(codes, signal, geometry), strict=True))
+            decoded, shape = self.decode(codes, signal, geometry), signal.shape(geometry)
+            check_tensor("`decode` gives", decoded, "float32", (len(rows), *shape))
+            values.update(zip(rows, decoded, strict=True))
         return placing.values([values[row] for row in range(len(records))], signal)
 
 
@@ -145,6 +147,19 @@ def check_shape(values: Tensor, signal: Signal, geometry: Geometry) -> None:
             f"teacher's {signal.name}: got {values.dtype}{tuple(values.shape)}, expected floating"
             f" point (n, {', '.join(map(str, shape))}) for {geometry.name}"
         )
+
+
+def check_tensor(said: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    """Refuse what is no tensor of this dtype and shape; no GPU is waited for.
+
+    Raises:
+        ValueError: begins with `said`, and goes on with what it is and what was expected.
+    """
+    found = type(tensor).__name__
+    if isinstance(tensor, Tensor):
+        found = str(tensor.dtype).removeprefix("torch.") + str(tuple(tensor.shape))
+    if found != f"{dtype}{shape}":
+        raise ValueError(f"{said} {found}, expected {dtype}{shape}")
 
 
 def require_finite(extremes: Sequence[tuple[str, Sequence[Tensor]]]) -> None:

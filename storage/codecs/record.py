@@ -6,6 +6,7 @@ Shape letters: n records, B bytes of a record in one array.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.codecs.base import Codec, Codes, check_shape, require_finite
+from storage.codecs.base import Codec, Codes, check_shape, check_tensor, require_finite
 from storage.codecs.placing import Placing
 from storage.codecs.presets import Preset, get_codec
 from storage.errors import FormatError, VersionError
@@ -123,7 +124,7 @@ class RecordCodec:
 
         Raises:
             ValueError: a signal is absent or has another shape, or values that are not finite or
-                that a codec cannot hold.
+                that a codec cannot hold; a codec gives something else than its fields say.
         """
         found: dict[str, Tensor] = {}
         extremes: list[tuple[str, Sequence[Tensor]]] = []
@@ -135,8 +136,9 @@ class RecordCodec:
                 check_shape(value, signal, geometry)
                 said = f"teacher's {signal.name} holds NaN or infinity ({geometry.name})"
                 extremes.append((said, torch.aminmax(value)))
-                with torch.no_grad():
+                with _named(codec, signal), torch.no_grad():
                     codes = codec.encode(value, signal, geometry)
+                    _check_codes(codes, codec.fields(signal, geometry), len(value))
                 for name, code in codes.items():
                     found[f"{signal.name}.{name}"] = code
                     if code.dtype == torch.float16:
@@ -158,14 +160,20 @@ class RecordCodec:
             Signal name to (n, *its shape) float32; of the kind `scores`, probabilities.
 
         Raises:
-            ValueError: a field is absent or has another shape or dtype than it was written with.
+            ValueError: a field is absent or has another shape or dtype than it was written with; a
+                codec decodes them to something else than the signal.
         """
-        with torch.no_grad():
-            return {
-                signal.name: codec.decode(own, signal, geometry)
-                for signal, codec in self.signals
-                if (own := _own_codes(codes, signal, codec, geometry, leading=1))
-            }
+        found = {}
+        for signal, codec in self.signals:
+            if own := _own_codes(codes, signal, codec, geometry, leading=1):
+                count = len(next(iter(own.values())))
+                with _named(codec, signal), torch.no_grad():
+                    values = codec.decode(own, signal, geometry)
+                    check_tensor(
+                        "`decode` gives", values, "float32", (count, *signal.shape(geometry))
+                    )
+                found[signal.name] = values
+        return found
 
     def decode_placed(self, records: Sequence[Codes], placing: Placing) -> dict[str, Tensor]:
         """Decode n records of several padded sizes together, onto one grid.
@@ -187,8 +195,11 @@ class RecordCodec:
                 for one, geometry in zip(records, placing.geometries, strict=True)
             ]
             if own[0]:
-                with torch.no_grad():
-                    found[signal.name] = codec.decode_placed(own, signal, placing)
+                shape = (len(own), *signal.shape(placing.grid))
+                with _named(codec, signal), torch.no_grad():
+                    values = codec.decode_placed(own, signal, placing)
+                    check_tensor("`decode_placed` gives", values, "float32", shape)
+                found[signal.name] = values
         return found
 
 
@@ -210,20 +221,35 @@ def _own_codes(
     prefix = f"{signal.name}."
     own = {name.removeprefix(prefix): one for name, one in codes.items() if name.startswith(prefix)}
     for field in codec.fields(signal, geometry) if own else ():
-        _check_code(own, field, signal, leading)
+        said = f"signal {signal.name}: field {field.name}"
+        if field.name not in own:
+            raise ValueError(f"{said} is absent")
+        shape = (*own[field.name].shape[:leading], *field.shape)
+        check_tensor(f"{said} is", own[field.name], field.dtype, shape)
     return own
 
 
-def _check_code(own: Codes, field: Field, signal: Signal, leading: int) -> None:
-    if field.name not in own:
-        raise ValueError(f"signal {signal.name}: field {field.name} is absent")
-    tensor = own[field.name]
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if tuple(tensor.shape[leading:]) != field.shape or dtype != field.dtype:
-        raise ValueError(
-            f"signal {signal.name}: field {field.name} is {dtype}{tuple(tensor.shape[leading:])},"
-            f" expected {field.dtype}{field.shape} for each record"
-        )
+@contextmanager
+def _named(codec: Codec, signal: Signal) -> Iterator[None]:
+    """Say in errors which codec it was: those of a user's own would be of anything."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"codec {codec.name}: signal {signal.name}: {error}") from error
+
+
+def _check_codes(codes: Any, fields: Sequence[Field], count: int) -> None:
+    """Refuse what so many records were encoded to, where the codec's fields say otherwise.
+
+    It may have as many bytes as they say, and would be stored, and read as something else.
+    """
+    names = [one.name for one in fields]
+    if not isinstance(codes, Mapping) or codes.keys() != set(names):
+        given = ", ".join(map(str, codes)) if isinstance(codes, Mapping) else type(codes).__name__
+        raise ValueError(f"`encode` gives {given or 'nothing'}, expected {', '.join(names)}")
+    for field in fields:
+        shape = (count, *field.shape)
+        check_tensor(f"field {field.name} of `encode` is", codes[field.name], field.dtype, shape)
 
 
 def joined(arrays: Sequence[Array], codes: Codes) -> Iterator[tuple[str, Tensor]]:

@@ -35,6 +35,7 @@ from storage import (
     get_preset,
     verify,
 )
+from storage.codecs.base import Codec, Codes
 from storage.codecs.dense import Dense
 from storage.codecs.placing import Placing
 from storage.codecs.presets import PRESETS
@@ -200,6 +201,93 @@ def test_the_first_signal_that_is_not_finite_is_named_whatever_its_codec_raises(
     values["deltas"][2, 1, 0] = -1e5
     with pytest.raises(ValueError, match=r"^teacher's deltas exceeds the range of float16"):
         codec.encode(values, GEOMETRY)
+
+
+class Halves(Codec):
+    """A user's codec of features; what `encode` and `decode` give is told to it."""
+
+    name = "halves"
+    kinds = ("maps",)
+
+    def __init__(
+        self,
+        encoded: Callable[[Tensor], Any] = lambda codes: {"half": codes},
+        decoded: Callable[[Tensor], Any] = lambda values: values,
+    ) -> None:
+        object.__setattr__(self, "encoded", encoded)
+        object.__setattr__(self, "decoded", decoded)
+
+    def fields(self, signal: Signal, geometry: Geometry) -> list[Field]:
+        return [Field("half", signal.shape(geometry), "float16")]
+
+    def encode(self, values: Tensor, signal: Signal, geometry: Geometry) -> Any:
+        return self.encoded(values.half())
+
+    def decode(self, codes: Codes, signal: Signal, geometry: Geometry) -> Any:
+        return self.decoded(codes["half"].float())
+
+
+def raising(_: Tensor) -> Any:
+    (one,) = ()
+    return one
+
+
+class TestOwnCodecs:
+    """A codec of the user's that breaks its word is named before anything is stored or used."""
+
+    def codec(self, **does: Any) -> RecordCodec:
+        return RecordCodec(signals=((FEATURES, Halves(**does)),), num_detections=5)
+
+    @pytest.mark.parametrize(
+        ("encoded", "said"),
+        [
+            # As many bytes as the fields say: nobody would find them out later.
+            (
+                lambda one: {"half": one.mT},
+                r"half of `encode` is float16\(3, 121, 6\), expected float16\(3, 6, 121\)$",
+            ),
+            (lambda one: {"half": one.view(torch.int16)}, r"half of `encode` is int16\("),
+            (lambda one: {"half": one[:2]}, r"half of `encode` is float16\(2,"),
+            (lambda one: {"half": one.numpy()}, "half of `encode` is ndarray"),
+            (lambda one: {"helf": one}, "`encode` gives helf, expected half"),
+            (lambda one: {"half": one, "more": one}, "`encode` gives half, more, expected half"),
+            (lambda one: {}, "`encode` gives nothing, expected half"),
+            (lambda one: one, "`encode` gives Tensor, expected half"),
+            (raising, "not enough values to unpack"),
+        ],
+    )
+    def test_codes_that_are_not_of_its_fields(
+        self, encoded: Callable[[Tensor], Any], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=f"^codec halves: signal features: (field )?{said}"):
+            self.codec(encoded=encoded).encode({"features": values_of()["features"]}, GEOMETRY)
+
+    @pytest.mark.parametrize(
+        ("decoded", "said"),
+        [
+            (lambda one: one[..., :-1], r"gives float32\("),
+            (lambda one: one.mT, r"gives float32\("),
+            (lambda one: one.double(), r"gives float64\("),
+            (lambda one: None, "gives NoneType"),
+            (raising, ""),
+        ],
+    )
+    def test_values_that_are_not_of_its_signal(
+        self, decoded: Callable[[Tensor], Any], said: str
+    ) -> None:
+        codec = self.codec(decoded=decoded)
+        codes = codec.encode({"features": values_of()["features"]}, GEOMETRY)
+        placing = Placing([GEOMETRY], GEOMETRY, torch.device("cpu"))
+        named = "codec halves: signal features: (`decode` )?" + said
+        with pytest.raises(ValueError, match=named):
+            codec.decode(codes, GEOMETRY)
+        with pytest.raises(ValueError, match=named):
+            codec.decode_placed([record_of(codes, 0)], placing)
+
+    def test_values_that_are_not_finite_are_told_of_first(self) -> None:
+        values = values_of()["features"].fill_(torch.nan)
+        with pytest.raises(ValueError, match=r"^teacher's features holds NaN"):
+            self.codec(encoded=raising).encode({"features": values}, GEOMETRY)
 
 
 def test_gradients_are_neither_needed_nor_kept(codec: RecordCodec) -> None:
