@@ -12,7 +12,7 @@ from storage.codecs.predicted_deltas import PredictedDeltas
 from storage.codecs.predicted_maps import PredictedMaps
 from storage.codecs.sparse_scores import PackedScores, SparseScores
 from storage.codecs.stepped_maps import SteppedMaps
-from storage.signals import Signal
+from storage.signals import KINDS, Signal
 
 Table = Mapping[str, Codec]
 
@@ -87,14 +87,33 @@ def get_preset(name: str, **options: Any) -> Preset:
     """Make a preset from its name and options, as a config states them.
 
     Raises:
-        ValueError: no such preset, or an option that it does not take; lists what there is.
+        ValueError: no such preset, or an option that it does not take, with what there is; or it
+            names a codec that is not registered.
     """
     if name not in PRESETS:
         raise ValueError(f"CACHE.PRESET {name!r}: expected one of {', '.join(sorted(PRESETS))}")
     try:
-        return Preset(name=name, table=PRESETS[name](**options))
+        preset = Preset(name=name, table=PRESETS[name](**options))
     except TypeError as error:
         raise ValueError(f"preset {name}: {error}") from error
+    _check_registered(preset)
+    return preset
+
+
+def _check_registered(preset: Preset) -> None:
+    """Refuse a preset whose records could be written, but not be read."""
+    if not isinstance(preset.table, Mapping):
+        what = type(preset.table).__name__
+        raise ValueError(f"preset {preset.name}: expected a dict from kinds to codecs, got {what}")
+    for kind, codec in preset.table.items():
+        if not isinstance(codec, Codec):
+            raise ValueError(f"preset {preset.name}: {kind}: expected a codec, got {codec!r}")
+        known = CODECS.get(getattr(codec, "name", ""))
+        if known is not type(codec):
+            raise ValueError(
+                f"preset {preset.name}: codec {_place(type(codec))} is not registered, and nobody"
+                " could read its records; put @register_codec above it"
+            )
 
 
 def get_codec(identity: Mapping[str, Any]) -> Codec:
@@ -119,8 +138,19 @@ def register_codec(codec: type[Codec]) -> type[Codec]:
     """Make a codec known by its name; for use as a decorator.
 
     Raises:
-        ValueError: another has the name.
+        ValueError: another has the name, or it is no codec or lacks its name or kinds.
     """
+    label = f"codec {_place(codec)}"
+    if not issubclass(codec, Codec):
+        raise ValueError(f"{label}: expected a class that derives from storage.Codec")
+    name, kinds = getattr(codec, "name", None), getattr(codec, "kinds", None)
+    if not isinstance(name, str):
+        raise ValueError(f"{label}: expected its name in `name`, got {name!r}")
+    if not isinstance(kinds, tuple) or not kinds or not KINDS.keys() >= set(kinds):
+        raise ValueError(
+            f"{label}: expected in `kinds` a tuple of kinds that it holds, of {', '.join(KINDS)};"
+            f" got {kinds!r}"
+        )
     _add(CODECS, codec.name, codec, "codec")
     return codec
 
@@ -143,6 +173,10 @@ def _add(known: dict[str, Any], name: str, new: Any, what: str) -> None:
     old = known.setdefault(name, new)
     if old is not new:
         raise ValueError(
-            f"{what} {name!r} is registered twice: {old.__module__}.{old.__qualname__} and"
-            f" {new.__module__}.{new.__qualname__}; give one of them another name"
+            f"{what} {name!r} is registered twice: {_place(old)} and {_place(new)}; give one of"
+            " them another name"
         )
+
+
+def _place(code: Any) -> str:
+    return f"{code.__module__}.{code.__qualname__}"

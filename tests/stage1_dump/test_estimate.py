@@ -17,7 +17,7 @@ from stage1_dump.plan import records_that_fit
 from stage1_dump.prepare import Prepared, prepare
 from storage import Geometry, Signal
 from storage.codecs.dense import Dense, DenseScores
-from storage.codecs.presets import PRESETS, Table
+from storage.codecs.presets import CODECS, PRESETS, Table
 from tests.stage1_dump.conftest import IMAGES, Configure
 from tests.stage1_dump.helpers import dump, store_bytes
 from tests.tiny import DETECTOR, random_detector, write_config
@@ -195,6 +195,7 @@ def test_planning_for_a_bucket_that_is_not_there_is_warned_of_it(
 class TenthOfDeltas(Dense):
     """Values that compress to a tenth."""
 
+    name = "tenth_of_deltas"
     compression = "zstd"
 
     def typical_bytes(self, signal: Signal, geometry: Geometry) -> int:
@@ -204,6 +205,7 @@ class TenthOfDeltas(Dense):
 class WhoKnowsWhat(DenseScores):
     """Scores that compress to who knows what."""
 
+    name = "who_knows_what"
     compression = "zstd"
 
 
@@ -214,6 +216,8 @@ def compress(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"maps": Dense(dtype=dtype), "scores": WhoKnowsWhat(), "deltas": TenthOfDeltas()}
 
     monkeypatch.setitem(PRESETS, "exact", table)
+    for codec in (TenthOfDeltas, WhoKnowsWhat):
+        monkeypatch.setitem(CODECS, codec.name, codec)
 
 
 def test_compressed_fields_are_bounded_and_estimated_where_their_size_is_known(

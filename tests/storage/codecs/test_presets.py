@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from numcodecs import Zstd  # type: ignore[import-untyped]
 
 from storage import (
+    Codec,
     Geometry,
     Preset,
     RecordCodec,
@@ -193,6 +194,55 @@ class TestRegistering:
         )
         with pytest.raises(ValueError, match=re.escape(said)):
             register_codec(other)
+
+    def test_a_preset_of_a_codec_that_is_not_registered_is_refused(self) -> None:
+        register_preset("own", lambda: {"maps": Mine()})
+        said = (
+            f"preset own: codec {__name__}.Mine is not registered, and nobody could read its"
+            " records; put @register_codec above it"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            get_preset("own")
+        register_codec(Mine)
+        assert get_preset("own").codec_for(SIGNALS[0]) == Mine()
+        # By the name of another one, which its records would be read with.
+        register_preset("theirs", lambda: {"maps": type("Unnamed", (Mine,), {})()})
+        with pytest.raises(
+            ValueError, match=r"^preset theirs: codec .*\.Unnamed is not registered"
+        ):
+            get_preset("theirs")
+
+    @pytest.mark.parametrize(
+        ("table", "said"),
+        [
+            ({"maps": Mine}, "maps: expected a codec, got <class"),
+            ([("maps", Dense())], "expected a dict from kinds to codecs, got list"),
+        ],
+        ids=["a class", "a list"],
+    )
+    def test_a_preset_that_is_no_table_of_codecs_is_refused(self, table: Any, said: str) -> None:
+        register_preset("own", lambda: table)
+        with pytest.raises(ValueError, match=f"^preset own: {said}"):
+            get_preset("own")
+
+    @pytest.mark.parametrize(
+        ("base", "parts", "said"),
+        [
+            (Codec, {"kinds": ("maps",)}, "expected its name in `name`, got None"),
+            (Codec, {"name": "mine"}, r"expected in `kinds` a tuple .* maps, .*; got None"),
+            (Mine, {"kinds": ("map",)}, r"expected in `kinds` .*; got \('map',\)"),
+            (Mine, {"kinds": "maps"}, "expected in `kinds` .*; got 'maps'"),
+            (Mine, {"kinds": ()}, r"expected in `kinds` .*; got \(\)"),
+            (object, {}, "expected a class that derives from storage.Codec"),
+        ],
+    )
+    def test_a_class_without_its_name_or_kinds_is_refused(
+        self, base: type, parts: dict[str, Any], said: str
+    ) -> None:
+        codec = type("Lacking", (base,), {"__module__": "theirs", **parts})
+        with pytest.raises(ValueError, match=f"^codec theirs.Lacking: {said}"):
+            register_codec(codec)
+        assert "mine" not in CODECS
 
     def test_another_preset_of_the_same_name_is_refused_naming_both(self) -> None:
         def table() -> dict[str, Dense]:
