@@ -108,7 +108,7 @@ def fit_budget(prepared: Prepared, budget: int, samples: Mapping[str, Sample]) -
 
     chosen = prepared.setup.preset
     title = title_of(chosen)
-    fits = {name: fit(one, samples.get(name)) for name, one in candidates(chosen).items()}
+    fits = {name: fit(one, samples.get(name)) for name, one in candidates(prepared).items()}
     parts = {
         f"{title}, {name}": fit(chosen, samples.get(title), part)
         for name, part in _parts(prepared.setup.stored).items()

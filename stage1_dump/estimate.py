@@ -166,7 +166,7 @@ def estimate(
         samples[title] = sample
     presets = {
         name: estimate_preset(prepared, preset, shards, samples.get(name))
-        for name, preset in candidates(prepared.setup.preset).items()
+        for name, preset in candidates(prepared).items()
     }
     if rate is None and existing and existing.status.rate:
         rate = Rate(records_per_sec=existing.status.rate, source="log of this cache")

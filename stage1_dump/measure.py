@@ -93,7 +93,7 @@ class _Measurement:
         geometries = self._prepared.geometries
         codecs = {
             title: codec
-            for title, preset in candidates(self._prepared.setup.preset).items()
+            for title, preset in candidates(self._prepared).items()
             if compressed_arrays(codec := self._prepared.codec(preset), geometries[0])
         }
         records = np.zeros(len(geometries), dtype=np.int64)

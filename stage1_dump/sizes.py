@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import Array, Geometry, Index, Preset, RecordCodec, ShardId, get_preset
+from storage import Array, Geometry, Index, Preset, RecordCodec, ShardId, Signal, get_preset
 from storage import commit as commits
 from storage.codecs.presets import PRESETS
 from storage.commit import Commit, StoredObject
@@ -106,11 +106,30 @@ class PresetEstimate:
         yield f"  {'(metadata)':18} {format_bytes(self.metadata_bytes):>10}"
 
 
-def candidates(chosen: Preset) -> dict[str, Preset]:
-    """Every preset that a plan compares, by the title it has there; the chosen one as it is set."""
-    found = {name: get_preset(name) for name in sorted(PRESETS)}
-    found |= {title: get_preset(name, **given) for title, (name, given) in _VARIANTS.items()}
+def candidates(prepared: Prepared) -> dict[str, Preset]:
+    """Every preset that a plan compares, by the title it has there; the chosen one as it is set.
+
+    One of the user's that cannot hold what is stored, which nobody chose, is left out.
+    """
+    chosen, signals = prepared.setup.preset, prepared.setup.stored.signals
+    stated = {**{name: (name, {}) for name in sorted(PRESETS)}, **_VARIANTS}
+    found = {
+        title: preset
+        for title, (name, given) in stated.items()
+        if (preset := _holding(signals, name, given)) is not None
+    }
     return {**found, title_of(chosen): chosen}
+
+
+def _holding(signals: Iterable[Signal], name: str, given: Mapping[str, str]) -> Preset | None:
+    """The preset, if there is one that has a codec for each of some signals."""
+    try:
+        preset = get_preset(name, **given)
+        for signal in signals:
+            preset.codec_for(signal)
+    except ValueError:
+        return None
+    return preset
 
 
 def title_of(chosen: Preset) -> str:

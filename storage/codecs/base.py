@@ -149,6 +149,19 @@ def check_shape(values: Tensor, signal: Signal, geometry: Geometry) -> None:
         )
 
 
+def check_kind(codec: Codec, signal: Signal) -> None:
+    """Refuse a codec that does not hold a signal's kind.
+
+    Raises:
+        ValueError: names the codec, the kind, and those that it holds.
+    """
+    if signal.kind not in codec.kinds:
+        raise ValueError(
+            f"codec {codec.name} does not hold the kind {signal.kind}, only"
+            f" {', '.join(codec.kinds)}"
+        )
+
+
 def check_tensor(said: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> None:
     """Refuse what is no tensor of this dtype and shape; no GPU is waited for.
 

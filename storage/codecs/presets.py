@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from storage.codecs.base import Codec
+from storage.codecs.base import Codec, check_kind
 from storage.codecs.dense import Dense, DenseScores
 from storage.codecs.predicted_deltas import PredictedDeltas
 from storage.codecs.predicted_maps import PredictedMaps
@@ -75,11 +75,15 @@ class Preset:
             ValueError: the preset has none for its kind, or one that cannot hold it.
         """
         codec = self.table.get(signal.kind)
-        if codec is None or signal.kind not in codec.kinds:
+        if codec is None:
             raise ValueError(
                 f"preset {self.name}: no codec for signal {signal.name} of the kind"
                 f" {signal.kind}, only for {', '.join(self.table)}"
             )
+        try:
+            check_kind(codec, signal)
+        except ValueError as error:
+            raise ValueError(f"preset {self.name}: signal {signal.name}: {error}") from None
         return codec
 
 

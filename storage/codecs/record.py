@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.codecs.base import Codec, Codes, check_shape, check_tensor, require_finite
+from storage.codecs.base import Codec, Codes, check_kind, check_shape, check_tensor, require_finite
 from storage.codecs.placing import Placing
 from storage.codecs.presets import Preset, get_codec
 from storage.errors import FormatError, VersionError
@@ -206,11 +206,7 @@ class RecordCodec:
 def _known(name: str, stated: Any) -> tuple[Signal, Codec, Any]:
     """Make a signal and its codec from what a manifest says; also the codec's version in there."""
     signal, codec = Signal(name, stated["kind"], stated["sizes"]), get_codec(stated["codec"])
-    if signal.kind not in codec.kinds:
-        raise ValueError(
-            f"codec {codec.name} does not hold the kind {signal.kind}, only"
-            f" {', '.join(codec.kinds)}"
-        )
+    check_kind(codec, signal)
     return signal, codec, stated["codec"]["version"]
 
 

@@ -241,6 +241,17 @@ def test_compressed_fields_are_bounded_and_estimated_where_their_size_is_known(
     assert "estimated; " in text and "kB, before compression" in text
 
 
+def test_a_preset_of_ones_own_that_holds_less_spoils_no_plan_of_another(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = announced(configure()).presets
+    monkeypatch.setitem(PRESETS, "of_maps", lambda: {"maps": Dense()})
+    assert announced(configure()).presets == wanted
+    assert "of_maps" in announced(configure(CACHE={"SIGNALS": ("features",)})).presets
+    with pytest.raises(ValueError, match=r"^preset of_maps: no codec for signal deltas"):
+        announced(configure(CACHE={"PRESET": "of_maps"}))
+
+
 def test_what_is_known_of_compression_does_not_change_an_automatic_shard(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
