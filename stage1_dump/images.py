@@ -1,7 +1,7 @@
 """Images for the teacher: read and rendered in worker processes, in the order of the batches.
 
-A view that cannot be rendered is not an exception here: it travels with its batch, so that the
-dump can give up one shard and go on with the others.
+An image that cannot be read is not an exception here: it travels with its batch, so that the dump
+can give up one shard and go on with the others. A step that fails is one: it would at every image.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dataset.annotations import image_path
+from dataset.pixels import ImageError
 from dataset.sets import set_of
 from dataset.views import View, plan_view, render
 from detectors import to_model_image
@@ -132,7 +133,7 @@ class RecordImages(Dataset[RenderedRecord | Failure]):
             root = self._image_roots[set_of(view.image_id, len(self._image_roots))]
             path = image_path(root, self._images.file_names[row])
             rendered = render(path, view)
-        except (OSError, ValueError) as error:
+        except (OSError, ImageError) as error:
             if exhausted(error):
                 raise  # this machine's fault, and not the image's
             return Failure(

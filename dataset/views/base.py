@@ -6,12 +6,19 @@ Shape letter: N views.
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from configs.imports import failure
+from storage.resources import exhausted
 
 from . import seeds as hashing
 
@@ -100,3 +107,20 @@ class Step(ABC):
         except (TypeError, ValueError) as error:
             raise ValueError(f"step {self.name}: its fields must be JSON values: {error}") from None
         return {"name": self.name, "version": self.version, "parameters": parameters}
+
+
+@contextmanager
+def named(step: Step) -> Iterator[None]:
+    """Say of what a step's code raises which step it was, and where: no image is to blame.
+
+    Raises:
+        ValueError: it raised anything, but for what this machine lacks.
+    """
+    try:
+        yield
+    except Exception as error:
+        if exhausted(error):
+            raise
+        file = getattr(sys.modules.get(type(step).__module__), "__file__", None)
+        folder = Path(file).resolve().parent if file else None
+        raise ValueError(f"step {step.name}: {failure(error, folder)}") from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from configs.stock_limits import MAX_SIDE
 
-from .base import Step
+from .base import Step, named
 from .registry import step_of_fingerprint, steps_of_config
 from .seeds import HASH_NAME, HASH_VERSION, view_seeds
 
@@ -126,13 +126,23 @@ class View:
         return self.sizes[-1][1]
 
     def transforms(self) -> TransformList:
-        """All that is done to the image's pixels and boxes; `inverse()` leads boxes back."""
+        """All that is done to the image's pixels and boxes; `inverse()` leads boxes back.
+
+        Raises:
+            ValueError: a step's code fails; names it.
+        """
         from detectron2.data.transforms import TransformList
 
-        steps = zip(self.steps, self.sizes[:-1], strict=True)
-        return TransformList(
-            [one for (step, outcome), size in steps for one in step.transforms(outcome, size)]
-        )
+        return TransformList([transforms for _, transforms in self.transforms_of_steps()])
+
+    def transforms_of_steps(self) -> Iterator[tuple[Step, TransformList]]:
+        """Yield each step, and what it does; raises as `transforms`."""
+        from detectron2.data.transforms import TransformList
+
+        for (step, outcome), size in zip(self.steps, self.sizes[:-1], strict=True):
+            with named(step):
+                transforms = TransformList(step.transforms(outcome, size))
+            yield step, transforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +220,7 @@ def plan_views(
 
     Raises:
         ValueError: an image's size is not positive, or its view would have a side of no pixels;
-            the lengths differ; or a step of the user's gives something else than it must.
+            the lengths differ; or a step of the user's fails or gives something else than it must.
     """
     ids = np.asarray(image_ids, dtype=np.int64)
     sizes = [_stored_sizes(ids, heights, widths)]
@@ -218,8 +228,9 @@ def plan_views(
     outcomes = {}
     steps = augmentation.steps_of(view)
     for step in steps:
-        outcomes[step.name] = np.asarray(step.draw(seeds, sizes[-1]))
-        after = np.asarray(step.sizes_after(outcomes[step.name], sizes[-1]))
+        with named(step):
+            outcomes[step.name] = np.asarray(step.draw(seeds, sizes[-1]))
+            after = np.asarray(step.sizes_after(outcomes[step.name], sizes[-1]))
         _check_step(step, outcomes[step.name], after, ids, sizes[-1])
         sizes.append(after.astype(np.int64))
     return ViewArrays(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dataset.pixels import read_pixels
 from storage.checksums import crc32c
 
+from .base import Step, named
 from .planning import View
 
 if TYPE_CHECKING:
@@ -49,20 +50,31 @@ def render(path: str | os.PathLike[str], view: View) -> RenderedView:
     Raises:
         FileNotFoundError, OSError, ImageError: as `dataset.pixels.read_pixels`; the size that the
             view was planned for is the one expected.
-        ValueError: the steps, those of the user's, gave other pixels than they planned.
+        ValueError: a step of the user's fails, or gives other pixels than it planned; it is named,
+            and no `ImageError`.
     """
-    image = read_pixels(path, view.sizes[0])
-    transforms = view.transforms()
-    applied = transforms.apply_image(image)
-    expected = (view.height, view.width, 3)
-    if applied.shape != expected or applied.dtype != np.uint8:
-        raise ValueError(
-            f"{os.fspath(path)}: expected uint8 pixels of shape {expected} from the steps "
-            f"{', '.join(step.name for step, _ in view.steps)}, got {applied.dtype} of "
-            f"{applied.shape}"
-        )
+    from detectron2.data.transforms import TransformList
+
+    applied, done = read_pixels(path, view.sizes[0]), []
+    for (step, transforms), size in zip(view.transforms_of_steps(), view.sizes[1:], strict=True):
+        with named(step):
+            applied = transforms.apply_image(applied)
+        _check_pixels(step, applied, size)
+        done.append(transforms)
     pixels = _contiguous(applied)
-    return RenderedView(pixels=pixels, transforms=transforms, crc32c=crc32c(pixels.data))
+    return RenderedView(pixels=pixels, transforms=TransformList(done), crc32c=crc32c(pixels.data))
+
+
+def _check_pixels(step: Step, pixels: Any, size: tuple[int, int]) -> None:
+    if not isinstance(pixels, np.ndarray):
+        got = type(pixels).__name__
+    elif pixels.shape != (*size, 3) or pixels.dtype != np.uint8:
+        got = f"{pixels.dtype} of {pixels.shape}"
+    else:
+        return
+    raise ValueError(
+        f"step {step.name}: expected uint8 pixels of shape {(*size, 3)}, as planned, got {got}"
+    )
 
 
 def _contiguous(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

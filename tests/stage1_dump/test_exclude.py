@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from detectron2.data import detection_utils
 
+from configs.imports import import_modules
 from configs.loader import load_config
 from configs.nodes import DatasetConfig
 from dataset.subset import excluded_ids
+from dataset.views.registry import OUR_STEPS
 from stage1_dump.__main__ import main
 from stage1_dump.dump import DumpJob
 from stage1_dump.images import Failure
@@ -24,6 +26,27 @@ from tests.stage1_dump.helpers import dump, start_rank, store_bytes
 from tests.stage1_dump.test_interruptions import commits, kill, short_lease, wait_for
 
 __all__ = ["short_lease"]
+
+FAILS = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset.views import Step, register_step
+
+
+@register_step
+@dataclass(frozen=True)
+class Fails(Step):
+    name = "fails"
+
+    def draw(self, seeds, sizes):
+        return np.ones(len(seeds), dtype=int)
+
+    def transforms(self, outcome, size):
+        top, left = outcome
+        return []
+"""
 
 Capture = pytest.CaptureFixture[str]
 TWO_VIEWS = {"NUM": 2}
@@ -64,6 +87,25 @@ def cut(folder: Path, image_id: int) -> Path:
 def write_list(path: Path, ids: list[int]) -> str:
     path.write_text("".join(f"{image_id}\n" for image_id in ids))
     return str(path)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_step_that_fails_ends_the_dump_and_no_image_is_blamed(
+    configure: Configure, found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture, workers: str,
+) -> None:  # fmt: skip
+    path = tmp_path / f"my_{tmp_path.name}.py"
+    path.write_text(FAILS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("dataset.views.registry.STEPS", dict(OUR_STEPS))
+    import_modules([path.stem])
+    config = configure(VIEWS={**TWO_VIEWS, "STEPS": ["fails"]})
+    assert run(config, "DATALOADER.NUM_WORKERS", workers) == 1
+    *_, said = capsys.readouterr().err.splitlines()
+    what = "TypeError: cannot unpack non-iterable int object"
+    assert said == f"error: step fails: {what} ({path}:18)"
+    assert not found.exists()
 
 
 def check_rest(store: Path, reference: Path, excluded: set[int]) -> None:

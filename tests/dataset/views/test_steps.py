@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs.imports import import_modules
 from configs.nodes import ViewsConfig
+from dataset.pixels import ImageError
 from dataset.views import Augmentation, Step, plan_view, plan_views, register_step, render
 from dataset.views.registry import OUR_STEPS, STEPS
 from tests.dataset.conftest import pattern
@@ -189,14 +190,62 @@ def test_a_plan_that_makes_no_sense_names_its_step(method: str, given: Any, mess
         plan(replace(CONFIG, steps=("nothing",)), 3)
 
 
-def test_pixels_of_another_kind_than_planned_are_refused(tmp_path: Path) -> None:
-    from detectron2.data.transforms import ColorTransform
+def fail(self: Any, *given: Any) -> Any:
+    (one,) = ()
+    return one
 
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
     Image.fromarray(pattern(80, 60)).save(tmp_path / "image.png")
-    halve = [ColorTransform(lambda pixels: pixels * 0.5)]
-    members = {"transforms": lambda self, outcome, size: halve}
+    return tmp_path / "image.png"
+
+
+def rendered_with(image: Path, **members: Any) -> None:
+    """Render a view with a step that has these methods."""
     register_step(dataclass(frozen=True)(type("Other", (Nothing,), members)))
     augmentation = Augmentation.of_config(replace(CONFIG, steps=("nothing",)))
-    view = plan_view(augmentation, image_id=1, view=0, height=80, width=60)
-    with pytest.raises(ValueError, match=r"image\.png: expected uint8 .* nothing, got float64"):
-        render(tmp_path / "image.png", view)
+    render(image, plan_view(augmentation, image_id=1, view=0, height=80, width=60))
+
+
+@pytest.mark.parametrize("method", ["draw", "sizes_after", "transforms", "pixels"])
+def test_a_step_that_fails_is_named_with_the_line_and_not_the_image(
+    image: Path, method: str
+) -> None:
+    from detectron2.data.transforms import ColorTransform
+
+    members = {method: fail}
+    if method == "pixels":
+        members = {"transforms": lambda self, outcome, size: [ColorTransform(fail)]}
+    line = fail.__code__.co_firstlineno + 1
+    said = f"^step nothing: ValueError: not enough values .* \\({__file__}:{line}\\)$"
+    with pytest.raises(ValueError, match=said) as caught:
+        rendered_with(image, **members)
+    assert not isinstance(caught.value, ImageError)
+
+
+def test_what_a_machine_lacks_is_no_fault_of_a_step(image: Path) -> None:
+    def lacking(*given: Any) -> Any:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        rendered_with(image, transforms=lacking)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda pixels: pixels * 0.5, r"float64 of \(\d+, \d+, 3\)"),
+        (lambda pixels: pixels[:, :, :1], r"uint8 of \(\d+, \d+, 1\)"),
+        (lambda pixels: pixels[1:], r"uint8 of \(\d+, \d+, 3\)"),
+        (lambda pixels: None, "NoneType"),
+    ],
+)
+def test_pixels_of_another_kind_than_planned_are_refused(
+    image: Path, change: Any, got: str
+) -> None:
+    from detectron2.data.transforms import ColorTransform
+
+    done = [ColorTransform(change)]
+    with pytest.raises(ValueError, match=rf"^step nothing: expected uint8 pixels .* got {got}$"):
+        rendered_with(image, transforms=lambda self, outcome, size: done)
