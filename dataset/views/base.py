@@ -88,7 +88,7 @@ class Step(ABC):
 
     def uniform(self, seeds: NDArray[np.uint64], which: int = 0) -> NDArray[np.float64]:
         """Draw (N,) numbers of 0 or more and below 1, by the `which`-th of the step's draws."""
-        return hashing.below_one(hashing.draw(seeds, self.draws[which]))
+        return hashing.below_one(hashing.draw(seeds, self._number(which)))
 
     def choose(
         self, seeds: NDArray[np.uint64], count: int | NDArray[np.int64], which: int = 0
@@ -97,7 +97,12 @@ class Step(ABC):
 
         `count` is one for all, or (N,) counts.
         """
-        return hashing.one_of(hashing.draw(seeds, self.draws[which]), count)
+        return hashing.one_of(hashing.draw(seeds, self._number(which)), count)
+
+    def _number(self, which: int) -> int:
+        if not 0 <= which < len(self.draws):
+            raise ValueError(f"`draws` has no number {which}, it is {self.draws}; add one to it")
+        return self.draws[which]
 
     @property
     def fingerprint(self) -> dict[str, Any]:

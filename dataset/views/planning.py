@@ -232,6 +232,8 @@ def plan_views(
             outcomes[step.name] = np.asarray(step.draw(seeds, sizes[-1]))
             after = np.asarray(step.sizes_after(outcomes[step.name], sizes[-1]))
         _check_step(step, outcomes[step.name], after, ids, sizes[-1])
+        if after is not sizes[-1] and len(ids):
+            _check_bound(step, after, sizes[-1])
         sizes.append(after.astype(np.int64))
     return ViewArrays(
         image_id=ids,
@@ -278,3 +280,20 @@ def _check_step(
             f"image {ids[bad]}: the step {step.name} would shrink its {height}x{width} pixels "
             f"(height x width) to a side of no pixels; {step.remedy}"
         )
+
+
+def _check_bound(step: Step, after: NDArray[Any], before: NDArray[np.int64]) -> None:
+    """Refuse sizes beyond what the step promises, by which memory is planned."""
+    largest, found = _largest_sides(before), _largest_sides(after)
+    with named(step):
+        short, long = step.largest_size(largest)
+    if found[0] > short or found[1] > long:
+        raise ValueError(
+            f"step {step.name}: `largest_size` gives {(short, long)} for {largest}, the largest "
+            f"shorter and longer side before the step, but `sizes_after` comes to {found}"
+        )
+
+
+def _largest_sides(sizes: NDArray[Any]) -> tuple[int, int]:
+    """The largest shorter and longer side of (N, 2) sizes."""
+    return int(sizes.min(axis=1).max()), int(sizes.max(axis=1).max())

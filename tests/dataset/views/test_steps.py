@@ -182,6 +182,17 @@ def test_fields_that_are_no_json_are_refused() -> None:
             lambda self, outcomes, sizes: sizes * 0,
             "would shrink its .*; leave the image out",
         ),
+        (
+            "sizes_after",
+            lambda self, outcomes, sizes: sizes + 8,
+            r"`largest_size` gives \((\d+), \1\) for \(\1, \1\), .* comes to \(",
+        ),
+        ("draw", lambda self, seeds, sizes: self.uniform(seeds), r"`draws` has no number 0, it is"),
+        (
+            "draw",
+            lambda self, seeds, sizes: self.choose(seeds, 2, which=1),
+            r"`draws` has no number 1, it is \(\); add one",
+        ),
     ],
 )
 def test_a_plan_that_makes_no_sense_names_its_step(method: str, given: Any, message: str) -> None:
