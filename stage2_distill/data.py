@@ -71,7 +71,9 @@ class ViewDataset(Dataset[dict[str, Any]]):
         self._for_live = for_live
         self._reader = reader
         self._with_detections = reader is not None and DETECTIONS in needs_of(setup)
-        self._pixels = PixelCheck(strict=setup.settings.cache.pixels == "strict")
+        self._pixels = PixelCheck(
+            strict=setup.settings.cache.pixels == "strict", steps=setup.settings.views.steps
+        )
 
     def __len__(self) -> int:
         return len(self._images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -22,8 +22,15 @@ class PixelCheck:
     the two are so different that they are not of one image.
     """
 
-    def __init__(self, *, strict: bool) -> None:
+    def __init__(self, *, strict: bool, steps: Sequence[str] = ()) -> None:
+        """Args: whether it is strict, and the names of the user's own steps of a view."""
         self._strict = strict
+        self._of_steps = ""
+        if steps:
+            self._of_steps = (
+                f" A step of yours ({', '.join(steps)}) may have changed, or draw by something else"
+                " than its seeds."
+            )
         self._logged: set[str] = set()
 
     def check(
@@ -57,15 +64,16 @@ class PixelCheck:
         if not likeness.is_tolerable:
             raise ValueError(
                 f"{message}That is another image, or another view of it: no version of a library "
-                f"makes more than {MOST_TOLERATED:g} levels. Bring back the image, or dump to "
-                "another CACHE.LOCATION"
+                f"makes more than {MOST_TOLERATED:g} levels.{self._of_steps} Bring back the image, "
+                "or dump to another CACHE.LOCATION"
             )
         message += (
-            "Likely causes: the image was changed, or another Pillow version resizes differently"
+            "Likely causes: the image was changed, or another Pillow version resizes differently."
+            f"{self._of_steps}"
         )
         if self._strict:
             raise ValueError(
-                f"{message}. Bring back the image, dump to another CACHE.LOCATION, or set "
+                f"{message} Bring back the image, dump to another CACHE.LOCATION, or set "
                 "CACHE.PIXELS tolerate if the libraries were upgraded on purpose"
             )
         if file_name not in self._logged:

@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data.transforms import TransformList
 from detectron2.utils import comm
 from PIL import Image
 
 from configs.loader import load_config
+from dataset.views import RenderedView
 from detectors import Setup, checkpoint, export_model, training_images
 from detectors.command import one_line, register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data
 from stage2_distill.methods import check_methods
+from stage2_distill.pixels import PixelCheck
 from stage2_distill.teacher import open_teacher
 from stage2_distill.trainer import DistillTrainer
 from storage import CacheReader, CorruptChunkError
@@ -344,6 +347,21 @@ def test_another_image_is_never_tolerated(configure: Configure, own_data: Path) 
     config = configure(DATASET={"FOLDER": str(own_data)}, CACHE={"PIXELS": "tolerate"})
     with pytest.raises(ValueError, match=r"of 255 levels on average, .* That is another image"):
         first_batch(config)
+
+
+@pytest.mark.parametrize("shade", [100, 255])
+def test_steps_of_the_user_s_are_named_where_pixels_differ(shade: int) -> None:
+    def view(value: int) -> RenderedView:
+        pixels = np.full((32, 32, 3), value, dtype=np.uint8)
+        return RenderedView(pixels=pixels, transforms=TransformList([]), crc32c=value)
+
+    record = {"pixels_crc32c": np.array(101), "pixels_sample": view(101).sample(16)}
+    for steps in (("grey", "rnd"), ()):
+        with pytest.raises(ValueError, match="the pixels differ") as caught:
+            PixelCheck(strict=True, steps=steps).check(
+                record, view(shade), file_name="1.png", view=0
+            )
+        assert ("A step of yours (grey, rnd) may have changed" in str(caught.value)) is bool(steps)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
