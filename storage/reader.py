@@ -57,7 +57,7 @@ class CacheReader:
     Raises:
         FileNotFoundError: no store there.
         FormatError, VersionError: damaged metadata, a newer format.
-        ValueError: an unknown signal.
+        ValueError: an unknown signal, or a name alone in place of names.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class CacheReader:
         signals: Iterable[str] | None = None,
     ) -> None:
         self.location = Location(location)
+        if isinstance(signals, str):
+            raise ValueError(
+                f"{self.location}: signals: expected names, such as ({signals!r},), got the text"
+                f" {signals!r}"
+            )
         self._signal_names = None if signals is None else frozenset(signals)
         self._cache_id: str | None = None
         self._chunks: dict[ShardId, dict[int, NDArray[np.int64]]] = {}
@@ -113,7 +118,8 @@ class CacheReader:
         return len(self.index)
 
     def geometry_of(self, record: int) -> Geometry:
-        """Return the geometry of a record."""
+        """Return the geometry of a record; IndexError if there is no such."""
+        self._require(record)
         return self.manifest.geometries[self.index.bucket_names[self.index.bucket[record]]]
 
     def record_number(self, image_id: int, view: int) -> int:
@@ -248,9 +254,12 @@ class CacheReader:
         return result
 
     def place_of(self, record: int) -> tuple[ShardId, int]:
+        self._require(record)
+        return self.table.shard_of(record)
+
+    def _require(self, record: int) -> None:
         if not 0 <= record < len(self.index):
             raise IndexError(f"{self.location}: record {record} of {len(self.index)}")
-        return self.table.shard_of(record)
 
     def _load_commits(self, shards: Iterable[ShardId]) -> None:
         shards = sorted(shards)

@@ -87,9 +87,11 @@ def test_records_are_found_by_image_and_view(finished: Path) -> None:
 
 
 def test_records_outside_the_store_are_refused(finished: Path) -> None:
+    reader = CacheReader(finished)
     for number in (-1, 16):
-        with pytest.raises(IndexError, match=f"record {number} of 16"):
-            CacheReader(finished).read(number)
+        for ask in (reader.read, reader.geometry_of):
+            with pytest.raises(IndexError, match=f"{finished}: record {number} of 16"):
+                ask(number)
 
 
 COMMON = {"detections", "pixels_crc32c", "pixels_sample"}
@@ -116,6 +118,9 @@ def test_signals_limit_what_is_read_and_what_is_small_comes_in_one_request(
 def test_an_unknown_signal_is_refused_with_the_choices(finished: Path) -> None:
     with pytest.raises(ValueError, match="no signal 'colour', only echo, votes"):
         CacheReader(finished, signals=["colour"])
+    said = r"cache: signals: expected names, such as \('votes',\), got the text 'votes'"
+    with pytest.raises(ValueError, match=said):
+        CacheReader(finished, signals="votes")
 
 
 def test_opening_reads_only_manifest_and_index(
