@@ -71,9 +71,23 @@ class Teacher:
         Raises:
             ValueError: the outputs are not finite, or not of the sizes that the config announced.
         """
+        self._check_levels(outputs, geometry)
         codes = self.codec.encode(self.stored.values(outputs), geometry)
         rows = self.stored.cfg.TEST.DETECTIONS_PER_IMAGE
         return {**codes, "detections": self.stored.family.detections(self.model, outputs, rows)}
+
+    def _check_levels(self, outputs: DenseOutputs, geometry: Geometry) -> None:
+        """Refuse a backbone, most likely of the user's, whose strides are not those it states."""
+        sizes = outputs.level_sizes
+        levels = zip(self.stored.levels.items(), self.stored.kept, strict=True)
+        for ((name, stride), number), wanted in zip(levels, geometry.level_sizes, strict=True):
+            if sizes[number] != wanted:
+                found, expected = ("x".join(map(str, one)) for one in (sizes[number], wanted))
+                raise ValueError(
+                    f"teacher's level {name}: got {found} positions on a view padded to "
+                    f"{geometry.height}x{geometry.width}, expected {expected} by its stride of "
+                    f"{stride} px; mend the stride in the `output_shape` of its backbone"
+                )
 
 
 def load_teacher(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
+from detectors import DenseOutputs
 from stage1_dump.__main__ import main
+from stage1_dump.teacher import Teacher
 from storage import CacheReader, Geometry, verify
 from tests.stage1_dump.conftest import Configure
 from tests.stage1_dump.helpers import dump
@@ -156,3 +160,20 @@ def test_other_signals_or_levels_are_another_cache(
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(f"not of this config: {said}", lines[0])
     assert sum(line.startswith("not ") for line in lines) == 1
+
+
+def test_a_level_of_another_stride_than_its_backbone_states_is_named(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Teacher.run
+
+    def finer(self: Teacher, images: list[Tensor]) -> DenseOutputs:
+        outputs = run(self, images)
+        p3, p4, *coarser = outputs.features
+        p4 = p4.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        return replace(outputs, features=[p3, p4, *coarser])
+
+    monkeypatch.setattr(Teacher, "run", finer)
+    said = r"^teacher's level p4: got \d+x\d+ positions .*, expected \d+x\d+ by its stride of 16 px"
+    with pytest.raises(ValueError, match=said):
+        dump(configure())
