@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What the commands import.
 PACKAGES = ("configs", "dataset", "detectors", "stage1_dump", "stage2_distill", "storage")
 # What lies beside it.
-_OTHERS = ("benchmarks", "tests", "tools")
+OTHERS = ("benchmarks", "tests", "tools")
 
 
 def refuse_shadows() -> None:
@@ -58,7 +58,7 @@ def hidden_by_ours(name: str) -> str:
     """
     top = name.partition(".")[0]
     ours = ROOT / top
-    if top not in (*PACKAGES, *_OTHERS) or origin(top) != ours:
+    if top not in (*PACKAGES, *OTHERS) or origin(top) != ours:
         return ""
     theirs = [
         place

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
+import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from configs.collisions import hidden_by_ours, origin, shadow
+from configs.collisions import OTHERS, PACKAGES, ROOT, hidden_by_ours, origin, shadow
 from configs.rules import Text
 
 MODULE = Text(
@@ -21,6 +23,10 @@ MODULE = Text(
     pattern=r"(?!.*\.py$)[^\W\d]\w*(\.[^\W\d]\w*)*",
     described="the dotted name of a module, such as my_project.data (no path, no .py)",
 )
+# Whose code it is that fails.
+OURS, LIBRARY, USER = "ours", "library", "user"
+# Folders and files of the modules that were named, which may be installed as libraries are.
+_IMPORTED: set[Path] = set()
 
 
 def import_modules(names: Iterable[str], stated: str = "IMPORTS") -> None:
@@ -39,33 +45,80 @@ def import_modules(names: Iterable[str], stated: str = "IMPORTS") -> None:
         collision = shadow() or hidden_by_ours(name)
         if collision:
             raise ValueError(f"{stated}: {name}: {collision}")
+        place = origin(name.partition(".")[0])
+        _IMPORTED.update([place] if place else [])
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
             raise ValueError(f"{stated}: {name}: {_reason(name, error)}") from error
 
 
-def failure(error: BaseException, folder: Path | None = None) -> str:
+def failure(error: BaseException) -> str:
     """Say in one line what failed in code of the user's, and where.
 
     Args:
         error: what it raised.
-        folder: the user's; the last line of a file in it is named. None: the last line of all.
 
     Returns:
-        `TypeError: what it says (file:line)`.
+        `TypeError: what it says (file:line)`; the line is the user's where one of the user's files
+        was running, else the last one of all.
     """
     text = " ".join(str(error).split())
-    frames = [
-        (frame.filename, frame.lineno)
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen")
-    ]
+    places = [place for place in _places(error) if not place[0].startswith("<frozen")]
     if isinstance(error, SyntaxError) and error.filename:
-        frames, text = [(error.filename, error.lineno)], error.msg
-    own = [place for place in frames if folder is not None and _is_in(place[0], folder)]
-    file, line = (own or frames)[-1]
+        places, text = [(error.filename, error.lineno or 0)], error.msg
+    own = [place for place in places if _owner(place[0]) == USER]
+    file, line = (own or places)[-1]
     return f"{type(error).__name__}: {text} ({file}:{line})"
+
+
+def users_place(error: BaseException) -> str:
+    """The `file:line` of the user's code that an error, or its cause, comes from.
+
+    What a library raises comes from whoever called it.
+
+    Returns:
+        "" where the code that failed is ours.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        callers = [place for place in _places(found) if _owner(place[0]) != LIBRARY]
+        if callers and _owner(callers[-1][0]) == USER:
+            return "{}:{}".format(*callers[-1])
+        found = found.__cause__
+    return ""
+
+
+def _places(error: BaseException) -> list[tuple[str, int]]:
+    """File and line of every call that led to an error; in another process, if it came from one."""
+    text = str(error)
+    if "Traceback" in text:
+        last = text[text.rindex("Traceback") :]
+        return [(file, int(line)) for file, line in re.findall(r'File "(.+)", line (\d+)', last)]
+    calls = traceback.extract_tb(error.__traceback__)
+    return [(call.filename, call.lineno or 0) for call in calls]
+
+
+def _owner(file: str) -> str:
+    """Whose a file is, by where it lies: OURS, LIBRARY or USER."""
+    path = Path(file).resolve()
+    if any(_is_in(path, ROOT / name) for name in (*PACKAGES, *OTHERS)):
+        return OURS
+    if any(_is_in(path, place) for place in _IMPORTED):
+        return USER
+    is_library = (
+        file.startswith("<")  # made while it runs, as dataclasses are
+        or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        or any(_is_in(path, place) for place in _libraries())
+    )
+    return LIBRARY if is_library else USER
+
+
+def _libraries() -> Iterator[Path]:
+    """Where Python's own modules lie, and detectron2, which many install from a checkout."""
+    yield Path(sysconfig.get_path("stdlib")).resolve()
+    if "detectron2" in sys.modules:
+        yield Path(sys.modules["detectron2"].__file__ or "").resolve().parent
 
 
 def _look_here() -> None:
@@ -87,9 +140,8 @@ def _reason(name: str, error: BaseException) -> str:
             f"cannot be imported: {error}; start the command in the folder that holds {top} "
             f"(this is {os.getcwd()}), or put that folder on PYTHONPATH"
         )
-    return f"fails while it is imported: {failure(error, place)}; mend it, or leave it out"
+    return f"fails while it is imported: {failure(error)}; mend it, or leave it out"
 
 
-def _is_in(file: str, folder: Path) -> bool:
-    path = Path(file).resolve()
+def _is_in(path: Path, folder: Path) -> bool:
     return path == folder or folder in path.parents

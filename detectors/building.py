@@ -23,6 +23,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from configs.backbones import BACKBONES
+from configs.imports import failure, users_place
 from configs.nodes import users_nodes
 from configs.origins import place_of
 from configs.stock_keys import HEADS, head_nodes
@@ -118,11 +119,24 @@ def of_the_model(ask: Callable[[CfgNode], T]) -> Callable[[CfgNode], T]:
 
 def _explained(cfg: CfgNode, error: Exception) -> str:
     message = _message(error)
-    keys = _keys_at_fault(cfg, error, message)
+    if _is_of_users(error) and not _KEY.search(message):
+        keys = list(_KEYS_AT_ALL)
+        reason = f"code of yours fails while the model is built: {failure(error)}"
+    else:
+        keys = _keys_at_fault(cfg, error, message)
+        reason = f"detectron2 cannot build a model of it ({message})"
     stated = "; ".join(
         f"{place_of(cfg, key)}{key} is {reprlib.repr(value_of(cfg, key))}" for key in keys
     )
-    return f"{stated}: detectron2 cannot build a model of it ({message})"
+    return f"{stated}: {reason}"
+
+
+def _is_of_users(error: Exception) -> bool:
+    """Whether code of the user's failed, and not detectron2 below it, for a key of the config."""
+    place = users_place(error)
+    calls = [f"{one.filename}:{one.lineno}" for one in _frames(error)]
+    below = calls[calls.index(place) + 1 :] if place in calls else calls
+    return bool(place) and not any("detectron2" in one for one in below)
 
 
 def _message(error: Exception) -> str:

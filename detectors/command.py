@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.imports import MODULE
+from configs.imports import MODULE, users_place
 from configs.rules import MAX_WHOLE, Number, Whole
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
@@ -240,11 +240,15 @@ def _for_users() -> tuple[type[Exception], ...]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error; of one from another process, without its traceback."""
+    """The message of an error; of one from another process, without its traceback.
+
+    One that comes from code of the user's ends with its file and line.
+    """
     text = str(error).rstrip()
-    if "Traceback" not in text:
-        return text
-    return text.splitlines()[-1].partition(": ")[2]
+    if "Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    place = users_place(error)
+    return text if not place or place in text else f"{text} ({place})"
 
 
 def set_up(

@@ -6,12 +6,10 @@ Shape letter: N views.
 from __future__ import annotations
 
 import json
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -126,6 +124,4 @@ def named(step: Step) -> Iterator[None]:
     except Exception as error:
         if exhausted(error):
             raise
-        file = getattr(sys.modules.get(type(step).__module__), "__file__", None)
-        folder = Path(file).resolve().parent if file else None
-        raise ValueError(f"step {step.name}: {failure(error, folder)}") from error
+        raise ValueError(f"step {step.name}: {failure(error)}") from error

@@ -131,6 +131,20 @@ def test_so_does_the_geometry_which_builds_no_whole_model(
     assert f": {named}" in line
 
 
+def test_code_of_the_user_s_that_fails_is_not_blamed_on_a_key(write: Write, tmp_path: Path) -> None:
+    code = "def build_my_failing_backbone(cfg, shape):\n    one, two = 1, 2, 3\n"
+    space: dict[str, Any] = {}
+    exec(compile(code, str(tmp_path / "my_models.py"), "exec"), space)
+    BACKBONE_REGISTRY.register(space["build_my_failing_backbone"])
+
+    path = write({"BACKBONE.NAME": "build_my_failing_backbone"})
+
+    reason = "code of yours fails while the model is built: ValueError: too many values to unpack"
+    line = refusal_of(path, build_detector)
+    assert f"MODEL.BACKBONE.NAME is 'build_my_failing_backbone': {reason}" in line
+    assert line.endswith(f"({tmp_path}/my_models.py:2)")
+
+
 def test_a_plan_names_the_line_of_the_teacher_s_config(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,14 @@
 """What a user reads when a command fails, and its exit code."""
 
+import importlib
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 import stage1_dump.__main__
 import stage2_distill.__main__
@@ -34,6 +38,63 @@ def test_an_error_is_one_line_and_exit_code_1(
 ) -> None:
     assert failing(error) == 1
     assert capsys.readouterr().err == message
+
+
+USERS = """
+import json
+from configs.nodes import FieldChecks
+def own(): int("x")
+def of_a_library(): json.loads("")
+def of_ours(): FieldChecks(None).names("x")
+"""
+
+
+@pytest.fixture
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module of the user's."""
+    (tmp_path / "my_users.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("my_users")
+    del sys.modules["my_users"]
+
+
+@pytest.mark.parametrize(("name", "line"), [("own", 4), ("of_a_library", 5), ("of_ours", 0)])
+def test_an_error_of_the_user_s_code_names_its_place(
+    users: Any, name: str, line: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrapped() -> int:
+        try:
+            return fail()
+        except Exception as error:
+            raise ValueError("view 3") from error
+
+    def fail() -> int:
+        try:
+            getattr(users, name)()
+        except AttributeError as error:  # what `FieldChecks` says of None
+            raise ValueError("ours") from error
+        return 0
+
+    place = f" ({users.__file__}:{line})" if line else ""
+    for command in (fail, wrapped):
+        assert run_command(command) == 1
+        (text,) = capsys.readouterr().err.splitlines()
+        assert text.endswith(place) and text.count(users.__file__) == bool(line)
+
+
+def test_so_does_one_of_a_data_worker(users: Any) -> None:
+    class Items(Dataset[int]):
+        def __getitem__(self, number: int) -> int:
+            users.own()
+            return number
+
+        def __len__(self) -> int:
+            return 1
+
+    with pytest.raises(ValueError) as caught:
+        next(iter(DataLoader(Items(), num_workers=1)))
+    expected = f"invalid literal for int() with base 10: 'x' ({users.__file__}:4)"
+    assert one_line(caught.value) == expected
 
 
 def test_ctrl_c_is_one_line_and_the_exit_code_of_a_shell(
