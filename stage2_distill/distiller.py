@@ -15,6 +15,7 @@ from detectors import DenseOutputs, Setup
 from detectors.families import TrainingStep
 
 from .methods import Method, Pair, Step, TrainedLayers, build_methods
+from .methods.answers import checked_ground_truth, checked_metrics
 from .shares import Shares
 from .teacher import Teacher, TeacherSource
 
@@ -147,11 +148,13 @@ class Distiller(nn.Module):
 
         Raises:
             FloatingPointError: outputs are not finite.
-            ValueError: a term has the name of one of the detector's own losses.
+            ValueError: a method answers with something else than `Method` says, or a term has the
+                name of one of the detector's own losses.
         """
         methods = self.methods
         for method in methods:
-            step = replace(step, targets=method.ground_truth(step))
+            targets = checked_ground_truth(method, method.ground_truth(step), len(step.targets))
+            step = replace(step, targets=targets)
         if any(method.labels_images for method in methods):
             step = replace(step, unlabelled=0)
         begun = [method.begin(step) for method in methods]
@@ -171,7 +174,7 @@ class Distiller(nn.Module):
             except FloatingPointError as error:
                 # The methods behind it still exchange counts with those of other ranks.
                 failure, found = failure or error, {}
-            for name, value in method.metrics().items():
+            for name, value in checked_metrics(method, method.metrics()).items():
                 storage.put_scalar(f"{method.name}/{name}", value)
             _require_new(of_detector, found, method)
             losses |= found

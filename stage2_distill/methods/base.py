@@ -21,6 +21,7 @@ from detectors.ranks import mean_over_ranks
 from detectors.stored import Stored
 from stage2_distill.teacher_batch import TeacherBatch
 
+from .answers import checked_terms
 from .ground_truth import batched_boxes
 from .pyramids import Total, of_this_rank
 
@@ -306,10 +307,14 @@ class Method(nn.Module):
         return f"{self.Config.node}.{self.weights[term].upper()}"
 
     def weighted(self, terms: Mapping[str, Tensor], warmup: float = 1.0) -> dict[str, Tensor]:
-        """The terms that `forward` gave by their names in the log, weighted."""
+        """The terms that `forward` gave by their names in the log, weighted.
+
+        Raises:
+            ValueError: they are other than `weights` says.
+        """
         return {
             self.term_name(term): getattr(self.config, self.weights[term]) * warmup * value
-            for term, value in terms.items()
+            for term, value in checked_terms(self, terms).items()
         }
 
 

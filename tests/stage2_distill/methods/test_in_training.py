@@ -351,11 +351,10 @@ def test_what_gid_chooses_by_cannot_be_weighed_away(homes: dict[str, Path], tmp_
         build(path)
 
 
-def test_a_term_with_the_name_of_an_own_loss_is_refused(
-    homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Cls(Method):
-        name = "cls"
+def method_of(name: str, **body: Any) -> type[Method]:
+    """A method of the user's that gives nothing but a sum, with one of our nodes."""
+
+    class Mine(Method):
         Config = Gid.Config
         weights: ClassVar[dict[str, str]] = {"": "feature_weight"}
 
@@ -366,11 +365,52 @@ def test_a_term_with_the_name_of_an_own_loss_is_refused(
         def forward(self, step: Any, chosen: None) -> dict[str, torch.Tensor]:
             return {"": step.outputs.features[0].sum()}
 
+    return type("Mine", (Mine,), {"name": name, **body})
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-    register_method(Cls)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_term_with_the_name_of_an_own_loss_is_refused(
+    homes: dict[str, Path], tmp_path: Path
+) -> None:
+    register_method(method_of("cls"))
     trainer = build(student_of(homes, "RetinaNet", tmp_path, ["cls"]))
     with pytest.raises(ValueError, match="the method cls gives loss_cls"):
         trainer.train()
+
+
+TERMS = r"\.forward: expected scalar tensors by the names in weights \('',\), got "
+ONE = torch.zeros(())
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("question", "answer", "message"),
+    [
+        ("forward", {"": torch.zeros(2)}, TERMS + r"{'': a tensor of shape \(2,\)}"),
+        ("forward", {"": 1.0}, TERMS + "{'': float}"),
+        ("forward", {"": ONE, "x": ONE}, TERMS + r"{'': a tensor .*, 'x': a tensor .*}"),
+        ("forward", [ONE], TERMS + "a list of 1"),
+        ("forward", None, TERMS + "None"),
+        ("ground_truth", None, r"\.ground_truth: expected a list of 3 Instances, .*, got None"),
+        ("ground_truth", [1], r"\.ground_truth: expected a list of 3 Ins.*, got a list of 1"),
+        ("metrics", None, r"\.metrics: expected numbers by name, got None"),
+        ("metrics", {"x": "1"}, r"\.metrics: expected numbers by name, got {'x': str}"),
+    ],
+)
+def test_a_method_that_answers_otherwise_is_named(
+    homes: dict[str, Path], tmp_path: Path, question: str, answer: Any, message: str
+) -> None:
+    register_method(method_of("mine", **{question: lambda self, *of: answer}))
+    trainer = build(student_of(homes, "RetinaNet", tmp_path, ["mine"]))
+    batch = next(iter(trainer.build_train_loader(trainer.cfg)))
+    with EventStorage(), pytest.raises(ValueError, match=rf"^the method mine: .*Mine{message}$"):
+        trainer.distiller(batch)
 
 
 @pytest.mark.parametrize(
