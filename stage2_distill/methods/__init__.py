@@ -56,25 +56,50 @@ def register_method(method: MethodClass) -> MethodClass:
     """Make a method known; a class decorator, for a module that `IMPORTS` names.
 
     Raises:
-        ValueError: its name is taken or no name, its node is not registered, or a weight is no
-            field of it.
+        ValueError: it is no whole `Method`, its name is taken or no name, its node is not
+            registered or another method's, or a weight is no field of it.
     """
-    title = f"{method.__module__}.{method.__qualname__}"
+    _require_whole(method)
+    title = _title(method)
     name, config = method.name, method.Config
-    if not re.fullmatch("[a-z][a-z0-9]*", name):
+    if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9]*", name):
         # Without an underscore, no two methods can give a term of the loss the same name.
         raise ValueError(f"{title}.name: expected lower-case letters and digits, got {name!r}")
-    known = _METHODS.get(name)
-    if known is not None:
-        both = f"{known.__module__}.{known.__qualname__} and {title}"
+    if name in _METHODS:
+        both = f"{_title(_METHODS[name])} and {title}"
         raise ValueError(f"both {both} are the method {name!r}; rename one")
     if NODES.get(getattr(config, "node", "")) is not config:
         raise ValueError(f"{title}.Config: expected a node that register_node made known")
+    for other in _METHODS.values():
+        if other.Config is config:
+            raise ValueError(
+                f"{title}.Config: {config.node} is the node of the method {other.name}; register "
+                "one of its own"
+            )
+    if not isinstance(method.weights, Mapping):
+        raise ValueError(f"{title}.weights: expected names of terms to fields of {config.node}")
     for field in method.weights.values():
         if not hasattr(config, field):
             raise ValueError(f"{title}.weights: {config.node} has no key {field.upper()}")
     _METHODS[name] = method
     return method
+
+
+def _require_whole(method: Any) -> None:
+    """Refuse what is no `Method`, or lacks a part that each has to have."""
+    if not isinstance(method, type) or not issubclass(method, Method):
+        raise ValueError(f"{_title(method)}: expected a class that derives from Method")
+    lacking = [part for part in ("name", "Config", "weights") if not hasattr(method, part)]
+    functions = {"needs": method.needs, "forward": method.forward}
+    for part, own in functions.items():
+        if getattr(own, "__func__", own) in (Method.needs.__func__, Method.forward):  # type: ignore[attr-defined]
+            lacking.append(part)
+    if lacking:
+        raise ValueError(f"{_title(method)} lacks {', '.join(lacking)}, which each method has")
+
+
+def _title(method: Any) -> str:
+    return f"{method.__module__}.{getattr(method, '__qualname__', type(method).__name__)}"
 
 
 def get_method(name: str) -> type[Method]:
@@ -95,7 +120,7 @@ def chosen_methods(setup: Setup) -> list[tuple[type[Method], Any]]:
             hint = f", did you mean {near[0]}?" if near else ""
             raise ValueError(
                 f"{place_of(setup.cfg, 'DISTILL.METHODS')}DISTILL.METHODS: there is no method "
-                f"{name!r}{hint} Expected some of: {', '.join(_METHODS)}"
+                f"{name!r}{hint or '.'} Expected some of: {', '.join(_METHODS)}"
             )
         method = _METHODS[name]
         found.append((method, setup.settings[method.Config.node]))
@@ -151,7 +176,13 @@ def _check_pairing(setup: Setup, method: type[Method], config: Any) -> None:
     """Refuse a teacher and a student that differ in what this method needs them to share."""
     ours = setup.family.pairing(setup.cfg)
     theirs = setup.teacher_family.pairing(setup.matched_teacher_cfg)
-    for need in method.needs(config):
+    needs = method.needs(config)
+    if not isinstance(needs, tuple | list):
+        raise ValueError(
+            f"{_title(method)}.needs: expected names in a tuple, such as ('features',), "
+            f"got {needs!r}"
+        )
+    for need in needs:
         for side, facts, cfg in (
             ("student", ours, setup.cfg),
             ("teacher", theirs, setup.teacher_cfg),
@@ -159,7 +190,7 @@ def _check_pairing(setup: Setup, method: type[Method], config: Any) -> None:
             if need not in facts:
                 raise ValueError(
                     f"the method {method.name} needs the {need} of teacher and student, but the "
-                    f"{side}, a {cfg.MODEL.META_ARCHITECTURE}, has none"
+                    f"{side}, a {cfg.MODEL.META_ARCHITECTURE}, has {', '.join(facts)}"
                 )
         mine, other = ours[need], theirs[need]
         different = [

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
 from configs.loader import load_config
-from configs.nodes import NODES
+from configs.nodes import NODES, register_node
 from dataset.scenes import CLASS_NAMES
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import Setup, export_model
@@ -21,7 +23,6 @@ from stage1_dump.dump import run as dump
 from stage2_distill import methods
 from stage2_distill.__main__ import main
 from stage2_distill.methods import DETECTIONS, Method, chosen_methods, needs_of, register_method
-from stage2_distill.methods.gid import Gid
 from stage2_distill.teacher import open_teacher
 from tests.stage2_distill import test_faster_rcnn, test_fcos
 from tests.stage2_distill.conftest import write_student
@@ -352,11 +353,11 @@ def test_what_gid_chooses_by_cannot_be_weighed_away(homes: dict[str, Path], tmp_
 
 
 def method_of(name: str, **body: Any) -> type[Method]:
-    """A method of the user's that gives nothing but a sum, with one of our nodes."""
+    """A method of the user's that gives nothing but a sum; see `registry`."""
 
     class Mine(Method):
-        Config = Gid.Config
-        weights: ClassVar[dict[str, str]] = {"": "feature_weight"}
+        Config = NODES["MINE"]
+        weights: ClassVar[dict[str, str]] = {"": "weight"}
 
         @classmethod
         def needs(cls, config: Any) -> tuple[str, ...]:
@@ -369,9 +370,13 @@ def method_of(name: str, **body: Any) -> type[Method]:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The node MINE; what a test registers is forgotten after it."""
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    with patch.dict(NODES):
+        weight = [("weight", float, 1.0)]
+        register_node(make_dataclass("Mine", weight, namespace={"node": "MINE"}, frozen=True))
+        yield
 
 
 @pytest.mark.usefixtures("registry")
@@ -413,22 +418,46 @@ def test_a_method_that_answers_otherwise_is_named(
         trainer.distiller(batch)
 
 
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"name": "My_Own"}, r"\.name: expected lower-case letters and digits, got 'My_Own'"),
         ({"name": "gid"}, r"are the method 'gid'; rename one"),
         ({"Config": object}, r"\.Config: expected a node that register_node made known"),
-        ({"weights": {"": "wieght"}}, r"\.weights: PKD has no key WIEGHT"),
+        ({"Config": NODES["PKD"]}, r"\.Config: PKD is the node of the method pkd; register one of"),
+        ({"weights": {"": "wieght"}}, r"\.weights: MINE has no key WIEGHT"),
+        ({"weights": ("weight",)}, r"\.weights: expected names of terms to fields of MINE"),
+        ({"needs": Method.needs, "forward": Method.forward}, r"Mine lacks needs, forward, which"),
     ],
 )
-def test_a_method_that_cannot_be_registered_says_why(
-    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-    body = {"name": "mine", "Config": NODES["PKD"], "weights": {"": "weight"}, **changes}
+def test_a_method_that_cannot_be_registered_says_why(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        register_method(type("Mine", (Method,), body))
+        register_method(method_of(**{"name": "mine", **changes}))
+
+
+def test_what_is_no_whole_method_is_refused() -> None:
+    for other in (object, torch.nn.Identity, methods.build_methods):
+        with pytest.raises(ValueError, match=r"\w: expected a class that derives from Method"):
+            register_method(other)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="Method lacks name, Config, weights, needs, forward, "):
+        register_method(Method)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        (("feature",), "needs the feature of .* a RetinaNet, has features, scores, deltas, detec"),
+        ("features", r"Mine\.needs: expected names in a tuple, .*, got 'features'"),
+    ],
+)
+def test_needs_that_name_no_signal_are_refused(
+    homes: dict[str, Path], tmp_path: Path, needs: Any, message: str
+) -> None:
+    register_method(method_of("mine", needs=classmethod(lambda cls, config: needs)))
+    with pytest.raises(ValueError, match=message):
+        build(student_of(homes, "RetinaNet", tmp_path, ["mine"]))
 
 
 def test_every_shipped_method_has_a_node_and_its_weights_are_keys_of_it() -> None:
