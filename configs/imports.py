@@ -23,6 +23,8 @@ MODULE = Text(
     pattern=r"(?!.*\.py$)[^\W\d]\w*(\.[^\W\d]\w*)*",
     described="the dotted name of a module, such as my_project.data (no path, no .py)",
 )
+# Behind the refusal of a name that nobody registered.
+OF_YOURS = "(one of yours is known where IMPORTS or --import names its module)"
 # Whose code it is that fails.
 OURS, LIBRARY, USER = "ours", "library", "user"
 # Folders and files of the modules that were named, which may be installed as libraries are.

@@ -21,7 +21,7 @@ from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 
 from configs.backbones import BACKBONES
-from configs.imports import failure, import_modules
+from configs.imports import OF_YOURS, failure, import_modules
 from configs.nodes import FIELD_NODES, NODES, OWN_NODES, Settings
 from configs.origins import OVERRIDE, Origins, place_of, remember
 from configs.rules import LEAF_TYPES
@@ -346,10 +346,13 @@ def _unknown(name: str, key: str) -> str:
     """Word the error for an unknown key, with its new name or the nearest known one."""
     if name in _MOVED:
         return f"the config key {name} is now {_MOVED[name]}"
-    known = list(_names(default_config()))
+    cfg = default_config()
+    known = list(_names(cfg))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     near = near or [other for other in known if other.rsplit(".", 1)[-1] == key]
     hint = f", did you mean {near[0]}?" if near else ""
+    if name.partition(".")[0] not in cfg:
+        hint += f" {OF_YOURS}"
     return f"unknown config key {name}{hint}"
 
 

@@ -14,6 +14,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from configs.imports import OF_YOURS
 from dataset.catalog import is_function, is_written, set_metadata, write_coco
 from dataset.coco_json import iterate_sections
 from dataset.forms import dataset_dicts
@@ -221,4 +222,5 @@ def _unknown_dataset(name: str, known: list[str]) -> str:
     if name.startswith(PREFIX):
         ours = [other for other in known if other.startswith(PREFIX)]
         message += "; of the folder in DATASET.FOLDER there are: " + (", ".join(ours) or "none")
-    return message
+        return message
+    return f"{message} {OF_YOURS}"

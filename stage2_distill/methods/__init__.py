@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from configs.imports import OF_YOURS
 from configs.nodes import NODES
 from configs.origins import place_of
 from detectors import Setup
@@ -43,6 +44,7 @@ __all__ = [
     "chosen_methods",
     "get_method",
     "needs_of",
+    "nodes_of_methods",
     "register_method",
 ]
 
@@ -107,22 +109,34 @@ def get_method(name: str) -> type[Method]:
     return _METHODS[name]
 
 
+def nodes_of_methods() -> set[str]:
+    """Names of the config nodes that methods alone read."""
+    return {one.Config.node for one in _METHODS.values()}
+
+
 def chosen_methods(setup: Setup) -> list[tuple[type[Method], Any]]:
     """The methods that DISTILL.METHODS names, each with its node.
 
     Raises:
-        ValueError: there is none of a name.
+        ValueError: there is none of a name, or its module was imported after the config was read.
     """
     found = []
+    stated = f"{place_of(setup.cfg, 'DISTILL.METHODS')}DISTILL.METHODS"
     for name in setup.settings.distill.methods:
         if name not in _METHODS:
             near = difflib.get_close_matches(name, _METHODS, n=1, cutoff=0.5)
-            hint = f", did you mean {near[0]}?" if near else ""
+            hint = f", did you mean {near[0]}?" if near else "."
             raise ValueError(
-                f"{place_of(setup.cfg, 'DISTILL.METHODS')}DISTILL.METHODS: there is no method "
-                f"{name!r}{hint or '.'} Expected some of: {', '.join(_METHODS)}"
+                f"{stated}: there is no method {name!r}{hint} Expected some of: "
+                f"{', '.join(_METHODS)} {OF_YOURS}"
             )
         method = _METHODS[name]
+        if method.Config.node not in setup.settings.others:
+            raise ValueError(
+                f"{stated}: the module {method.__module__}, which registers the method {name!r}, "
+                "was imported after this config was read, as what TEACHER.CONFIG alone names is: "
+                "name it by IMPORTS of this config too"
+            )
         found.append((method, setup.settings[method.Config.node]))
     return found
 

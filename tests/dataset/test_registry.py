@@ -235,7 +235,7 @@ def test_a_dataset_that_detectron2_knows_is_read_by_us(make_folder: Folder) -> N
 
 
 def test_a_misspelt_name_gets_the_nearest_one() -> None:
-    with pytest.raises(ValueError, match=r"'coco_2017_trian' .* did you mean coco_2017_train"):
+    with pytest.raises(ValueError, match=r"'coco_2017_trian' .* mean coco_2017_train.*--import"):
         locate("coco_2017_trian")
 
 

@@ -299,7 +299,7 @@ def test_detections_teach_a_student_of_other_levels(homes: dict[str, Path], tmp_
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one(write: Write) -> None:
-    with pytest.raises(ValueError, match=r"no method 'pdk', did you mean pkd\?"):
+    with pytest.raises(ValueError, match=r"'pdk', did you mean pkd\? .*pseudo \(one of y"):
         build(write(DISTILL={"METHODS": ["gid", "pdk"]}))
 
 
@@ -442,6 +442,18 @@ def test_what_is_no_whole_method_is_refused() -> None:
             register_method(other)  # type: ignore[type-var]
     with pytest.raises(ValueError, match="Method lacks name, Config, weights, needs, forward, "):
         register_method(Method)
+
+
+def test_a_method_whose_module_the_teacher_s_config_alone_names_is_refused(
+    homes: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    cfg = load_config(str(student_of(homes, "RetinaNet", tmp_path, ["mine"])))
+    setup = Setup(cfg)
+    assert setup.settings.distill.methods == ("mine",)  # read before the module is imported
+    request.getfixturevalue("registry")
+    register_method(method_of("mine"))
+    with pytest.raises(ValueError, match=rf"METHODS: the module {__name__}, .*name it by IMPORTS"):
+        chosen_methods(setup)
 
 
 @pytest.mark.usefixtures("registry")
