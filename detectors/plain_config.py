@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,7 @@ def add_config(cfg: CfgNode) -> None:
     cfg.update({name: ours[name] for name in NODES})
 
 
-def plain_config(cfg: CfgNode, weights: Path) -> str:
+def plain_config(cfg: CfgNode, weights: Path, without: Collection[str] = ()) -> str:
     """YAML for `merge_from_file`, and a comment that says what it needs beside detectron2.
 
     OUTPUT_DIR is left out: what detectron2 writes there must not replace what a training wrote.
@@ -46,9 +47,11 @@ def plain_config(cfg: CfgNode, weights: Path) -> str:
     Args:
         cfg: of `configs.loader`.
         weights: what MODEL.WEIGHTS shall be.
+        without: nodes of the user's that the detector does not read.
     """
     plain, steps = get_cfg(), [f"import {module}" for module in cfg.IMPORTS]
-    users, needs_ours = users_nodes(cfg), _needs_ours(cfg)
+    users = {name: node for name, node in users_nodes(cfg).items() if name not in without}
+    needs_ours = _needs_ours(cfg)
     plain.update({name: node.clone() for name, node in users.items()})
     if needs_ours:
         plain.MODEL.update({name: cfg.MODEL[name].clone() for name in _PARTS})

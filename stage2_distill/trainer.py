@@ -21,7 +21,7 @@ from .cache_check import held_images
 from .data import build_data
 from .distiller import build_distiller
 from .inherit import inherit
-from .methods import chosen_methods
+from .methods import chosen_methods, nodes_of_methods
 from .prefetch import DeviceLoader
 from .shares import Shares
 from .teacher import Teacher, open_teacher
@@ -122,5 +122,5 @@ class DistillTrainer(Trainer):
             path = Path(self.cfg.OUTPUT_DIR) / EXPORTED_NAME
             export_model(self.trained, path)
             lazy = self.setup.family.lazy_config(self.cfg)
-            config = lazy or plain_config(self.cfg, path)
+            config = lazy or plain_config(self.cfg, path, without=nodes_of_methods())
             path.with_suffix(".py" if lazy else ".yaml").write_text(config)

@@ -99,6 +99,9 @@ def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> No
     steps = re.findall(r"^#     (.*)$", text, flags=re.MULTILINE)
     steps[-1] = steps[-1].replace("student_final", "output/student/student_final")
     python(dumped, "-c", BUILD.format(steps="\n".join(steps)))
+    # Which is evaluated without the module of the method.
+    found = yaml.safe_load(text)
+    assert "ENERGY" not in found and found["TWO_LEVELS"] == {"CHANNELS": 8}
 
 
 def test_views_have_the_augmentation_of_the_page(dumped: Path) -> None:
