@@ -52,7 +52,7 @@ class ContextBlock(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, outside: Tensor) -> Tensor:
-        """Compute it, in the precision of the features also under autocast.
+        """Compute it, in the precision of the layers also under autocast.
 
         Args:
             features: (N, C, H, W), zero outside.
@@ -62,7 +62,7 @@ class ContextBlock(nn.Module):
             (N, C, 1, 1).
         """
         with torch.autocast(features.device.type, enabled=False):
-            positions = features.flatten(2)
+            positions = features.flatten(2).to(self.focus.weight.dtype)
             focus = self.focus.weight @ positions  # [N, 1, H * W]
             focus = focus.masked_fill(outside.flatten(2), -torch.inf).softmax(dim=2)
             context = positions @ focus.transpose(1, 2)  # [N, C, 1]
@@ -203,7 +203,7 @@ def _focal_sums(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums of foreground, background and attention on one level."""
-    count = outside[0].numel() - outside.sum(dim=(2, 3), keepdim=True)
+    count = outside.shape[1:].numel() - outside.sum(dim=(2, 3), keepdim=True)
     spatial, channel = attention(student, outside, count, temperature)
     with torch.no_grad():
         wanted_spatial, wanted_channel = attention(teacher, outside, count, temperature)

@@ -117,7 +117,7 @@ def ramp_factor(iteration: int, ramp_iters: int) -> float:
 
 def _by_level(values: Tensor, inside: Sequence[Tensor]) -> list[Tensor]:
     """Split values (N, R, K) of anchors into L tensors (N, P, A * K) of positions."""
-    areas = [there[0].numel() for there in inside]
+    areas = [there.shape[1:].numel() for there in inside]
     if values.shape[1] % sum(areas):
         raise ValueError(
             f"expected as many anchors at each of the {sum(areas)} positions of all levels, got "

@@ -119,7 +119,8 @@ def mgd_masks(
         [
             [_key(seed, image, view, iteration, level) for image, view in images]
             for level in range(len(sizes))
-        ]
+        ],
+        dtype=torch.int64,
     ).to(device, non_blocking=True)
     return [_kept(of_level, size, share) for of_level, size in zip(keys, sizes, strict=True)]
 

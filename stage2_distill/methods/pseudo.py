@@ -41,6 +41,8 @@ def with_pseudo_objects(
         Of each image, new Instances with `gt_boxes` and `gt_classes` alone: the ground truth, then
         the detections taken, in their order.
     """
+    if not targets:
+        return []
     boxes, _ = batched_boxes(targets)
     taken = _is_pseudo_object(detections, boxes, min_score, max_iou)
     # Those taken first, so that an image's are a slice: a mask would wait for a GPU image by image.

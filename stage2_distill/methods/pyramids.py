@@ -38,7 +38,7 @@ def check_alike(
         inside: L bool tensors (N, 1, H_l, W_l).
 
     Raises:
-        ValueError: they differ in levels or shapes.
+        ValueError: they differ in levels or shapes, there is no level, or `inside` is not bool.
     """
     shapes = [[tuple(level.shape) for level in one] for one in (student, teacher, inside)]
     expected = [(images, 1, *grid) for images, _, *grid in shapes[0]]
@@ -46,6 +46,12 @@ def check_alike(
         raise ValueError(
             f"expected student and teacher of one shape per level and `inside` with one channel, "
             f"got {shapes[0]}, {shapes[1]} and {shapes[2]}; adapt the student's channels first"
+        )
+    types = {level.dtype for level in inside}
+    if types != {torch.bool}:
+        raise ValueError(
+            "expected one level or more, with `inside` of torch.bool, got "
+            f"{', '.join(map(str, types)) or 'none'}"
         )
 
 

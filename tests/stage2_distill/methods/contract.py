@@ -203,6 +203,18 @@ class LossContract:
         assert loss.shape == () and loss.is_meta
         gradients(loss, leaves)
 
+    def test_no_images_have_no_loss(self) -> None:
+        case = make_case().to(torch.float32).images(slice(0, 0))
+        leaves = [level.requires_grad_() for level in case.student]
+        loss = self.loss(case)
+        assert loss.item() == 0
+        assert not any(one.any() for one in gradients(loss, [*leaves, *self.layers()]))
+
+    def test_positions_that_are_no_mask_are_refused_in_one_line(self) -> None:
+        case = make_case()
+        with pytest.raises(ValueError, match=r"`inside` of torch\.bool, got torch\.float32$"):
+            self.loss(replace(case, inside=[level.float() for level in case.inside]))
+
     def test_pyramids_that_differ_are_refused_in_one_line(self) -> None:
         case = make_case()
         for wrong in (

@@ -295,6 +295,19 @@ def test_what_is_outside_changes_neither_loss_nor_gradient() -> None:
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+def test_no_images_have_no_loss() -> None:
+    losses = losses_of(part(batch(), slice(0, 0)), blocks_of())
+    assert [x.item() for x in losses.values()] == [0.0] * 4
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_blocks_in_half_precision_add_nearly_the_same(half: str) -> None:
+    given = in_float32(batch())
+    full, rounded = (losses_of(given, blocks_of().to(one)) for one in (torch.float32, HALVES[half]))
+    assert rounded["relation"].dtype == torch.float32
+    torch.testing.assert_close(rounded, full, rtol=0.02, atol=0.0)
+
+
 def test_a_batch_and_its_double_have_one_loss() -> None:
     given, blocks = batch(), blocks_of()
     doubled = losses_of(part(given, [0, 1, 2] * 2), blocks)

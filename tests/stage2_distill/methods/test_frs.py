@@ -170,6 +170,10 @@ def test_a_record_is_adapted_as_if_it_were_alone() -> None:
             np.testing.assert_allclose(found[level][image].detach().numpy(), wanted, atol=1e-12)
 
 
+def test_no_images_have_no_loss() -> None:
+    assert [x.item() for x in frs_losses(**part(batch(), slice(0, 0))).values()] == [0.0, 0.0]
+
+
 def test_a_batch_and_its_double_have_one_loss() -> None:
     given = batch()
     doubled = part(given, [0, 1, 2, 0, 1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +38,11 @@ def test_without_positions_the_loss_is_zero() -> None:
     case = make_case()
     nothing = [torch.zeros_like(level) for level in case.inside]
     assert mimic_loss(case.student, case.teacher, nothing) == 0.0
+
+
+def test_without_levels_there_is_nothing_to_compare() -> None:
+    with pytest.raises(ValueError, match=r"^expected one level or more, .*, got none$"):
+        mimic_loss([], [], [])
 
 
 def test_the_mean_of_a_count_over_ranks_may_be_below_one() -> None:

@@ -26,6 +26,10 @@ def image(boxes: Any = (), classes: Any = ()) -> Instances:
     )
 
 
+def test_no_images_have_no_objects() -> None:
+    assert with_pseudo_objects([], torch.zeros(0, 5, 6), **LIMITS) == []
+
+
 def rows_of(target: Instances) -> list[list[float]]:
     """Boxes with classes."""
     return torch.cat([target.gt_boxes.tensor, target.gt_classes[:, None]], dim=1).tolist()
