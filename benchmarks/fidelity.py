@@ -135,11 +135,13 @@ def fidelity_rows(
     if precision != "float32":
         what += f" in {precision}"
     # numpy's extremes of what holds NaN are NaN, which reaches no limit.
-    matched = Row(
-        name=f"{what}, gid: GIs matched", value=float(np.min([one["matched"] for one in students])),
-        limit=limits.matched, at_least=True,
+    # None, where nothing is chosen or a gradient is zero, becomes NaN too.
+    matched = np.array([one["matched"] for one in students], dtype=float)
+    of_gid = Row(
+        name=f"{what}, gid: GIs matched", value=float(matched.min()), limit=limits.matched,
+        at_least=True,
     )  # fmt: skip
-    rows = [matched] if "gid" in chosen else []
+    rows = [of_gid] if "gid" in chosen else []
     for method in chosen:
         errors = [
             error
@@ -147,11 +149,11 @@ def fidelity_rows(
             for name, error in one["errors"].items()
             if name.split("_")[1] == method
         ]
-        cosine = float(np.min([one["cosines"][method] for one in students]))
+        cosines = np.array([one["cosines"][method] for one in students], dtype=float)
         rows += [
             Row(name=f"{what}, {method}: error of a loss", value=float(np.max(errors)),
                 limit=limits.error),
-            Row(name=f"{what}, {method}: cosine of the gradients", value=cosine,
+            Row(name=f"{what}, {method}: cosine of the gradients", value=float(cosines.min()),
                 limit=limits.cosine, at_least=True),
         ]  # fmt: skip
     return rows

@@ -292,7 +292,7 @@ class _Comparison:
         return StudentFidelity(
             student=student,
             instances=self._instances,
-            matched=self._matched / self._instances if self._instances else 1.0,
+            matched=self._matched / self._instances if self._instances else None,
             errors={
                 name: float(abs(one.sum()) / max(abs(sums[name].sum()), LOSS_FLOOR))
                 for name, one in apart.items()
@@ -318,7 +318,9 @@ def _filled(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> It
         yield torch.zeros_like(weight) if gradient is None else gradient
 
 
-def _cosine(product: float, live: float, cached: float) -> float:
-    """Of two gradients, from their dot products with each other and with themselves."""
-    # Two gradients of zero agree; one of zero agrees with no other.
-    return 1.0 if live == cached == 0 else product / max((live * cached) ** 0.5, 1e-300)
+def _cosine(product: float, live: float, cached: float) -> float | None:
+    """Of two gradients, from their dot products with each other and with themselves.
+
+    None where both are zero; one of zero agrees with no other.
+    """
+    return None if live == cached == 0 else product / max((live * cached) ** 0.5, 1e-300)

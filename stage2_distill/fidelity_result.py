@@ -39,20 +39,20 @@ class StudentFidelity:
         student: its checkpoint, or `initial`.
         instances: what the methods chose under the live teacher, such as GIs, over all views.
         matched: share of it that is found again under the cache, such as by a GI of an IoU of 0.9
-            or more; 1 where nothing is chosen.
+            or more; None where nothing is chosen.
         errors: loss name to |sum of differences| / |sum of the live ones|, over all batches.
         mean_errors: loss name to the mean over the batches of |difference| / |live|, in which
             signs cannot cancel; no limit is set for it.
         cosines: method to that of the two gradients of its losses, those of all batches laid side
-            by side.
+            by side; None where both are zero, which says nothing.
     """
 
     student: str
     instances: int
-    matched: float
+    matched: float | None
     errors: dict[str, float]
     mean_errors: dict[str, float]
-    cosines: dict[str, float]
+    cosines: dict[str, float | None]
 
     @property
     def error(self) -> float:
@@ -60,15 +60,17 @@ class StudentFidelity:
         return float(np.max(list(self.errors.values()), initial=0.0))  # NaN is the largest
 
     @property
-    def cosine(self) -> float:
-        """The least of the cosines."""
-        return float(np.min(list(self.cosines.values()), initial=1.0))  # NaN is the least
+    def cosine(self) -> float | None:
+        """The least of the cosines; None where there is none."""
+        found = [one for one in self.cosines.values() if one is not None]
+        return float(np.min(found)) if found else None  # NaN is the least
 
     def reaches(self, limits: Limits) -> bool:
-        """Whether every figure is within the limits."""
+        """Whether every figure is within the limits; without any gradient there is none."""
         return (
-            self.matched >= limits.matched
+            (self.matched is None or self.matched >= limits.matched)
             and self.error <= limits.error
+            and self.cosine is not None
             and self.cosine >= limits.cosine
         )
 
@@ -108,9 +110,10 @@ class Fidelity:
         students = self.students
         rows = [["", *(one.student[-20:] for one in students), "limit"]]
 
-        def add(name: str, form: str, values: Iterable[float], limit: str = "") -> None:
+        def add(name: str, form: str, values: Iterable[float | None], limit: str = "") -> None:
+            cells = ("none" if value is None else format(value, form) for value in values)
             bound = format(getattr(self.limits, limit), form) if limit and self.limits else ""
-            rows.append([name, *(format(value, form) for value in values), bound])
+            rows.append([name, *cells, bound])
 
         add("chosen, found again", ".4f", [one.matched for one in students], "matched")
         for name in students[0].errors:

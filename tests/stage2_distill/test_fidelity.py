@@ -134,6 +134,20 @@ def test_methods_without_a_loss_are_no_measurement(configure: Configure, capsys:
     assert "DISTILL.METHODS ('pseudo',): no method of these has a loss" in capsys.readouterr().err
 
 
+def test_a_gradient_of_zero_is_no_agreement(configure: Configure, capsys: Capture) -> None:
+    path = configure(DISTILL={"METHODS": ["pkd", "cwd"]}, PKD={"WEIGHT": 0.0})
+    code, found = measure(path, capsys, "--student", INITIAL)
+    (one,) = found["students"]
+    assert code == 0 and one["matched"] is None and one["instances"] == 0
+    assert one["cosines"]["pkd"] is None and one["cosine"] == one["cosines"]["cwd"] >= 0.999999
+
+    weightless = ["PKD.WEIGHT", "0.0", "CWD.WEIGHT", "0.0"]
+    arguments = ["--views", "2", "--student", INITIAL, "--config-file", str(path)]
+    assert main(["fidelity", *arguments, *weightless]) == 1
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["chosen, found again"][3] == lines["cwd, cosine"][2] == "none"
+
+
 def test_the_table_names_the_limits_and_the_verdict(configure: Configure, capsys: Capture) -> None:
     arguments = ["--views", "3", "--student", INITIAL, "--config-file", str(configure("balanced"))]
     code = main(["fidelity", *arguments])
@@ -237,6 +251,7 @@ def test_the_stages_are_the_beginning_the_half_and_the_end(
         {"errors": {"a": 0.0, "b": float("nan")}},
         {"cosines": {"x": 1.0, "y": 0.9899}},
         {"cosines": {"x": 1.0, "y": float("nan")}},
+        {"cosines": {"x": None, "y": None}},
     ],
 )
 def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, Any]) -> None:
@@ -250,6 +265,8 @@ def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, An
         cosines={"x": 1.0, "y": 0.99},
     )
     assert good.reaches(limits)
+    # A method whose weights are zero, and one that chooses nothing, say nothing of the others.
+    assert replace(good, matched=None, cosines={"x": None, "y": 0.99}).reaches(limits)
     assert not replace(good, **worse).reaches(limits)
 
 
