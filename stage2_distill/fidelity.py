@@ -178,8 +178,9 @@ def _load_student(
         other.trained_layers.load_state_dict(distiller.trained_layers.state_dict())
     except ValueError as error:
         raise ValueError(
-            f"{error}\nWhere the live teacher has more levels than the cache, methods that train a"
-            " layer for each level cannot be compared: leave them out of DISTILL.METHODS"
+            f"{str(error).partition(':')[0]}, one for each level: where the live teacher has more "
+            "levels than the cache, such methods cannot be compared; leave them out of "
+            "DISTILL.METHODS"
         ) from error
     return distiller.train(), other.train()
 

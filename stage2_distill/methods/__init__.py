@@ -261,4 +261,9 @@ class TrainedLayers:
             try:
                 method.load_state_dict(state[name])
             except RuntimeError as error:
-                raise ValueError(f"the trained layers of the method {name}: {error}") from error
+                reason = " ".join(str(error).partition(":")[2].split())
+                raise ValueError(
+                    f"the method {name} has other layers or buffers than those loaded: {reason} "
+                    "Go on with the method and its node as they were, or start anew in another "
+                    "OUTPUT_DIR"
+                ) from error

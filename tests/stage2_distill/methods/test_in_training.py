@@ -312,6 +312,18 @@ def test_a_run_of_other_methods_is_not_resumed(write: Write) -> None:
         trainer.resume_or_load(resume=True)
 
 
+def test_layers_of_another_form_are_not_resumed(write: Write) -> None:
+    path = write(DISTILL={"METHODS": ["mgd"]})
+    train(path, "SOLVER.MAX_ITER", 1)
+    trainer = build(path)
+    trainer.distiller.methods[0].register_buffer("seen", torch.zeros(()))
+    expected = (
+        r'pth: the method mgd has other layers .*: Missing key.*: "seen"\. Go on .* OUTPUT_DIR$'
+    )
+    with pytest.raises(ValueError, match=expected):
+        trainer.resume_or_load(resume=True)
+
+
 @pytest.mark.parametrize("chosen", ["cwd", "fgd"])
 def test_a_preset_that_is_too_coarse_for_a_method_is_refused(
     homes: dict[str, Path], tmp_path: Path, chosen: str
