@@ -26,8 +26,9 @@ setup:
 demo: setup
 	$(VENV) -m benchmarks.demo $(if $(DATA),--data "$(DATA)") $(if $(FAMILY),--family "$(FAMILY)")
 
+# Several files at a time: much of the suite waits for processes that it has started.
 test: setup
-	$(VENV) -m pytest tests
+	$(VENV) -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 # The tests of these files in full; make test runs a few of each kind.
 faults: setup

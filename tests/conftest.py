@@ -1,5 +1,6 @@
 """What every test shares: one thread of arithmetic, skips with a reason, and an S3 server."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,16 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 # A shell lets what it runs in the background ignore Ctrl-C, which the tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_output() -> Iterator[None]:
+    """Let loggers forget a test's captured output: detectron2's would go on writing to it."""
+    yield
+    for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
+        for handler in list(getattr(logger, "handlers", ())):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)  # type: ignore[union-attr]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
