@@ -310,17 +310,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         job = Settings(
-            folder=(args.folder or Path(temporary)).absolute(),
-            preset=args.preset,
-            size=args.size,
-            batch=args.batch,
-            device=args.device,
-            amp=args.amp,
-            workers=args.workers,
-            memory=not args.no_memory,
-            rounds=args.rounds,
-            warmup=3,
-        )
+            folder=(args.folder or Path(temporary)).absolute(), preset=args.preset, size=args.size,
+            batch=args.batch, device=args.device, amp=args.amp, workers=args.workers,
+            memory=not args.no_memory, rounds=args.rounds, warmup=3,
+        )  # fmt: skip
         if args.memory_of:
             print(_own_peak(job, args.memory_of))
             return 0
