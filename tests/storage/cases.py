@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,14 @@ def flip(path: Path, position: int, mask: int = 1) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= mask
     path.write_bytes(data)
+
+
+def clock(at_sleep: Callable[[float], object]) -> SimpleNamespace:
+    """In place of `time`: goes on in sleeps alone, each of which does something; given its end."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        at_sleep(now[0])
+
+    return SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)

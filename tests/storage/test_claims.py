@@ -7,7 +7,6 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from storage.schema import ShardId
 from tests.storage.cases import (
     FIRST,
     NewLocation,
+    clock,
     contents,
     fill,
     make_arrays,
@@ -232,17 +232,6 @@ def test_who_waits_for_the_metadata_says_for_whom_and_until_when(
     (line,) = [record.message for record in caplog.records]
     assert re.fullmatch(rf"{tmp_path}: waiting for the metadata, which another job writes: held by"
                         r" host 7 until \d\d:\d\d:\d\d \(for [01] s\)", line)  # fmt: skip
-
-
-def clock(at_sleep: Callable[[float], object]) -> SimpleNamespace:
-    """In place of `time`: goes on in sleeps alone, each of which does something; given its end."""
-    now = [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-        at_sleep(now[0])
-
-    return SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
 
 
 def test_a_store_that_lists_claims_by_another_name_is_refused_and_no_hang(

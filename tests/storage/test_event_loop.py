@@ -6,13 +6,12 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import CancelledError
-from types import SimpleNamespace
 
 import pytest
 
 from storage import event_loop
+from tests.storage.cases import clock
 
 _INTERRUPTED = """
 import signal, sys
@@ -46,17 +45,6 @@ def slow_call(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Thread, thread
     thread.start()
     woken.wait()
     return thread, back
-
-
-def clock(at_sleep: Callable[[float], object]) -> SimpleNamespace:
-    """In place of `time`: goes on in sleeps alone, each of which does something; given its end."""
-    now = [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-        at_sleep(now[0])
-
-    return SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
 
 
 def test_the_end_waits_for_a_call_of_another_thread(
