@@ -29,6 +29,11 @@ OF_YOURS = "(one of yours is known where IMPORTS or --import names its module)"
 OURS, LIBRARY, USER = "ours", "library", "user"
 # Folders and files of the modules that were named, which may be installed as libraries are.
 _IMPORTED: set[Path] = set()
+# What a detector is made of, wherever it lies: many install detectron2 from a checkout.
+_LIBRARIES = ("detectron2", "fvcore", "iopath", "numpy", "omegaconf", "PIL", "timm", "torch",
+              "torchvision")  # fmt: skip
+# How PyTorch begins the message of an error that a data worker, or a spawned rank, ended with.
+_FROM_ELSEWHERE = re.compile(r"\s*(Caught \w+ in |-- Process \d+ terminated )")
 
 
 def import_modules(names: Iterable[str], stated: str = "IMPORTS") -> None:
@@ -47,8 +52,10 @@ def import_modules(names: Iterable[str], stated: str = "IMPORTS") -> None:
         collision = shadow() or hidden_by_ours(name)
         if collision:
             raise ValueError(f"{stated}: {name}: {collision}")
-        place = origin(name.partition(".")[0])
-        _IMPORTED.update([place] if place else [])
+        top = name.partition(".")[0]
+        place = origin(top)
+        if place is not None and top not in _LIBRARIES:
+            _IMPORTED.add(place)
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
@@ -70,8 +77,8 @@ def failure(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         places, text = [(error.filename, error.lineno or 0)], error.msg
     own = [place for place in places if _owner(place[0]) == USER]
-    file, line = (own or places)[-1]
-    return f"{type(error).__name__}: {text} ({file}:{line})"
+    last = "".join(f" ({file}:{line})" for file, line in (own or places)[-1:])
+    return f"{type(error).__name__}: {text}{last}"
 
 
 def users_place(error: BaseException) -> str:
@@ -91,12 +98,17 @@ def users_place(error: BaseException) -> str:
     return ""
 
 
+def is_from_elsewhere(error: BaseException) -> bool:
+    """Whether an error is that of another process, with its traceback in the message."""
+    text = str(error)
+    return _FROM_ELSEWHERE.match(text) is not None and "Traceback" in text
+
+
 def _places(error: BaseException) -> list[tuple[str, int]]:
     """File and line of every call that led to an error; in another process, if it came from one."""
-    text = str(error)
-    if "Traceback" in text:
-        last = text[text.rindex("Traceback") :]
-        return [(file, int(line)) for file, line in re.findall(r'File "(.+)", line (\d+)', last)]
+    if is_from_elsewhere(error):
+        found = re.findall(r'File "(.+)", line (\d+)', str(error).rpartition("Traceback")[2])
+        return [(file, int(line)) for file, line in found]
     calls = traceback.extract_tb(error.__traceback__)
     return [(call.filename, call.lineno or 0) for call in calls]
 
@@ -117,10 +129,12 @@ def _owner(file: str) -> str:
 
 
 def _libraries() -> Iterator[Path]:
-    """Where Python's own modules lie, and detectron2, which many install from a checkout."""
+    """Where Python's own modules lie, and `_LIBRARIES`."""
     yield Path(sysconfig.get_path("stdlib")).resolve()
-    if "detectron2" in sys.modules:
-        yield Path(sys.modules["detectron2"].__file__ or "").resolve().parent
+    for name in _LIBRARIES:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None:
+            yield Path(file).resolve().parent
 
 
 def _look_here() -> None:

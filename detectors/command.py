@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.imports import MODULE, users_place
+from configs.imports import MODULE, is_from_elsewhere, users_place
 from configs.rules import MAX_WHOLE, Number, Whole
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
@@ -245,7 +245,7 @@ def one_line(error: BaseException) -> str:
     One that comes from code of the user's ends with its file and line.
     """
     text = str(error).rstrip()
-    if "Traceback" in text:
+    if is_from_elsewhere(error):
         text = text.splitlines()[-1].partition(": ")[2]
     place = users_place(error)
     return text if not place or place in text else f"{text} ({place})"

@@ -125,11 +125,11 @@ def _check_ranks(name: str, args: argparse.Namespace) -> None:
             f"{option} {local}: PyTorch sees {count} GPUs on this machine; start one process for "
             "each, or set MODEL.DEVICE cpu"
         )
-    # On other machines too: data parallelism takes GPU 0 for the first rank of each.
-    if total > 1 and ":" in name:
+    # Data parallelism takes GPU 0 for the first rank of each machine, and so on.
+    if total > 1 and ":" in name and (local > 1 or int(name.partition(":")[2]) > 0):
         raise ValueError(
-            f"MODEL.DEVICE is {name}, one GPU for all of {total} processes; set it to cuda "
-            "(CUDA_VISIBLE_DEVICES says which GPUs they may use)"
+            f"MODEL.DEVICE is {name}, but {total} processes take the GPUs of their machines in "
+            "order, from 0; set it to cuda (CUDA_VISIBLE_DEVICES says which GPUs they may use)"
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from configs.imports import import_modules
+from configs.imports import failure, import_modules, users_place
 from configs.loader import default_config, load_config, settings, teacher_config
 from configs.nodes import NODES
 from detectors import families
@@ -327,3 +327,16 @@ def command(
         timeout=60,
         check=False,
     )
+
+
+def test_a_library_that_is_named_stays_one(here: Path) -> None:
+    from fvcore.common.registry import Registry
+
+    import_modules(["fvcore.common"])
+    with pytest.raises(KeyError) as caught:
+        Registry("models").get("mine")
+    assert users_place(caught.value) == ""
+
+
+def test_an_error_that_was_never_raised_has_no_place() -> None:
+    assert failure(ValueError("nothing ran")) == "ValueError: nothing ran"

@@ -46,6 +46,7 @@ from configs.nodes import FieldChecks
 def own(): int("x")
 def of_a_library(): json.loads("")
 def of_ours(): FieldChecks(None).names("x")
+def quoting(): raise ValueError("it said: Traceback of another program: nope")
 """
 
 
@@ -58,7 +59,9 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     del sys.modules["my_users"]
 
 
-@pytest.mark.parametrize(("name", "line"), [("own", 4), ("of_a_library", 5), ("of_ours", 0)])
+@pytest.mark.parametrize(
+    ("name", "line"), [("own", 4), ("of_a_library", 5), ("of_ours", 0), ("quoting", 7)]
+)
 def test_an_error_of_the_user_s_code_names_its_place(
     users: Any, name: str, line: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +127,10 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
 
 
 def test_an_error_of_another_process_loses_its_traceback() -> None:
-    text = "Caught ValueError in worker.\nOriginal Traceback:\n  File x\nValueError: a.png: broken"
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\n"
+        "ValueError: a.png: broken"
+    )
     assert one_line(ValueError(text)) == "a.png: broken"
 
 
@@ -267,7 +273,7 @@ def test_ranks_of_torchrun_start_no_more_processes(
     [
         ("cuda:2", [], "MODEL.DEVICE is cuda:2, but PyTorch sees 2 GPUs"),
         ("cuda", ["--num-gpus", "3"], "--num-gpus 3: PyTorch sees 2 GPUs"),
-        ("cuda:1", ["--num-gpus", "2"], "MODEL.DEVICE is cuda:1, one GPU for all"),
+        ("cuda:1", ["--num-gpus", "2"], "MODEL.DEVICE is cuda:1, but 2 processes take"),
     ],
 )
 def test_a_gpu_that_no_rank_can_have_is_named(

@@ -160,14 +160,18 @@ def torchrun(local_size: int, size: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("device", "chosen"), [("cuda:1", ["cuda:1"]), ("cuda", ["cuda:0"]), ("cpu", [])]
-)
-def test_one_rank_of_torchrun_takes_the_gpu_that_is_named(
-    environment: Any, monkeypatch: pytest.MonkeyPatch, device: str, chosen: list[str]
+    ("device", "size", "chosen"),
+    [
+        ("cuda:1", 1, ["cuda:1"]), ("cuda:0", 2, ["cuda:0"]), ("cuda", 2, ["cuda:0"]),
+        ("cpu", 1, []),
+    ],
+)  # fmt: skip
+def test_the_one_rank_of_a_machine_takes_the_gpu_that_is_named(
+    environment: Any, monkeypatch: pytest.MonkeyPatch, device: str, size: int, chosen: list[str]
 ) -> None:
     from detectron2.utils import comm
 
-    environment(torchrun(1, 1))
+    environment(torchrun(1, size))
     used: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -183,10 +187,10 @@ def test_one_rank_of_torchrun_takes_the_gpu_that_is_named(
     [
         ("cuda", {}, {"num_gpus": 3}, "--num-gpus 3: PyTorch sees 2 GPUs on this machine"),
         ("cuda", torchrun(3, 3), {}, "torchrun --nproc-per-node 3: PyTorch sees 2 GPUs"),
-        ("cuda:1", {}, {"num_gpus": 2}, "cuda:1, one GPU for all of 2 processes; set it to cuda"),
-        ("cuda:1", {}, TWO_MACHINES, "cuda:1, one GPU for all of 2 processes"),
-        ("cuda:1", torchrun(2, 2), {}, "cuda:1, one GPU for all of 2 processes"),
-        ("cuda:1", torchrun(1, 4), {}, "cuda:1, one GPU for all of 4 processes"),
+        ("cuda:1", {}, {"num_gpus": 2}, "cuda:1, but 2 processes take .* from 0; set it to cuda"),
+        ("cuda:1", {}, TWO_MACHINES, "cuda:1, but 2 processes take"),
+        ("cuda:1", torchrun(2, 2), {}, "cuda:1, but 2 processes take"),
+        ("cuda:1", torchrun(1, 4), {}, "cuda:1, but 4 processes take"),
     ],
 )
 def test_ranks_without_a_gpu_of_their_own_are_refused(
