@@ -32,8 +32,9 @@ _IMPORTED: set[Path] = set()
 # What a detector is made of, wherever it lies: many install detectron2 from a checkout.
 _LIBRARIES = ("detectron2", "fvcore", "iopath", "numpy", "omegaconf", "PIL", "timm", "torch",
               "torchvision")  # fmt: skip
-# How PyTorch begins the message of an error that a data worker, or a spawned rank, ended with.
-_FROM_ELSEWHERE = re.compile(r"\s*(Caught \w+ in |-- Process \d+ terminated )")
+# How the message begins that another process ended with: a data worker, a spawned rank, a pool's.
+_FROM_ELSEWHERE = re.compile(r'\s*(Caught \w+ in |-- Process \d+ terminated |"""\s+Traceback)')
+_CAUSED = "The above exception was the direct cause of the following exception:"
 
 
 def import_modules(names: Iterable[str], stated: str = "IMPORTS") -> None:
@@ -73,7 +74,8 @@ def failure(error: BaseException) -> str:
         was running, else the last one of all.
     """
     text = " ".join(str(error).split())
-    places = [place for place in _places(error) if not place[0].startswith("<frozen")]
+    last_calls = next(_tracebacks(error))
+    places = [place for place in last_calls if not place[0].startswith("<frozen")]
     if isinstance(error, SyntaxError) and error.filename:
         places, text = [(error.filename, error.lineno or 0)], error.msg
     own = [place for place in places if _owner(place[0]) == USER]
@@ -89,12 +91,10 @@ def users_place(error: BaseException) -> str:
     Returns:
         "" where the code that failed is ours.
     """
-    found: BaseException | None = error
-    while found is not None:
-        callers = [place for place in _places(found) if _owner(place[0]) != LIBRARY]
+    for places in _tracebacks(error):
+        callers = [place for place in places if _owner(place[0]) != LIBRARY]
         if callers and _owner(callers[-1][0]) == USER:
             return "{}:{}".format(*callers[-1])
-        found = found.__cause__
     return ""
 
 
@@ -104,13 +104,18 @@ def is_from_elsewhere(error: BaseException) -> bool:
     return _FROM_ELSEWHERE.match(text) is not None and "Traceback" in text
 
 
-def _places(error: BaseException) -> list[tuple[str, int]]:
-    """File and line of every call that led to an error; in another process, if it came from one."""
-    if is_from_elsewhere(error):
-        found = re.findall(r'File "(.+)", line (\d+)', str(error).rpartition("Traceback")[2])
-        return [(file, int(line)) for file, line in found]
-    calls = traceback.extract_tb(error.__traceback__)
-    return [(call.filename, call.lineno or 0) for call in calls]
+def _tracebacks(error: BaseException) -> Iterator[list[tuple[str, int]]]:
+    """File and line of every call that led to an error; then of those that led to its causes."""
+    found: BaseException | None = error
+    while found is not None:
+        if is_from_elsewhere(found):
+            for told in reversed(str(found).split(_CAUSED)):
+                calls = re.findall(r'File "(.+)", line (\d+)', told.rpartition("Traceback")[2])
+                yield [(file, int(line)) for file, line in calls]
+        else:
+            known = traceback.extract_tb(found.__traceback__)
+            yield [(call.filename, call.lineno or 0) for call in known]
+        found = found.__cause__
 
 
 def _owner(file: str) -> str:

@@ -141,10 +141,8 @@ class Place:
     @staticmethod
     def holds_credentials(value: str) -> bool:
         """Whether a URL names a user, whose password would end up in logs and saved configs."""
-        begin = _URL_BEGIN.match(value)
-        if begin is None or not begin[2]:
-            return False
-        return "@" in re.split("[/?#]", value[begin.end() :])[0]
+        # Wherever a URL begins: a name that is none, as with a space before it, is repeated too.
+        return re.search(r":/+[^/?#]*@", value) is not None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A real S3 server on this machine, for the tests: started, killed and started again."""
 
+import os
 import random
 import shutil
 import socket
@@ -94,10 +95,14 @@ class S3Server:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that stay free while the server is down: outgoing connections are given higher ones."""
+    """Ports that stay free while the server is down: outgoing connections are given higher ones.
+
+    Each of the processes that run tests side by side has ports of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     ports: list[int] = []
     while len(ports) < count:
-        port = random.SystemRandom().randrange(11_000, 21_000)
+        port = random.SystemRandom().randrange(11_000, 21_000) // 16 * 16 + worker % 16
         # The server adds 10000 for a second port of each kind.
         if port not in ports and _is_free(port) and _is_free(port + 10_000):
             ports.append(port)

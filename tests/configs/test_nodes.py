@@ -197,15 +197,15 @@ def test_a_choice_names_what_is_allowed() -> None:
         TeacherConfig(source="offline")
 
 
-@pytest.mark.parametrize("slashes", ["/", "//"])
+@pytest.mark.parametrize("begin", ["s3:/", "s3://", " s3://", "s://", "'s3://"])
 @pytest.mark.parametrize(
     ("schema", "name"), [(CacheConfig, "location"), (TeacherConfig, "weights")]
 )
 def test_a_url_with_credentials_is_refused_without_repeating_them(
-    schema: Any, name: str, slashes: str
+    schema: Any, name: str, begin: str
 ) -> None:
     with pytest.raises(ValueError, match="holds credentials") as error:
-        schema(**{name: f"s3:{slashes}user:hunter2@bucket/cache"})
+        schema(**{name: f"{begin}user:hunter2@bucket/cache"})
 
     assert "hunter2" not in str(error.value)
 
@@ -213,6 +213,7 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(
 def test_urls_without_credentials_and_folders_with_an_at_sign_pass() -> None:
     assert CacheConfig(location="s3://bucket/at@home").location == "s3://bucket/at@home"
     assert CacheConfig(location="data/me@host").location == "data/me@host"
+    assert CacheConfig(location="/data/run:2/me@host").location == "/data/run:2/me@host"
 
 
 @pytest.mark.parametrize("text", ["s3:/bucket/x", "S3:/bucket/x", "s3:bucket/x", "s3:", "http:/x"])

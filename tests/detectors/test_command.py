@@ -85,10 +85,18 @@ def test_an_error_of_the_user_s_code_names_its_place(
         assert text.endswith(place) and text.count(users.__file__) == bool(line)
 
 
-def test_so_does_one_of_a_data_worker(users: Any) -> None:
+@pytest.mark.parametrize(
+    ("is_named", "said"), [(False, "invalid literal for int() with base 10: 'x'"), (True, "view 3")]
+)
+def test_so_does_one_of_a_data_worker(users: Any, is_named: bool, said: str) -> None:
     class Items(Dataset[int]):
         def __getitem__(self, number: int) -> int:
-            users.own()
+            try:
+                users.own()
+            except ValueError as error:
+                if is_named:
+                    raise ValueError("view 3") from error
+                raise
             return number
 
         def __len__(self) -> int:
@@ -96,8 +104,7 @@ def test_so_does_one_of_a_data_worker(users: Any) -> None:
 
     with pytest.raises(ValueError) as caught:
         next(iter(DataLoader(Items(), num_workers=1)))
-    expected = f"invalid literal for int() with base 10: 'x' ({users.__file__}:4)"
-    assert one_line(caught.value) == expected
+    assert one_line(caught.value) == f"{said} ({users.__file__}:4)"
 
 
 def test_ctrl_c_is_one_line_and_the_exit_code_of_a_shell(
