@@ -10,8 +10,27 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 _PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-# Whole files rather than words: JSON, of which lines are a part.
-_OF_MANY_LINES = ("GOOGLE_SERVICE_ACCOUNT_KEY",)
+# Keys of the clients' configurations (obstore's S3Config, GCSConfig, AzureConfig and, of all three,
+# ClientConfig) whose value is one line. Certificates and the key of a service account have many;
+# other names with these prefixes are of other programs.
+_WORDS = {
+    "s3": ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "TOKEN", "REGION",
+           "DEFAULT_REGION", "ROLE_ARN", "ROLE_SESSION_NAME", "WEB_IDENTITY_TOKEN_FILE",
+           "ENDPOINT_URL_STS", "CONTAINER_CREDENTIALS_RELATIVE_URI",
+           "CONTAINER_CREDENTIALS_FULL_URI", "CONTAINER_AUTHORIZATION_TOKEN_FILE",
+           "SERVER_SIDE_ENCRYPTION", "SSE_KMS_KEY_ID", "SSE_CUSTOMER_KEY_BASE64",
+           "CHECKSUM_ALGORITHM", "CONDITIONAL_PUT", "REQUEST_PAYER", "UNSIGNED_PAYLOAD",
+           "VIRTUAL_HOSTED_STYLE_REQUEST"),
+    "gs": ("SERVICE_ACCOUNT", "SERVICE_ACCOUNT_PATH", "APPLICATION_CREDENTIALS", "BEARER_TOKEN"),
+    "az": ("STORAGE_ACCOUNT_NAME", "STORAGE_ACCOUNT_KEY", "STORAGE_ACCESS_KEY",
+           "STORAGE_MASTER_KEY", "STORAGE_SAS_KEY", "STORAGE_SAS_TOKEN", "STORAGE_TOKEN",
+           "STORAGE_CLIENT_ID", "CLIENT_ID", "STORAGE_CLIENT_SECRET", "CLIENT_SECRET",
+           "STORAGE_TENANT_ID", "TENANT_ID", "STORAGE_AUTHORITY_ID", "AUTHORITY_ID",
+           "STORAGE_AUTHORITY_HOST", "AUTHORITY_HOST", "FEDERATED_TOKEN_FILE", "OBJECT_ID",
+           "MSI_RESOURCE_ID", "CREDENTIAL_TYPE", "ENCRYPTION_KEY"),
+}  # fmt: skip
+_OPTIONS = ("ALLOW_HTTP", "ALLOW_INVALID_CERTIFICATES", "SKIP_SIGNATURE", "TIMEOUT",
+            "CONNECT_TIMEOUT", "READ_TIMEOUT", "USER_AGENT")  # fmt: skip
 # What the clients take as URLs.
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_METADATA_ENDPOINT",
@@ -49,11 +68,14 @@ def check_environment(scheme: str, environment: Mapping[str, str]) -> None:
     Raises:
         ValueError: names the variable.
     """
-    for name, value in _variables(scheme, environment):
-        if name not in _OF_MANY_LINES and (value != value.strip() or not value.isprintable()):
+    words = [f"{_PREFIXES[scheme]}{key}" for key in (*_WORDS[scheme], *_OPTIONS)]
+    for name in (*words, *_ENDPOINTS[scheme]):
+        value = environment.get(name, "")
+        if value != value.strip() or not value.isprintable():
             raise ValueError(
                 f"the environment variable {name} begins or ends with white space, or holds a line"
-                " end or control character; set it without (a secret's file may end in a line end)"
+                " end or another character that cannot be printed; set it without (a secret's file"
+                " may end in a line end)"
             )
     for name in _ENDPOINTS[scheme]:
         if name in environment:

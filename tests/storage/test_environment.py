@@ -44,12 +44,24 @@ def test_white_space_at_the_ends_of_a_value_is_refused(
     assert "ter2" not in error
 
 
-def test_variables_of_others_and_files_of_many_lines_are_no_concern(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SOMETHING", "else\n"), ("AZURE_STORAGE_ACCOUNT_KEY", "key\n"),
+        ("AWS_EXECUTION_ENV", "x "), ("AWS_PROFILE", "\tx"), ("AWS_ACCESS_KEY_IDS", "x\n"),
+        ("AWS_ROOT_CERTIFICATE", "-----BEGIN\n-----END\n"),
+        ("AWS_PROXY_CA_CERTIFICATE", "-----BEGIN\n-----END\n"),
+    ],
+)  # fmt: skip
+def test_variables_that_the_client_does_not_read_and_whole_files_are_no_concern(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "key\n")
-    monkeypatch.setenv("SOMETHING", "else\n")
+    monkeypatch.setenv(name, value)
     _ = Location("s3://bucket/x").store
+
+
+def test_a_service_account_s_key_may_have_many_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_CREDENTIALS", "{\n}")
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", '{\n "a": 1\n}\n')
     with pytest.raises(Exception, match="service account"):
         _ = Location("gs://bucket/x").store
