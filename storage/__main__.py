@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from storage.errors import CacheError
 from storage.example import add_example
 from storage.report import LEVELS
 from storage.resources import exhausted, with_remedy
+from storage.stopping import Terminated, terminable
 
 # `storage.commands` is imported once a command runs: zarr takes time that `--help` need not wait.
 
@@ -86,34 +86,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from storage import commands
 
     run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
-    # A scheduler's SIGTERM unwinds like Ctrl-C, so that claims are given back and workers end.
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
-    except (CacheError, ValueError, OSError, ImportError) as error:
-        print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
-        return commands.FAILED
-    except (MemoryError, RuntimeError) as error:
-        if not exhausted(error):
-            raise
-        print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
-        return commands.FAILED
-    except _Terminated:
-        print("interrupted by SIGTERM", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+    # Claims are given back and workers end, whichever signal it was.
+    with terminable():
+        try:
+            return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
+        except (CacheError, ValueError, OSError, ImportError) as error:
+            print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
+            return commands.FAILED
+        except (MemoryError, RuntimeError) as error:
+            if not exhausted(error):
+                raise
+            print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
+            return commands.FAILED
+        except Terminated:
+            print("interrupted by SIGTERM", file=sys.stderr)
+            return 128 + signal.SIGTERM
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

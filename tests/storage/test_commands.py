@@ -6,12 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage import plan_to_json
+from storage import plan_to_json, verify
 from storage.__main__ import main
 from storage.layout import commit_key
 from storage.schema import ShardId
@@ -203,6 +204,46 @@ def test_a_signal_is_one_line(
     assert signal.getsignal(number) == before
 
 
+def test_a_second_sigterm_does_not_abort_what_the_first_began(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = []
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            given_back.append("a claim")
+
+    monkeypatch.setattr("storage.commands.verify", interrupted)
+    assert run(capsys, "verify", finished) == (143, "", "interrupted by SIGTERM\n")
+    assert given_back
+
+
+def test_a_sigterm_that_is_ignored_stays_so(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(*args: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return verify(*args, **options)
+
+    monkeypatch.setattr("storage.commands.verify", signalled)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run(capsys, "verify", finished)[0] == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_command_runs_in_any_thread(finished: Path) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["info", str(finished)])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -228,6 +269,7 @@ def test_the_commands_import_neither_pytorch_nor_detectron2(cache: Path) -> None
     damage(cache)
     script = f"""
 import sys
+import threading
 from storage.__main__ import main
 assert main(["info", {str(cache)!r}]) == 0
 assert main(["verify", {str(cache)!r}, "--level", "deep"]) == 1
