@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from storage.codecs.base import Codec, Codes, check_kind, check_shape, check_tensor, require_finite
+from storage.codecs.dense import Dense, DenseScores
 from storage.codecs.placing import Placing
 from storage.codecs.presets import Preset, get_codec
+from storage.codecs.sparse_scores import PackedScores, SparseScores
 from storage.errors import FormatError, VersionError
 from storage.schema import RECORD, Array, Field, Geometry, common_fields
 from storage.signals import Signal
 
+# Those whose fields in float16 are the teacher's values themselves; not what derives from them.
+_IN_HALF = (Dense, DenseScores, PackedScores, SparseScores)
 _BEYOND_HALF = (
     "teacher's {} exceeds the range of float16 (65504): use CACHE.PRESET exact with CACHE.DTYPE"
     " float32"
@@ -142,7 +146,7 @@ class RecordCodec:
                 for name, code in codes.items():
                     found[f"{signal.name}.{name}"] = code
                     if code.dtype == torch.float16:
-                        extremes.append((_BEYOND_HALF.format(signal.name), torch.aminmax(code)))
+                        extremes.append((_beyond_half(codec, signal, name), torch.aminmax(code)))
         finally:
             # Also where a codec raised: it may have stumbled over such values, and this says so.
             require_finite(extremes)
@@ -232,6 +236,14 @@ def _named(codec: Codec, signal: Signal) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"codec {codec.name}: signal {signal.name}: {error}") from error
+
+
+def _beyond_half(codec: Codec, signal: Signal, field: str) -> str:
+    """Say what it means that a field in float16 is not finite where the teacher's values are."""
+    if type(codec) in _IN_HALF:
+        return _BEYOND_HALF.format(signal.name)
+    said = f"codec {codec.name}: signal {signal.name}: field {field}"
+    return f"{said} holds NaN or infinity in float16"
 
 
 def _check_codes(codes: Any, fields: Sequence[Field], count: int) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from storage import RecordCodec, Signal
+from storage import Codec, RecordCodec, Signal
 from storage.codecs.dense import Dense, DenseScores
+from storage.codecs.sparse_scores import PackedScores, SparseScores
 from tests.storage.codecs.samples import (
     BOXES,
     DELTAS,
     FEATURES,
     GEOMETRY,
+    ONE_CLASS,
     ROWS,
     SCORES,
     make_values,
@@ -41,11 +43,17 @@ def test_scores_decode_to_the_same_bits_in_any_batch(dtype: str) -> None:
         assert torch.equal(codec.decode(one, SCORES, GEOMETRY)[0], together[n]), n
 
 
-@pytest.mark.parametrize("signal", [FEATURES, SCORES, DELTAS], ids=lambda one: one.kind)
-def test_float16_refuses_what_it_cannot_hold(signal: Signal) -> None:
+@pytest.mark.parametrize(
+    ("codec", "signal"),
+    [
+        (Dense(dtype="float16"), FEATURES), (Dense(dtype="float16"), DELTAS),
+        (DenseScores(dtype="float16"), SCORES),
+        (SparseScores(), ONE_CLASS), (PackedScores(), ONE_CLASS),
+    ],
+)  # fmt: skip
+def test_float16_refuses_what_it_cannot_hold(codec: Codec, signal: Signal) -> None:
     values = make_values(signal)
     values[0, 0, 0] = 1e6
-    codec = (DenseScores if signal is SCORES else Dense)(dtype="float16")
     record = RecordCodec(signals=((signal, codec),), num_detections=1)
     said = f"teacher's {signal.name} exceeds the range of float16.*CACHE.DTYPE"
     with pytest.raises(ValueError, match=said):

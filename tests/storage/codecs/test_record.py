@@ -284,6 +284,13 @@ class TestOwnCodecs:
         with pytest.raises(ValueError, match=named):
             codec.decode_placed([record_of(codes, 0)], placing)
 
+    @pytest.mark.parametrize("mark", [torch.inf, torch.nan])
+    def test_a_field_in_float16_that_is_not_finite(self, mark: float) -> None:
+        codec = self.codec(encoded=lambda one: {"half": one.fill_(mark)})
+        said = "^codec halves: signal features: field half holds NaN or infinity in float16$"
+        with pytest.raises(ValueError, match=said):
+            codec.encode({"features": values_of()["features"]}, GEOMETRY)
+
     def test_values_that_are_not_finite_are_told_of_first(self) -> None:
         values = values_of()["features"].fill_(torch.nan)
         with pytest.raises(ValueError, match=r"^teacher's features holds NaN"):
