@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, wait
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -55,11 +55,15 @@ class _Loop(asyncio.SelectorEventLoop):
 
 _loop: _Loop | None = None
 _lock = threading.Lock()
+_is_settling = False
 _client_was_forked = False
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end and return what it returns, or raise what it raises."""
+    """Run a coroutine to its end and return what it returns, or raise what it raises.
+
+    A daemon thread that is still waiting when the process ends, ends here without a word.
+    """
     global _loop
     with _lock:
         if _loop is None:
@@ -68,13 +72,20 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
             # Not at import: a spawned process may forget what was registered before it begins.
             atexit.register(_settle)
             _loop = loop  # only now: where no thread can be started, later calls would wait for it
-    return asyncio.run_coroutine_threadsafe(work, _loop).result()
+    try:
+        return asyncio.run_coroutine_threadsafe(work, _loop).result()
+    except CancelledError:
+        if _is_settling:
+            raise SystemExit from None
+        raise
 
 
 def _settle() -> None:
     """Give up what is under way, and wait until no other thread is calling the loop."""
+    global _is_settling
     if _loop is None:
         return
+    _is_settling = True
     deadline = time.monotonic() + _END_SEC
     wait([asyncio.run_coroutine_threadsafe(_cancel_all(), _loop)], _END_SEC)
     while _loop.calls and time.monotonic() < deadline:

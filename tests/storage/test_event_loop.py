@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import threading
-from concurrent.futures import CancelledError
 
 import pytest
 
@@ -24,6 +23,26 @@ signal.setitimer(signal.ITIMER_REAL, 0.03)
 while True:
     place.get_many(["a"] * 32)
 """
+
+
+_WAITING = """
+import asyncio, threading
+from storage import event_loop
+
+async def wait_for_ever():
+    started.set()
+    await asyncio.Event().wait()
+
+started = threading.Event()
+threading.Thread(target=lambda: event_loop.run(wait_for_ever()), daemon=True).start()
+started.wait()
+"""
+
+
+@pytest.fixture(autouse=True)
+def not_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process goes on."""
+    monkeypatch.setattr(event_loop, "_is_settling", False)
 
 
 @pytest.fixture
@@ -86,7 +105,7 @@ def test_the_end_gives_up_what_is_under_way() -> None:
         await asyncio.Event().wait()
 
     def ask() -> None:
-        with pytest.raises(CancelledError):
+        with pytest.raises(SystemExit):
             event_loop.run(wait_for_ever())
         ended.set()
 
@@ -94,6 +113,11 @@ def test_the_end_gives_up_what_is_under_way() -> None:
     assert started.wait(10)
     event_loop._settle()
     assert ended.wait(10)
+
+
+def test_a_daemon_thread_that_waits_at_the_end_says_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", _WAITING], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.s3
