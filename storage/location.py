@@ -47,6 +47,8 @@ _PAUSE_SEC = 1.0
 class Location:
     """One store's place. Picklable; the zarr store behind it is opened on first use.
 
+    A text may be a URL, a `Path` is always a local folder.
+
     Attributes:
         name: the local path or the URL, as shown in messages.
         is_local: whether it is a folder of this machine.
@@ -69,6 +71,8 @@ class Location:
             self._path = where.root if isinstance(where, LocalStore) else None
         else:
             name = os.fspath(where)
+            if not isinstance(where, str) and ":" in name and not os.path.isabs(name):
+                name = f"./{name}"  # a `Path` is a folder, also as the text that it is shown as
             self._path = None if is_url(name) else Path(name).absolute()
             self.name = name.rstrip("/") or "/"  # keys follow after a slash
 

@@ -50,7 +50,7 @@ def _refuse_characters(name: str, scheme: str) -> None:
     """Refuse what a client, or a gateway, would read as something else than a name."""
     there = {"a '#'": "#" in name, "a backslash": "\\" in name}
     there["a space in the bucket's name"] = " " in name.split("/")[2]
-    there["a line end or control character"] = not name.isprintable()
+    there["a character that cannot be printed"] = not name.isprintable()
     for what in (what for what, is_there in there.items() if is_there):
         # Nor is this one repeated: what stands behind a '#' may be a secret.
         raise ValueError(f"location {scheme}://...: holds {what}, which a URL cannot; leave it out")

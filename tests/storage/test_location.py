@@ -117,12 +117,25 @@ def test_a_folder_may_have_a_colon_in_its_name(name: str) -> None:
     assert Location(name).is_local
 
 
+@pytest.mark.parametrize("name", ["run:/x", "az:1", "s3:/bucket/x", "s3:"])
+def test_a_path_is_a_folder_whatever_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Location(Path(f"./{name}"))
+    place.put("a", b"1")
+    assert (tmp_path / name / "a").read_bytes() == b"1"
+    assert Location(str(place)).get("a") == b"1"  # as messages name it
+
+
 @pytest.mark.parametrize(
     ("rest", "what"),
     [
         ("caches/a#secret", "a '#'"), ("caches\\a", "a backslash"),
-        ("caches/a\\secret", "a backslash"), ("caches/secret\n", "a line end"),
-        ("caches/\x07", "a line end or control"), ("my secret/a", "a space in the bucket"),
+        ("caches/a\\secret", "a backslash"), ("caches/secret\n", "a character that cannot be"),
+        ("caches/\x07", "a character that cannot be printed"),
+        ("caches/secret\xa0a", "a character that cannot be printed"),
+        ("my secret/a", "a space in the bucket"),
     ],
 )  # fmt: skip
 def test_a_character_that_no_url_holds_is_named(rest: str, what: str) -> None:
