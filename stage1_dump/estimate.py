@@ -222,7 +222,8 @@ def _look(prepared: Prepared) -> tuple[Existing | None, list[str]]:
         try:
             place.reach(once=True)
         except (CacheError, ValueError, ModuleNotFoundError) as error:
-            return None, [str(error)]
+            # It may be there: a right to write need not be one to list.
+            return None, [f"CACHE.LOCATION could not be looked at: {error}"]
         return None, []
     try:
         existing = look_at(prepared)

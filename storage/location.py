@@ -299,7 +299,7 @@ class Location:
         """See that there is a bucket; nothing happens with a local folder.
 
         Args:
-            once: ask a single time, where nobody wants to wait for a network.
+            once: ask a single time, for some seconds, where nobody wants to wait for a network.
 
         Raises:
             StoreAccessError: it is not there, or cannot be listed.
@@ -309,7 +309,7 @@ class Location:
         store = self.store
         if once and self._given is None:
             store = self._wait(lambda: remote.connect(self.name, remote.NO_RETRIES))
-        self._ask(lambda: remote.reach(store))
+        self._ask(lambda: remote.reach(store, remote.ONCE_SEC if once else None))
 
     def above(self) -> list[Location]:
         """Return the folders, or prefixes, that this place lies in, the nearest first."""

@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 # At most so many requests of one call are under way; it also bounds the memory of a large one.
 CONCURRENCY = 32
 NO_RETRIES: RetryConfig = {"max_retries": 0}
+ONCE_SEC = 10.0
 RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 
 _STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
@@ -125,15 +126,26 @@ def connect(url: str, retries: RetryConfig | None = None) -> Store:
         raise
 
 
-async def reach(store: Store) -> None:
-    """Ask for the beginning of a listing: of a bucket that is not there, there is none."""
+async def reach(store: Store, within_sec: float | None = None) -> None:
+    """Ask for the beginning of a listing: of a bucket that is not there, there is none.
+
+    Args:
+        store: which.
+        within_sec: how long to wait for an answer; None: for as long as the client does. Not one of
+            the client's options: they would replace those of the environment.
+    """
     client = getattr(store, "store", None)
     if client is not None:
         import obstore
 
-        with named(""):
-            async for _ in obstore.list(client, chunk_size=1):
-                return
+        try:
+            async with asyncio.timeout(within_sec):
+                with named(""):
+                    async for _ in obstore.list(client, chunk_size=1):
+                        return
+        except TimeoutError:
+            late = TimeoutError(f"HTTP error: no answer within {within_sec:g} s")
+            raise RequestError("", late) from None
 
 
 async def get_ranges(

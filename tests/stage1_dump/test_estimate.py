@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,8 +168,21 @@ def test_planning_for_an_object_store_asks_once_whether_it_is_there(
     result = announced(configure(), "CACHE.LOCATION", "s3://bucket/cache")
     assert (result.free_bytes, result.done_records) == (None, 0)
     (warning,) = result.warnings
-    assert warning.startswith("s3://bucket/cache: the object store failed: ")
+    assert warning.startswith(
+        "CACHE.LOCATION could not be looked at: s3://bucket/cache: the object store failed: "
+    )
     assert "refused" in warning
+
+
+def test_planning_does_not_wait_long_for_an_object_store_that_does_not_answer(
+    configure: Configure, unreachable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_TIMEOUT", "1h")
+    monkeypatch.setattr("storage.remote.ONCE_SEC", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        (warning,) = announced(configure(), "CACHE.LOCATION", "s3://bucket/cache").warnings
+    assert "no answer within 0.1 s; check the endpoint in the environment" in warning
 
 
 def test_planning_without_the_environment_of_the_store_is_warned_of_it(
@@ -187,8 +201,8 @@ def test_planning_for_a_bucket_that_is_not_there_is_warned_of_it(
     url = f"{s3_bucket}-not/new"
     assert main(["plan", "--config-file", str(configure()), "CACHE.LOCATION", url]) == 0
     assert (
-        f"warning: {url}: the object store failed: 404 Not Found (NoSuchBucket);"
-        " check the bucket's name\n"
+        f"warning: CACHE.LOCATION could not be looked at: {url}: the object store failed: 404 Not"
+        " Found (NoSuchBucket); check the bucket's name\n"
     ) in capsys.readouterr().out
 
 
