@@ -25,7 +25,7 @@ from storage.local import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from storage.local import Listing
 from storage.local_errors import store_full, unreadable, unwritable
 from storage.schema import check_key
-from storage.urls import is_url
+from storage.urls import is_spoilt_url, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class Location:
             self._path = where.root if isinstance(where, LocalStore) else None
         else:
             name = os.fspath(where)
-            if not isinstance(where, str) and ":" in name and not os.path.isabs(name):
-                name = f"./{name}"  # a `Path` is a folder, also as the text that it is shown as
+            if not isinstance(where, str) and ":" in name and not is_spoilt_url(name):
+                name = os.path.join(".", name)  # also as the text that it is shown as
             self._path = None if is_url(name) else Path(name).absolute()
             self.name = name.rstrip("/") or "/"  # keys follow after a slash
 

@@ -46,6 +46,11 @@ def is_url(name: str) -> bool:
     return True
 
 
+def is_spoilt_url(path: str) -> bool:
+    """Return whether a `Path` was made of a URL, of which it left one slash."""
+    return path.partition("/")[0].lower() in {f"{one}:" for one in URL_SCHEMES}
+
+
 def _refuse_characters(name: str, scheme: str) -> None:
     """Refuse what a client, or a gateway, would read as something else than a name."""
     there = {"a '#'": "#" in name, "a backslash": "\\" in name}
