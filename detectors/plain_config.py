@@ -39,7 +39,7 @@ def add_config(cfg: CfgNode) -> None:
     cfg.update({name: ours[name] for name in NODES})
 
 
-def plain_config(cfg: CfgNode, weights: Path, without: Collection[str] = ()) -> str:
+def plain_config(cfg: CfgNode, weights: Path, of_methods: Collection[str] = ()) -> str:
     """YAML for `merge_from_file`, and a comment that says what it needs beside detectron2.
 
     OUTPUT_DIR is left out: what detectron2 writes there must not replace what a training wrote.
@@ -47,15 +47,21 @@ def plain_config(cfg: CfgNode, weights: Path, without: Collection[str] = ()) -> 
     Args:
         cfg: of `configs.loader`.
         weights: what MODEL.WEIGHTS shall be.
-        without: nodes of the user's that the detector does not read.
+        of_methods: nodes that a detector seldom reads: left out where they are as by default, so
+            that the file can be read without the modules of the methods.
     """
     plain, steps = get_cfg(), [f"import {module}" for module in cfg.IMPORTS]
-    users = {name: node for name, node in users_nodes(cfg).items() if name not in without}
+    every, defaults = users_nodes(cfg), default_config()
+    users = {
+        name: node
+        for name, node in every.items()
+        if name not in of_methods or node != defaults[name]
+    }
     needs_ours = _needs_ours(cfg)
     plain.update({name: node.clone() for name, node in users.items()})
     if needs_ours:
         plain.MODEL.update({name: cfg.MODEL[name].clone() for name in _PARTS})
-    if users or needs_ours:
+    if every or needs_ours:
         steps += [f"from {__name__} import add_config", "cfg = get_cfg()", "add_config(cfg)"]
     else:
         steps.append("cfg = get_cfg()")

@@ -122,5 +122,5 @@ class DistillTrainer(Trainer):
             path = Path(self.cfg.OUTPUT_DIR) / EXPORTED_NAME
             export_model(self.trained, path)
             lazy = self.setup.family.lazy_config(self.cfg)
-            config = lazy or plain_config(self.cfg, path, without=nodes_of_methods())
+            config = lazy or plain_config(self.cfg, path, of_methods=nodes_of_methods())
             path.with_suffix(".py" if lazy else ".yaml").write_text(config)

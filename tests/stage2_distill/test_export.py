@@ -194,10 +194,12 @@ def registered() -> Iterator[None]:
         yield
 
 
-def assert_first_lines_build(folder: Path, model: dict[str, Any], **nodes: Any) -> None:
+def assert_first_lines_build(
+    folder: Path, model: dict[str, Any], of_methods: tuple[str, ...] = (), **nodes: Any
+) -> None:
     content = {**DETECTOR, "MODEL": model, "IMPORTS": ["my_module"], **nodes}
     cfg = write_config(folder / "config.yaml", content)
-    text = plain_config(cfg, folder / "student_final.pth")
+    text = plain_config(cfg, folder / "student_final.pth", of_methods)
     assert "#     import my_module\n" in text
     assert_same_model(built_by_its_first_lines(folder, text), cfg)
 
@@ -208,6 +210,29 @@ def test_the_first_lines_know_the_nodes_of_the_user_s_modules(
     register_node(make_dataclass("Mine", [("width", int, 1)], namespace={"node": "MINE"}))
     model = {**DETECTOR["MODEL"], "BACKBONE": {"NAME": "of_its_node"}}
     assert_first_lines_build(tmp_path, model, MINE={"WIDTH": 2})
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_a_backbone_may_read_the_node_of_a_method(
+    registered: None, tmp_path: Path, width: int
+) -> None:
+    source = """
+from detectron2.modeling.backbone.fpn import build_retinanet_resnet_fpn_backbone
+from torch import nn
+def of_the_method(cfg, shape):
+    found = build_retinanet_resnet_fpn_backbone(cfg, shape)
+    found.further = nn.Conv2d(cfg.MINE.WIDTH, 1, 1)
+    return found
+"""
+    space = vars(sys.modules["my_module"])
+    exec(source, space)
+    BACKBONE_REGISTRY._obj_map["of_the_method"] = space["of_the_method"]
+    register_node(make_dataclass("Mine", [("width", int, 1)], namespace={"node": "MINE"}))
+    model = {**DETECTOR["MODEL"], "BACKBONE": {"NAME": "of_the_method"}}
+    assert_first_lines_build(tmp_path, model, ("MINE",), MINE={"WIDTH": width})
+    # As by default, the file is read without the method's module.
+    kept = yaml.safe_load((tmp_path / "student_final.yaml").read_text()).get("MINE")
+    assert kept == (None if width == 1 else {"WIDTH": width})
 
 
 @pytest.mark.parametrize(
