@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -39,10 +40,9 @@ def checked_ground_truth(method: Method, targets: Any, count: int) -> Sequence[I
 
 
 def checked_metrics(method: Method, metrics: Any) -> Mapping[str, Any]:
-    """What `metrics` gave: numbers by name."""
+    """What `metrics` gave: by name, numbers, tensors of one element or arrays of no axes."""
     if isinstance(metrics, Mapping) and all(
-        isinstance(name, str) and (isinstance(value, Real) or _is_scalar(value))
-        for name, value in metrics.items()
+        isinstance(name, str) and _is_number(value) for name, value in metrics.items()
     ):
         return metrics
     raise _refusal(method, "metrics", "numbers by name", metrics)
@@ -50,6 +50,15 @@ def checked_metrics(method: Method, metrics: Any) -> Mapping[str, Any]:
 
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `put_scalar` makes a number of it."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, np.ndarray | np.bool_):
+        return value.ndim == 0 and value.dtype.kind in "biuf"
+    return isinstance(value, Real)
 
 
 def _refusal(method: Method, question: str, expected: str, got: Any) -> ValueError:
@@ -62,8 +71,9 @@ def _refusal(method: Method, question: str, expected: str, got: Any) -> ValueErr
 
 def _described(value: Any) -> str:
     """The type of a value, of a tensor its shape, and what a container holds."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "a tensor" if isinstance(value, Tensor) else "an array"
+        return f"{kind} of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_described(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
