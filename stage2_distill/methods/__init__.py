@@ -7,8 +7,9 @@ called without a config, and a `Method` that brings them into a training step.
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -52,6 +53,13 @@ MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 _SHIPPED: tuple[type[Method], ...] = (Gid, Pkd, Frs, Cwd, Mgd, Fgd, Mimic, BoxOverlap, Pseudo)
 _METHODS: dict[str, type[Method]] = {one.name: one for one in _SHIPPED}
+# What is asked before there is an object, and of what.
+_ASKED_OF_THE_CLASS = {
+    "needs": ("config",),
+    "check": ("config", "setup"),
+    "without": ("lacking",),
+    "full_weight_at": ("config",),
+}
 
 
 def register_method(method: MethodClass) -> MethodClass:
@@ -59,7 +67,7 @@ def register_method(method: MethodClass) -> MethodClass:
 
     Raises:
         ValueError: it is no whole `Method`, its name is taken or no name, its node is not
-            registered or another method's, or a weight is no field of it.
+            registered, a weight is no field of it, or the class cannot be asked what it needs.
     """
     _require_whole(method)
     title = _title(method)
@@ -72,15 +80,18 @@ def register_method(method: MethodClass) -> MethodClass:
         raise ValueError(f"both {both} are the method {name!r}; rename one")
     if NODES.get(getattr(config, "node", "")) is not config:
         raise ValueError(f"{title}.Config: expected a node that register_node made known")
-    for other in _METHODS.values():
-        if other.Config is config:
-            raise ValueError(
-                f"{title}.Config: {config.node} is the node of the method {other.name}; register "
-                "one of its own"
-            )
-    if not isinstance(method.weights, Mapping):
-        raise ValueError(f"{title}.weights: expected names of terms to fields of {config.node}")
-    for field in method.weights.values():
+    for part, arguments in _ASKED_OF_THE_CLASS.items():
+        if not _takes(getattr(method, part), arguments):
+            taken = "(cls, " + ", ".join(arguments) + ")"
+            raise ValueError(f"{title}.{part}: expected a @classmethod that takes {taken}")
+    _names(f"{title}.needs_unlabelled", method.needs_unlabelled)
+    fields = list(method.weights.values()) if isinstance(method.weights, Mapping) else [None]
+    if not all(isinstance(field, str) for field in fields):
+        raise ValueError(
+            f"{title}.weights: expected names of terms to fields of {config.node}, "
+            f"got {method.weights!r}"
+        )
+    for field in fields:
         if not hasattr(config, field):
             raise ValueError(f"{title}.weights: {config.node} has no key {field.upper()}")
     _METHODS[name] = method
@@ -98,6 +109,32 @@ def _require_whole(method: Any) -> None:
             lacking.append(part)
     if lacking:
         raise ValueError(f"{_title(method)} lacks {', '.join(lacking)}, which each method has")
+
+
+def _takes(function: Any, arguments: Sequence[str]) -> bool:
+    """Whether something can be called with as many arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _names(stated: str, given: Any) -> tuple[str, ...]:
+    """Names in anything that can be iterated; in a lone string they would be its letters.
+
+    Raises:
+        ValueError: it is something else; begins with `stated`.
+    """
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        names = tuple(given)
+        if all(isinstance(one, str) for one in names):
+            return names
+    raise ValueError(f"{stated}: expected names in a tuple, such as ('features',), got {given!r}")
+
+
+def _needs(method: type[Method], config: Any) -> tuple[str, ...]:
+    return _names(f"{_title(method)}.needs", method.needs(config))
 
 
 def _title(method: Any) -> str:
@@ -155,7 +192,7 @@ def needs_of(setup: Setup) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for method, config in chosen_methods(setup):
         further = method.needs_unlabelled if setup.cfg.DATASETS.UNLABELED else ()
-        for need in dict.fromkeys((*method.needs(config), *further)):
+        for need in dict.fromkeys((*_needs(method, config), *further)):
             found.setdefault(need, []).append(method.name)
     return found
 
@@ -190,13 +227,7 @@ def _check_pairing(setup: Setup, method: type[Method], config: Any) -> None:
     """Refuse a teacher and a student that differ in what this method needs them to share."""
     ours = setup.family.pairing(setup.cfg)
     theirs = setup.teacher_family.pairing(setup.matched_teacher_cfg)
-    needs = method.needs(config)
-    if not isinstance(needs, tuple | list):
-        raise ValueError(
-            f"{_title(method)}.needs: expected names in a tuple, such as ('features',), "
-            f"got {needs!r}"
-        )
-    for need in needs:
+    for need in _needs(method, config):
         for side, facts, cfg in (
             ("student", ours, setup.cfg),
             ("teacher", theirs, setup.teacher_cfg),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -23,6 +24,7 @@ from stage1_dump.dump import run as dump
 from stage2_distill import methods
 from stage2_distill.__main__ import main
 from stage2_distill.methods import DETECTIONS, Method, chosen_methods, needs_of, register_method
+from stage2_distill.methods.answers import checked_metrics
 from stage2_distill.teacher import open_teacher
 from tests.stage2_distill import test_faster_rcnn, test_fcos
 from tests.stage2_distill.conftest import write_student
@@ -418,6 +420,11 @@ ONE = torch.zeros(())
         ("ground_truth", [1], r"\.ground_truth: expected a list of 3 Ins.*, got a list of 1"),
         ("metrics", None, r"\.metrics: expected numbers by name, got None"),
         ("metrics", {"x": "1"}, r"\.metrics: expected numbers by name, got {'x': str}"),
+        (
+            "metrics",
+            {"x": np.ones(2)},
+            r"\.metrics: expected numbers by name, got {'x': an array of shape \(2,\)}",
+        ),
     ],
 )
 def test_a_method_that_answers_otherwise_is_named(
@@ -437,15 +444,59 @@ def test_a_method_that_answers_otherwise_is_named(
         ({"name": "My_Own"}, r"\.name: expected lower-case letters and digits, got 'My_Own'"),
         ({"name": "gid"}, r"are the method 'gid'; rename one"),
         ({"Config": object}, r"\.Config: expected a node that register_node made known"),
-        ({"Config": NODES["PKD"]}, r"\.Config: PKD is the node of the method pkd; register one of"),
         ({"weights": {"": "wieght"}}, r"\.weights: MINE has no key WIEGHT"),
-        ({"weights": ("weight",)}, r"\.weights: expected names of terms to fields of MINE"),
+        ({"weights": ("weight",)}, r"\.weights: expected names of .* of MINE, got \('weight',\)"),
+        ({"weights": {"": 3}}, r"\.weights: expected names of .* of MINE, got {'': 3}"),
+        (
+            {"needs": lambda self, config: ()},
+            r"\.needs: .* that takes \(cls, config\)",
+        ),
+        ({"needs": property(lambda self: ())}, r"Mine\.needs: expected a @classmethod that takes"),
+        ({"check": lambda self, config, setup: None}, r"\.check: .* takes \(cls, config, setup\)"),
+        ({"needs_unlabelled": DETECTIONS}, r"\.needs_unlabelled: .* a tuple, .*, got 'detections'"),
         ({"needs": Method.needs, "forward": Method.forward}, r"Mine lacks needs, forward, which"),
     ],
 )
 def test_a_method_that_cannot_be_registered_says_why(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         register_method(method_of(**{"name": "mine", **changes}))
+
+
+@pytest.mark.usefixtures("registry")
+def test_two_methods_may_share_a_node() -> None:
+    for name in ("mine", "other"):
+        register_method(method_of(name))
+    assert methods.get_method("mine").Config is methods.get_method("other").Config
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    "needs",
+    [
+        classmethod(lambda cls, config: frozenset({"features"})),
+        classmethod(lambda cls, config: iter(["features"])),
+        staticmethod(lambda config: ["features"]),
+    ],
+    ids=["a set", "an iterator", "a list of a static method"],
+)
+def test_needs_are_names_in_whatever_can_be_iterated(
+    homes: dict[str, Path], tmp_path: Path, needs: Any
+) -> None:
+    register_method(method_of("mine", needs=needs))
+    trainer = build(student_of(homes, "RetinaNet", tmp_path, ["mine"]))
+    assert needs_of(trainer.setup) == {"features": ["mine"]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, 0.5, True, np.bool_(1), np.float32(1), np.array(1.0), ONE, torch.ones(1, 1)],
+    ids=repr,
+)
+def test_metrics_are_whatever_the_log_makes_numbers_of(value: Any) -> None:
+    metrics = {"x": value}
+    assert checked_metrics(Method({}, None), metrics) is metrics  # type: ignore[arg-type]
+    with EventStorage() as storage:
+        storage.put_scalar("x", value)
 
 
 def test_what_is_no_whole_method_is_refused() -> None:
@@ -474,6 +525,8 @@ def test_a_method_whose_module_the_teacher_s_config_alone_names_is_refused(
     [
         (("feature",), "needs the feature of .* a RetinaNet, has features, scores, deltas, detec"),
         ("features", r"Mine\.needs: expected names in a tuple, .*, got 'features'"),
+        (None, r"Mine\.needs: expected names in a tuple, .*, got None"),
+        ((1,), r"Mine\.needs: expected names in a tuple, .*, got \(1,\)"),
     ],
 )
 def test_needs_that_name_no_signal_are_refused(
