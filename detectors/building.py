@@ -7,23 +7,25 @@ in the message, by its value in the message, and by the file of detectron2 that 
 
 from __future__ import annotations
 
+import inspect
 import re
 import reprlib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
 from configs.backbones import BACKBONES
-from configs.imports import failure, users_place
+from configs.imports import USER, _owner, failure, users_place
 from configs.nodes import users_nodes
 from configs.origins import place_of
 from configs.stock_keys import HEADS, head_nodes
@@ -43,6 +45,9 @@ _RAISED = (
     ValueError,
     ZeroDivisionError,
 )
+_DETECTRON2 = Path(detectron2.__file__).resolve().parent
+# What of it reads the config; its layers and helpers are given values by whoever calls them.
+_NETWORKS = _DETECTRON2 / "modeling"
 _KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)+\b")
 # What of a config the files of detectron2 build from, where their message does not say.
 _KEYS_OF_FILES = {
@@ -119,24 +124,39 @@ def of_the_model(ask: Callable[[CfgNode], T]) -> Callable[[CfgNode], T]:
 
 def _explained(cfg: CfgNode, error: Exception) -> str:
     message = _message(error)
-    if _is_of_users(error) and not _KEY.search(message):
+    of_users = "" if _KEY.search(message) else _failure_of_users(error)
+    if of_users:
         keys = list(_KEYS_AT_ALL)
-        reason = f"code of yours fails while the model is built: {failure(error)}"
+        reason = f"code of yours fails while the model is built: {of_users}"
     else:
         keys = _keys_at_fault(cfg, error, message)
-        reason = f"detectron2 cannot build a model of it ({message})"
+        place = users_place(error)
+        called = f"; called in {place}" if place else ""
+        reason = f"detectron2 cannot build a model of it ({message}{called})"
     stated = "; ".join(
         f"{place_of(cfg, key)}{key} is {reprlib.repr(value_of(cfg, key))}" for key in keys
     )
     return f"{stated}: {reason}"
 
 
-def _is_of_users(error: Exception) -> bool:
-    """Whether code of the user's failed, and not detectron2 below it, for a key of the config."""
+def _failure_of_users(error: Exception) -> str:
+    """What failed in code of the user's, and where; "" where it is detectron2's, for a key."""
     place = users_place(error)
-    calls = [f"{one.filename}:{one.lineno}" for one in _frames(error)]
-    below = calls[calls.index(place) + 1 :] if place in calls else calls
-    return bool(place) and not any("detectron2" in one for one in below)
+    below = list(takewhile(lambda one: _place(one) != place, reversed(_frames(error))))
+    if place and not any(_lies_in(_NETWORKS, one) for one in below):
+        return failure(error)
+    # Nothing of the user's runs where detectron2 asks an object of the user's for what it lacks.
+    lacks = _users_class(error.obj) if isinstance(error, AttributeError) else ""
+    return f"{type(error).__name__}: {_message(error)} ({lacks})" if lacks else ""
+
+
+def _users_class(of: object) -> str:
+    """The `file:line` of an object's class, if it is the user's."""
+    try:
+        file, line = inspect.getsourcefile(type(of)), inspect.getsourcelines(type(of))[1]
+    except (OSError, TypeError):  # nothing written in Python, or the text is gone
+        return ""
+    return f"{file}:{line}" if file and _owner(file) == USER else ""
 
 
 def _message(error: Exception) -> str:
@@ -153,6 +173,14 @@ def _frames(error: Exception) -> list[traceback.FrameSummary]:
     return list(traceback.extract_tb(error.__traceback__))
 
 
+def _place(call: traceback.FrameSummary) -> str:
+    return f"{call.filename}:{call.lineno}"
+
+
+def _lies_in(folder: Path, call: traceback.FrameSummary) -> bool:
+    return folder in Path(call.filename).resolve().parents
+
+
 def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
     values = {key: value for key, value in leaves(cfg) if _acts(key, cfg)}
     named = [key for key in _KEY.findall(message) if key in values]
@@ -161,8 +189,8 @@ def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
     of_value = [key for key, value in values.items() if _is_in(key, value, error, message)]
     if of_value:
         return of_value
-    frames = [one.filename for one in _frames(error) if "detectron2" in one.filename]
-    files = [Path(one).name for one in reversed(frames)]
+    calls = reversed(_frames(error))
+    files = [Path(one.filename).name for one in calls if _lies_in(_DETECTRON2, one)]
     node = next((_NODES_OF_FILES[one] for one in files if one in _NODES_OF_FILES), "")
     for file in files:
         keys = [key.format(node) for key in _KEYS_OF_FILES.get(file, ())]

@@ -1,9 +1,11 @@
 """What detectron2 raises while it builds a model is told as the fault of a config's key."""
 
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import make_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -131,18 +133,80 @@ def test_so_does_the_geometry_which_builds_no_whole_model(
     assert f": {named}" in line
 
 
-def test_code_of_the_user_s_that_fails_is_not_blamed_on_a_key(write: Write, tmp_path: Path) -> None:
-    code = "def build_my_failing_backbone(cfg, shape):\n    one, two = 1, 2, 3\n"
-    space: dict[str, Any] = {}
-    exec(compile(code, str(tmp_path / "my_models.py"), "exec"), space)
-    BACKBONE_REGISTRY.register(space["build_my_failing_backbone"])
+Register = Callable[[str], Path]
 
-    path = write({"BACKBONE.NAME": "build_my_failing_backbone"})
 
-    reason = "code of yours fails while the model is built: ValueError: too many values to unpack"
-    line = refusal_of(path, build_detector)
-    assert f"MODEL.BACKBONE.NAME is 'build_my_failing_backbone': {reason}" in line
-    assert line.endswith(f"({tmp_path}/my_models.py:2)")
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
+    """Register `build_mine`, of a module of the user's with this text below its imports."""
+    imports = (
+        "from detectron2.layers import Conv2d, get_norm; "
+        "from detectron2.modeling import FPN, Backbone, BACKBONE_REGISTRY as known; "
+        "resnet = known.get('build_resnet_backbone')\n"
+    )
+
+    def registered(text: str) -> Path:
+        # A folder that has detectron2 in its name is not detectron2.
+        path = tmp_path / "my_detectron2" / "my_models.py"
+        path.parent.mkdir()
+        path.write_text(imports + text)
+        module = ModuleType("my_models")
+        module.__file__ = str(path)
+        monkeypatch.setitem(sys.modules, "my_models", module)
+        exec(compile(path.read_text(), str(path), "exec"), vars(module))
+        BACKBONE_REGISTRY._obj_map["build_mine"] = vars(module)["build_mine"]
+        return path
+
+    with patch.dict(BACKBONE_REGISTRY._obj_map):
+        yield registered
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "reason"),
+    [
+        (
+            "def build_mine(cfg, shape):\n  one, two = 1, 2, 3",
+            3,
+            "ValueError: too many values to u",
+        ),
+        ("def build_mine(cfg, shape):\n  Conv2d('a', 3, 3)", 3, "TypeError: "),
+        ("def build_mine(cfg, shape):\n  get_norm('YY', 3)", 3, "KeyError: 'YY'"),
+        (
+            "class Mine(Backbone):\n  forward = None\ndef build_mine(cfg, shape):\n  return Mine()",
+            2,
+            "AttributeError: 'Mine' object has no attribute '_out_feature",
+        ),
+    ],
+    ids=["itself", "a layer", "a norm", "lacking what detectron2 reads"],
+)
+def test_code_of_the_user_s_that_fails_is_not_blamed_on_a_key(
+    write: Write, register: Register, text: str, at: int, reason: str
+) -> None:
+    module = register(text)
+    line = refusal_of(write({"BACKBONE.NAME": "build_mine"}), build_detector)
+    stated = "MODEL.BACKBONE.NAME is 'build_mine': code of yours fails while the model is built"
+    assert f"{stated}: {reason}" in line
+    assert line.endswith(f"({module}:{at})")
+
+
+@pytest.mark.parametrize(
+    ("call", "changes", "named"),
+    [
+        ("resnet(cfg, shape)", {"RESNETS.NORM": "XX"}, "MODEL.RESNETS.NORM is 'XX'"),
+        (
+            "FPN(resnet(cfg, shape), cfg.MODEL.FPN.IN_FEATURES, 8)",
+            {"FPN.IN_FEATURES": []},
+            "MODEL.FPN.IN_FEATURES is []",
+        ),
+    ],
+)
+def test_a_network_of_detectron2_s_below_the_user_s_builder_is(
+    write: Write, register: Register, call: str, changes: dict[str, Any], named: str
+) -> None:
+    module = register(f"def build_mine(cfg, shape):\n  return {call}")
+    line = refusal_of(write({"BACKBONE.NAME": "build_mine", **changes}), build_detector)
+    assert f": {named}: detectron2 cannot build a model of it (" in line
+    assert line.endswith(f"; called in {module}:3)")
 
 
 def test_a_plan_names_the_line_of_the_teacher_s_config(
