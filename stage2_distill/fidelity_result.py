@@ -67,11 +67,14 @@ class StudentFidelity:
 
     def reaches(self, limits: Limits) -> bool:
         """Whether every figure is within the limits; without any gradient there is none."""
-        return (
+        return self.cosine is not None and not self.misses(limits)
+
+    def misses(self, limits: Limits) -> bool:
+        """Whether a figure that there is lies beyond its limit; NaN does."""
+        return not (
             (self.matched is None or self.matched >= limits.matched)
             and self.error <= limits.error
-            and self.cosine is not None
-            and self.cosine >= limits.cosine
+            and (self.cosine is None or self.cosine >= limits.cosine)
         )
 
 
@@ -122,8 +125,18 @@ class Fidelity:
             add(f"{term}, mean error", ".2e", [one.mean_errors[name] for one in students])
         for name in students[0].cosines:
             add(f"{name}, cosine", ".7f", [one.cosines[name] for one in students], "cosine")
-        verdict = "no limits are set for it"
-        if self.limits is not None:
-            verdict = "within the limits" if self.reached else "NOT within the limits"
         lines = [f"{row[0]:<36}" + "".join(f"{cell:>22}" for cell in row[1:]) for row in rows]
-        return [*lines, f"{self.cache}: {self.preset}, {self.views} views: {verdict}"]
+        return [*lines, f"{self.cache}: {self.preset}, {self.views} views: {self._verdict()}"]
+
+    def _verdict(self) -> str:
+        if self.limits is None:
+            return "no limits are set for it"
+        if self.reached:
+            return "within the limits"
+        if any(one.misses(self.limits) for one in self.students):
+            return "NOT within the limits"
+        empty = ", ".join(one.student for one in self.students if one.cosine is None)
+        return (
+            f"nothing was compared for {empty}: no loss has a gradient; raise --views, or a weight "
+            "of a method"
+        )

@@ -16,7 +16,7 @@ from stage1_dump.dump import run as dump
 from stage2_distill import fidelity
 from stage2_distill.__main__ import main
 from stage2_distill.fidelity import INITIAL, checkpoints_of
-from stage2_distill.fidelity_result import LIMITS, StudentFidelity
+from stage2_distill.fidelity_result import LIMITS, Fidelity, StudentFidelity
 from storage import RecordCodec
 from tests.stage2_distill.conftest import Configure
 from tests.stage2_distill.runs import GID_LOSSES, build, train
@@ -144,7 +144,9 @@ def test_a_gradient_of_zero_is_no_agreement(configure: Configure, capsys: Captur
     weightless = ["PKD.WEIGHT", "0.0", "CWD.WEIGHT", "0.0"]
     arguments = ["--views", "2", "--student", INITIAL, "--config-file", str(path)]
     assert main(["fidelity", *arguments, *weightless]) == 1
-    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    shown = capsys.readouterr().out.splitlines()
+    assert ": nothing was compared for initial: no loss has a gradient; raise" in shown[-1]
+    lines = {line.split("  ")[0]: line.split() for line in shown}
     assert lines["chosen, found again"][3] == lines["cwd, cosine"][2] == "none"
 
 
@@ -243,6 +245,17 @@ def test_the_stages_are_the_beginning_the_half_and_the_end(
     assert [Path(one).name for one in checkpoints_of(tmp_path)] == [INITIAL, *stages]
 
 
+GOOD = StudentFidelity(
+    student=INITIAL,
+    instances=10,
+    matched=0.9,
+    errors={"a": 0.03, "b": 0.0},
+    mean_errors={"a": 0.05, "b": 0.0},
+    cosines={"x": 1.0, "y": 0.99},
+)
+EMPTY = replace(GOOD, student="empty", cosines={"x": None, "y": None})
+
+
 @pytest.mark.parametrize(
     "worse",
     [
@@ -256,18 +269,28 @@ def test_the_stages_are_the_beginning_the_half_and_the_end(
 )
 def test_a_student_reaches_the_limits_only_with_every_figure(worse: dict[str, Any]) -> None:
     limits = LIMITS["compact", "float32"]
-    good = StudentFidelity(
-        student=INITIAL,
-        instances=10,
-        matched=0.9,
-        errors={"a": 0.03, "b": 0.0},
-        mean_errors={"a": 0.05, "b": 0.0},
-        cosines={"x": 1.0, "y": 0.99},
-    )
-    assert good.reaches(limits)
+    assert GOOD.reaches(limits)
     # A method whose weights are zero, and one that chooses nothing, say nothing of the others.
-    assert replace(good, matched=None, cosines={"x": None, "y": 0.99}).reaches(limits)
-    assert not replace(good, **worse).reaches(limits)
+    assert replace(GOOD, matched=None, cosines={"x": None, "y": 0.99}).reaches(limits)
+    assert not replace(GOOD, **worse).reaches(limits)
+
+
+@pytest.mark.parametrize(
+    ("students", "verdict"),
+    [
+        ((GOOD,), "within the limits"),
+        ((GOOD, EMPTY), "nothing was compared for empty: no loss has a gradient; raise --v"),
+        ((replace(GOOD, matched=0.89), EMPTY), "NOT within the limits"),
+        ((replace(GOOD, errors={"a": float("nan"), "b": 0.0}),), "NOT within the limits"),
+    ],
+)
+def test_the_verdict_tells_what_was_missed_from_what_was_not_compared(
+    students: tuple[StudentFidelity, ...], verdict: str
+) -> None:
+    limits = LIMITS["compact", "float32"]
+    found = Fidelity(cache="cache", preset="compact", views=3, limits=limits, students=students)
+    assert found.lines()[-1].startswith(f"cache: compact, 3 views: {verdict}")
+    assert found.reached == (verdict == "within the limits")
 
 
 def test_fidelity_and_show_report_how_far_they_are(
