@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,10 @@ def fidelity_rows(
     methods: Sequence[str] = ("gid",),
     levels: Sequence[str] = (),
 ) -> list[Row]:
-    """Dump the cache of a preset and compare it with the live teacher, the worst student first.
+    """Dump the cache of a preset and compare it with the live teacher, by the worst student.
+
+    A figure that no student has, where nothing is chosen or no gradient is other than zero, has no
+    row.
 
     Args:
         subject: teacher and student.
@@ -134,14 +137,19 @@ def fidelity_rows(
     what = ", ".join([subject.family, data, " ".join([preset, *levels])])
     if precision != "float32":
         what += f" in {precision}"
-    # numpy's extremes of what holds NaN are NaN, which reaches no limit.
-    # None, where nothing is chosen or a gradient is zero, becomes NaN too.
-    matched = np.array([one["matched"] for one in students], dtype=float)
-    of_gid = Row(
-        name=f"{what}, gid: GIs matched", value=float(matched.min()), limit=limits.matched,
-        at_least=True,
-    )  # fmt: skip
-    rows = [of_gid] if "gid" in chosen else []
+    rows: list[Row] = []
+
+    def add(name: str, values: Iterable[float | None], limit: float, *, at_least: bool) -> None:
+        found = [value for value in values if value is not None]
+        if found:
+            # numpy's extremes of what holds NaN are NaN, which reaches no limit.
+            value = float(np.min(found) if at_least else np.max(found))
+            row = Row(name=f"{what}, {name}", value=value, limit=limit, at_least=at_least)
+            rows.append(row)
+
+    if "gid" in chosen:
+        matched = [one["matched"] for one in students]
+        add("gid: GIs matched", matched, limits.matched, at_least=True)
     for method in chosen:
         errors = [
             error
@@ -149,13 +157,9 @@ def fidelity_rows(
             for name, error in one["errors"].items()
             if name.split("_")[1] == method
         ]
-        cosines = np.array([one["cosines"][method] for one in students], dtype=float)
-        rows += [
-            Row(name=f"{what}, {method}: error of a loss", value=float(np.max(errors)),
-                limit=limits.error),
-            Row(name=f"{what}, {method}: cosine of the gradients", value=float(cosines.min()),
-                limit=limits.cosine, at_least=True),
-        ]  # fmt: skip
+        cosines = [one["cosines"][method] for one in students]
+        add(f"{method}: error of a loss", errors, limits.error, at_least=False)
+        add(f"{method}: cosine of the gradients", cosines, limits.cosine, at_least=True)
     return rows
 
 
