@@ -78,7 +78,7 @@ def failure(error: BaseException) -> str:
     places = [place for place in last_calls if not place[0].startswith("<frozen")]
     if isinstance(error, SyntaxError) and error.filename:
         places, text = [(error.filename, error.lineno or 0)], error.msg
-    own = [place for place in places if _owner(place[0]) == USER]
+    own = [place for place in places if owner_of(place[0]) == USER]
     last = "".join(f" ({file}:{line})" for file, line in (own or places)[-1:])
     return f"{type(error).__name__}: {text}{last}"
 
@@ -92,8 +92,8 @@ def users_place(error: BaseException) -> str:
         "" where the code that failed is ours.
     """
     for places in _tracebacks(error):
-        callers = [place for place in places if _owner(place[0]) != LIBRARY]
-        if callers and _owner(callers[-1][0]) == USER:
+        callers = [place for place in places if owner_of(place[0]) != LIBRARY]
+        if callers and owner_of(callers[-1][0]) == USER:
             return "{}:{}".format(*callers[-1])
     return ""
 
@@ -118,7 +118,7 @@ def _tracebacks(error: BaseException) -> Iterator[list[tuple[str, int]]]:
         found = found.__cause__
 
 
-def _owner(file: str) -> str:
+def owner_of(file: str) -> str:
     """Whose a file is, by where it lies: OURS, LIBRARY or USER."""
     path = Path(file).resolve()
     if any(_is_in(path, ROOT / name) for name in (*PACKAGES, *OTHERS)):

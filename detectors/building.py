@@ -25,7 +25,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from configs.backbones import BACKBONES
-from configs.imports import USER, _owner, failure, users_place
+from configs.imports import USER, failure, owner_of, users_place
 from configs.nodes import users_nodes
 from configs.origins import place_of
 from configs.stock_keys import HEADS, head_nodes
@@ -156,7 +156,7 @@ def _users_class(of: object) -> str:
         file, line = inspect.getsourcefile(type(of)), inspect.getsourcelines(type(of))[1]
     except (OSError, TypeError):  # nothing written in Python, or the text is gone
         return ""
-    return f"{file}:{line}" if file and _owner(file) == USER else ""
+    return f"{file}:{line}" if file and owner_of(file) == USER else ""
 
 
 def _message(error: Exception) -> str:
