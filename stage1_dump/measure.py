@@ -16,7 +16,7 @@ from dataset.annotations import require_images
 from storage import Geometry, RecordCodec
 from storage.codecs.record import joined
 from storage.progress import Progress
-from storage.shards import encode_shard
+from storage.shards import EncodedShard
 
 from .estimate import Rate
 from .images import ImageBatch, RecordImages, make_loader
@@ -140,8 +140,8 @@ def _compressed_bytes(
     arrays = {one.name: one for one in compressed_arrays(codec, geometry)}
     for name, data in joined(list(arrays.values()), codec.encode(values, geometry)):
         count = len(data)
-        _, stored = encode_shard(arrays[name], count, data.cpu().numpy(), np.arange(count))
-        yield name, int(stored.chunks[:, 1].sum())
+        encoded = EncodedShard(arrays[name], count, data.cpu().numpy(), np.arange(count))
+        yield name, encoded.chunk_bytes
 
 
 def _spread(prepared: Prepared, count: int) -> list[list[int]]:

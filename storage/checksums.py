@@ -8,7 +8,6 @@ cache (nobody can make two that agree).
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import crc32c as crc32c_of_the_cpu
@@ -16,11 +15,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-# Bytes that stay in a core's cache from one digest to the next. No step on a block holds Python's
-# lock, so that writers run side by side.
-_BLOCK = 1 << 19
-# The memory of each thread's last `DigestedBuffer` that is to be kept.
-_KEPT = threading.local()
+CRC_BYTES = 4
+# Bytes that stay in a core's cache from one digest to the next, and until they are written. No step
+# on a block holds Python's lock, but each asks for it again: smaller ones let writers that run side
+# by side wait for each other.
+_BLOCK = 1 << 20
 
 
 def sha256(*parts: bytes | memoryview) -> str:
@@ -89,49 +88,50 @@ def crc32c(data: bytes | memoryview, before: int = 0) -> int:
     return crc32c_of_the_cpu.crc32c(data, before)
 
 
-class DigestedBuffer:
-    """Memory of a known size that is filled once, piece by piece, and digested on the way.
+class DigestedBlocks:
+    """Pieces of memory with the CRC32C behind each, given in blocks that are digested on the way.
 
-    Its XXH3-128 is that of the bytes as they were given, each CRC32C that of their copy in here.
-    So memory that fails between the two digests, or after them, leaves a copy of another hash: to
+    A block goes into the XXH3-128 first, then into the CRC32C of its piece, and then to whoever
+    takes it. So memory that fails after the first leaves other bytes than those of that hash: to
     read back what was put, and to hash it, is enough, and needs no second look at the CRCs.
+
+    Can be iterated again, from the beginning.
+
+    Attributes:
+        size: bytes of all blocks.
+        crcs: of the pieces that were given whole.
     """
 
-    def __init__(self, size: int, *, kept: bool = False) -> None:
-        """Args:
-
-        size: bytes of all pieces, and four for the CRC32C behind each.
-        kept: take the memory of this thread's last such buffer, whose bytes are gone then. Fresh
-            memory of that size costs a writer of shards a tenth of its time: all of its pages
-            are cleared first, and are given back behind it.
-        """
-        self._data = _kept_memory(size) if kept else np.empty(size, dtype=np.uint8)
-        self._filled = 0
+    def __init__(self, pieces: Sequence[NDArray[np.uint8]]) -> None:
+        """Args: pieces, each contiguous; they must not change before the last block is taken."""
+        self._pieces = pieces
+        self.size = sum(len(piece) + CRC_BYTES for piece in pieces)
+        self.crcs: list[int] = []
         self._xxh3_128 = xxhash.xxh3_128()
 
-    def append(self, piece: NDArray[np.uint8]) -> int:
-        """Add contiguous bytes, and their CRC32C behind them; return it."""
-        crc = 0
-        for start in range(0, len(piece), _BLOCK):
-            crc = crc32c(self._copy(piece[start : start + _BLOCK]).data, crc)
-        self._copy(np.frombuffer(crc.to_bytes(4, "little"), dtype=np.uint8))
-        return crc
+    def __iter__(self) -> Iterator[memoryview]:
+        self.crcs, self._xxh3_128 = [], xxhash.xxh3_128()
+        for piece in self._pieces:
+            crc = 0
+            for start in range(0, len(piece), _BLOCK):
+                block = piece[start : start + _BLOCK].data
+                self._xxh3_128.update(block)
+                crc = crc32c(block, crc)
+                yield block
+            self.crcs.append(crc)
+            sealed = memoryview(crc.to_bytes(CRC_BYTES, "little"))
+            self._xxh3_128.update(sealed)
+            yield sealed
 
-    def finish(self) -> tuple[memoryview, str]:
-        """Return the bytes, all of which have been given, and their XXH3-128."""
-        assert self._filled == len(self._data), "pieces of the buffer are missing"
-        return self._data.data.toreadonly(), self._xxh3_128.hexdigest()
+    def whole(self) -> memoryview:
+        """All blocks in one memory, and so digested."""
+        memory, filled = np.empty(self.size, dtype=np.uint8), 0
+        for block in self:
+            memory[filled : filled + len(block)] = block
+            filled += len(block)
+        return memory.data.toreadonly()
 
-    def _copy(self, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        room = self._data[self._filled : self._filled + len(part)]
-        room[:] = part
-        self._xxh3_128.update(part.data)
-        self._filled += len(part)
-        return room
-
-
-def _kept_memory(size: int) -> NDArray[np.uint8]:
-    memory: NDArray[np.uint8] | None = getattr(_KEPT, "memory", None)
-    if memory is None or len(memory) < size:
-        _KEPT.memory = memory = np.empty(size, dtype=np.uint8)
-    return memory[:size]
+    def xxh3_128(self) -> str:
+        """The XXH3-128 of the blocks, all of which have been taken."""
+        assert len(self.crcs) == len(self._pieces), "blocks are left"
+        return self._xxh3_128.hexdigest()

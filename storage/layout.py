@@ -32,7 +32,7 @@ LOG = "log"
 
 INDEX_CHUNK = 1 << 15
 ZSTD_LEVEL = 1
-CRC_BYTES = 4
+CRC_BYTES = checksums.CRC_BYTES
 MAX_METADATA_BYTES = 1 << 28
 
 # What writers put under these folders; anything else there is not ours to remove.

@@ -126,19 +126,18 @@ def create(path: str, data: bytes) -> bool:
     return True
 
 
-def write(path: str, data: bytes | memoryview) -> None:
-    """Set a file in one step, from where its bytes lie."""
-    for _ in range(_WRITTEN_AGAIN):
+def write_blocks(path: str, blocks: Iterable[bytes | memoryview]) -> None:
+    """Set a file in one step, from where its bytes lie.
+
+    An error of the blocks leaves what was there.
+    """
+    again = 0 if iter(blocks) is blocks else _WRITTEN_AGAIN
+    for _ in range(again):
         try:
-            return _replace(path, [data])
+            return _replace(path, blocks)
         except FileNotFoundError:
             # Another writer took our unfinished file for one that a crash had left.
             continue
-    _replace(path, [data])
-
-
-def write_blocks(path: str, blocks: Iterable[bytes | memoryview]) -> None:
-    """Set a file in one step; an error of the blocks leaves what was there."""
     _replace(path, blocks)
 
 

@@ -201,7 +201,7 @@ class Location:
         if self._path is None:
             return self._ask(lambda: remote.put_many(self.store, {key: data}))
         with self._local_errors(key):
-            local.write(f"{self._path}/{key}", data)
+            local.write_blocks(f"{self._path}/{key}", [data])
 
     def put_many(self, objects: Mapping[str, bytes]) -> None:
         """Set many small objects, at once where that saves round trips. Not atomic as a whole."""

@@ -21,41 +21,46 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_HEADER = 18  # bytes at most
 
 
-def encode_shard(
-    array: Array,
-    shard_records: int,
-    data: NDArray[np.uint8],
-    positions: NDArray[np.int64],
-    *,
-    kept: bool = False,
-) -> tuple[memoryview, StoredObject]:
-    """Encode one array of a shard, byte for byte as zarr does, and digest it on the way.
+class EncodedShard:
+    """One array of a shard, byte for byte as zarr has it, in blocks that are digested as they go.
 
     Without zarr, whose event loop all writers of a process would share, and which copies each byte
-    several times. Nothing large happens under Python's lock, so writers can run side by side.
+    several times: here those that are not compressed go from where they lie to where they are put.
 
-    Args:
-        array: what is encoded.
-        shard_records: records of a full shard.
-        data: (n, B) bytes of n records.
-        positions: (n,) ascending, where they lie in the shard; the others stay absent.
-        kept: return bytes in memory that this thread's next call may take.
-
-    Returns:
-        The object's bytes, and what its commit says of them.
+    Attributes:
+        blocks: the object's bytes.
+        chunk_bytes: of all chunks, with their CRC32Cs and without the table.
     """
-    pieces = [_encode_record(array, record) for record in data]
-    chunks = np.zeros((len(pieces), 3), dtype=np.int64)
-    chunks[:, 1] = [len(piece) + CRC_BYTES for piece in pieces]
-    chunks[1:, 0] = chunks[:-1, 1].cumsum()
-    size = int(chunks[:, 1].sum()) + table_bytes(shard_records)
-    buffer = checksums.DigestedBuffer(size, kept=kept)
-    chunks[:, 2] = [buffer.append(piece) for piece in pieces]
-    table = np.full((shard_records, 2), _ABSENT, dtype="<u8")
-    table[positions] = chunks[:, :2]
-    buffer.append(table.reshape(-1).view(np.uint8))
-    raw, digest = buffer.finish()
-    return raw, StoredObject(len(raw), digest, chunks)
+
+    def __init__(
+        self,
+        array: Array,
+        shard_records: int,
+        data: NDArray[np.uint8],
+        positions: NDArray[np.int64],
+    ) -> None:
+        """Compress the records, where the array is compressed.
+
+        Args:
+            array: what is encoded.
+            shard_records: records of a full shard.
+            data: (n, B) bytes of n records, which must not change before the blocks are taken.
+            positions: (n,) ascending, where they lie in the shard; the others stay absent.
+        """
+        pieces = [_encode_record(array, record) for record in data]
+        self._chunks = np.zeros((len(pieces), 3), dtype=np.int64)
+        self._chunks[:, 1] = [len(piece) + CRC_BYTES for piece in pieces]
+        self._chunks[1:, 0] = self._chunks[:-1, 1].cumsum()
+        self.chunk_bytes = int(self._chunks[:, 1].sum())
+        table = np.full((shard_records, 2), _ABSENT, dtype="<u8")
+        table[positions] = self._chunks[:, :2]
+        self.blocks = checksums.DigestedBlocks([*pieces, table.reshape(-1).view(np.uint8)])
+
+    def described(self) -> StoredObject:
+        """What a commit says of the object, all of whose blocks have been taken."""
+        digest = self.blocks.xxh3_128()
+        self._chunks[:, 2] = self.blocks.crcs[:-1]  # the last is that of the table
+        return StoredObject(self.blocks.size, digest, self._chunks)
 
 
 def _encode_record(array: Array, record: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -43,7 +43,7 @@ from storage.manifest import Manifest, check_version
 from storage.metadata import Root, publish, read_index, read_root, refuse_inside_another
 from storage.restart import begin_again, has_commits
 from storage.schema import Array, ShardId
-from storage.shards import encode_shard
+from storage.shards import EncodedShard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -181,17 +181,17 @@ class CacheWriter:
     def _put(self, shard: ShardId, array: Array, data: NDArray[np.uint8]) -> StoredObject:
         shard_records = self.manifest.shard_records
         positions = self.index.slot[self.records_of(shard)] % shard_records
-        # A file holds the bytes once they are put; another store may go on holding this memory.
-        raw, described = encode_shard(
-            array, shard_records, data, positions, kept=self.location.is_local
-        )
-        # Encoding takes a while: whoever has taken the shard over may have put his object by now.
+        encoded, key = EncodedShard(array, shard_records, data, positions), object_key(shard, array)
+        # Compressing takes a while: whoever has taken the shard over may have put his object.
         self._require_claim(shard, look=False)
-        self.location.put(object_key(shard, array), raw)
-        return described
+        if self.location.is_local:
+            self.location.put_blocks(key, encoded.blocks)
+        else:
+            self.location.put(key, encoded.blocks.whole())
+        return encoded.described()
 
     def _read_back(self, key: str, expected: StoredObject) -> None:
-        # The CRC32Cs are not computed again: bytes of this hash have them (see `DigestedBuffer`).
+        # The CRC32Cs are not computed again: bytes of this hash have them (see `DigestedBlocks`).
         ends = expected.chunks[:, :2].sum(axis=1).tolist()
         crcs = [crc.to_bytes(CRC_BYTES, "little") for crc in expected.chunks[:, 2].tolist()]
         blocks = self.location.read_blocks(key)

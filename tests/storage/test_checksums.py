@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from storage import checksums
 
@@ -26,31 +23,27 @@ def test_the_tails_are_what_lies_before_the_ends(data: bytes, block: int, ends: 
 
 
 @given(st.lists(st.binary(max_size=60), max_size=5), st.integers(1, 20))
-def test_a_buffer_holds_its_pieces_and_a_crc_behind_each(pieces: list[bytes], block: int) -> None:
+def test_blocks_are_pieces_with_a_crc_behind_each(pieces: list[bytes], block: int) -> None:
     crcs = [checksums.crc32c(piece) for piece in pieces]
     whole = b"".join(
         piece + crc.to_bytes(4, "little") for piece, crc in zip(pieces, crcs, strict=True)
     )
-    buffer = checksums.DigestedBuffer(len(whole))
+    blocks = checksums.DigestedBlocks([np.frombuffer(piece, dtype=np.uint8) for piece in pieces])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checksums, "_BLOCK", block)
-        found = [buffer.append(np.frombuffer(piece, dtype=np.uint8)) for piece in pieces]
-    data, digest = buffer.finish()
-    assert (bytes(data), digest, found) == (whole, checksums.xxh3_128([whole]), crcs)
+        for _ in range(2):  # the second time from the beginning
+            given = [bytes(one) for one in blocks]
+            assert b"".join(given) == whole and blocks.size == len(whole)
+            assert max(map(len, given), default=0) <= max(block, 4)
+            assert (blocks.xxh3_128(), blocks.crcs) == (checksums.xxh3_128([whole]), crcs)
+        assert blocks.whole() == whole
 
 
-def filled(kept: bool) -> NDArray[np.uint8]:
-    buffer = checksums.DigestedBuffer(64, kept=kept)
-    buffer.append(np.zeros(60, dtype=np.uint8))
-    return np.frombuffer(buffer.finish()[0], dtype=np.uint8)
-
-
-def test_memory_that_is_kept_is_taken_by_the_next_buffer_of_its_thread_alone() -> None:
-    kept = filled(kept=True)
-    assert np.shares_memory(kept, filled(kept=True))
-    assert not np.shares_memory(kept, filled(kept=False))
-    with ThreadPoolExecutor(1) as pool:
-        assert not np.shares_memory(kept, pool.submit(filled, True).result())
+def test_blocks_that_are_left_have_no_digest() -> None:
+    blocks = checksums.DigestedBlocks([np.zeros(3, dtype=np.uint8)])
+    next(iter(blocks))
+    with pytest.raises(AssertionError, match="blocks are left"):
+        blocks.xxh3_128()
 
 
 @pytest.mark.parametrize("data", [b"", b"123456789"])

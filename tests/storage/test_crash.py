@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from storage import CacheReader, CacheWriter, StoreFullError, verify
+from storage import CacheReader, CacheWriter, StoreFullError, local, verify
 from storage.layout import commit_key
 from storage.location import PARTIAL_SUFFIX, Location
 from tests.storage.cases import contents, fill, make_arrays, make_cache, make_index, make_manifest
@@ -161,20 +161,20 @@ def test_a_write_cut_at_any_object_leaves_garbage_that_the_next_replaces(
     index = make_index()
     writer = CacheWriter(tmp_path / "cut", make_manifest(index), index)
     shard = writer.missing()[0]
-    put, left = Location.put, [cut]
+    write_blocks, left = local.write_blocks, [cut]
 
-    def cut_put(self: Location, key: str, data: bytes) -> None:
+    def cut_write(path: str, blocks: Iterable[bytes]) -> None:
         if left[0] == 0:
-            # What a kill in the middle of a write leaves: zarr writes beside, then renames.
-            path = tmp_path / "cut" / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".00ff" + PARTIAL_SUFFIX).write_bytes(data[: len(data) // 2])
+            # What a kill in the middle of a write leaves: files are written beside, then renamed.
+            data = b"".join(blocks)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).with_suffix(".00ff" + PARTIAL_SUFFIX).write_bytes(data[: len(data) // 2])
             raise KeyboardInterrupt
         left[0] -= 1
-        put(self, key, data)
+        write_blocks(path, blocks)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Location, "put", cut_put)
+        patch.setattr(local, "write_blocks", cut_write)
         if cut <= len(writer.manifest.arrays[shard.bucket]):
             with pytest.raises(KeyboardInterrupt):
                 writer.write(shard, make_arrays(writer, shard))

@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore
 
 from storage import Array, Field, FormatError, checksums
 from storage.layout import CRC_BYTES, ROOT_KEY, array_json
-from storage.shards import chunk_table, chunks_at, decode_chunk, encode_shard
+from storage.shards import EncodedShard, chunk_table, chunks_at, decode_chunk
 
 NUM_BYTES, SHARD_RECORDS = 3000, 5
 COMPRESSIONS = pytest.mark.parametrize("compression", [None, "zstd"])
@@ -48,7 +48,7 @@ def test_a_shard_is_byte_for_byte_what_zarr_writes(compression: str | None, coun
     array, data = array_of(compression), make_records(count)
     store, by_zarr = open_with_zarr(array)
     by_zarr[:count] = data
-    raw, _ = encode_shard(array, SHARD_RECORDS, data, np.arange(count))
+    raw = EncodedShard(array, SHARD_RECORDS, data, np.arange(count)).blocks.whole()
     assert bytes(raw) == store._store_dict["c/0/0"].to_bytes()
 
 
@@ -56,7 +56,7 @@ def test_a_shard_is_byte_for_byte_what_zarr_writes(compression: str | None, coun
 @pytest.mark.parametrize("positions", [[], [0], [4], [1, 3], [0, 1, 4], [0, 1, 2, 3, 4]])
 def test_zarr_reads_a_shard_with_gaps(compression: str | None, positions: list[int]) -> None:
     array, data = array_of(compression), make_records(len(positions))
-    raw, _ = encode_shard(array, SHARD_RECORDS, data, np.array(positions, dtype=np.int64))
+    raw = EncodedShard(array, SHARD_RECORDS, data, np.array(positions, dtype=int)).blocks.whole()
     expected = np.zeros((SHARD_RECORDS, NUM_BYTES), dtype=np.uint8)
     expected[positions] = data
     _, by_zarr = open_with_zarr(array, bytes(raw))
@@ -67,7 +67,9 @@ def test_zarr_reads_a_shard_with_gaps(compression: str | None, positions: list[i
 @pytest.mark.parametrize("positions", [[], [1, 3], [0, 1, 2, 3, 4]])
 def test_what_is_said_of_a_shard_is_true(compression: str | None, positions: list[int]) -> None:
     array, data = array_of(compression), make_records(len(positions))
-    raw, stored = encode_shard(array, SHARD_RECORDS, data, np.array(positions, dtype=np.int64))
+    encoded = EncodedShard(array, SHARD_RECORDS, data, np.array(positions, dtype=np.int64))
+    raw, stored = encoded.blocks.whole(), encoded.described()
+    assert encoded.chunk_bytes == stored.chunks[:, 1].sum()
     assert (stored.size, stored.xxh3_128) == (len(raw), checksums.xxh3_128([raw]))
     table = chunks_at(chunk_table(bytes(raw), SHARD_RECORDS), np.array(positions, dtype=np.int64))
     np.testing.assert_array_equal(stored.chunks[:, :2], table)
