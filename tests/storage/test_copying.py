@@ -15,7 +15,7 @@ import pytest
 
 from storage import CacheError, CacheReader, StoreFullError, compare, copy_cache, local, verify
 from storage.__main__ import main
-from storage.layout import commit_key, object_key
+from storage.layout import BUCKETS, commit_key, object_key
 from storage.location import Location
 from storage.schema import ShardId
 from tests.storage.cases import (
@@ -315,6 +315,10 @@ def test_a_disk_that_fills_up_ends_the_copy_and_the_next_one_completes_it(
     assert contents(target) == contents(cache)
 
 
+def holds_records(path: str) -> bool:
+    return f"/{BUCKETS}/" in path and "/c/" in path
+
+
 def filling_up(after: int) -> Any:
     """`write_blocks` on a disk with room for so many objects, and half of one more."""
     write, left = local.write_blocks, [after]
@@ -324,8 +328,9 @@ def filling_up(after: int) -> Any:
         raise OSError(28, "No space left on device")
 
     def write_blocks(path: str, blocks: Any) -> None:
-        left[0] -= "/c/" in path  # zarr's name for what holds records
-        write(path, until_full(blocks) if "/c/" in path and left[0] < 0 else blocks)
+        counts = holds_records(path)
+        left[0] -= counts
+        write(path, until_full(blocks) if counts and left[0] < 0 else blocks)
 
     return write_blocks
 
@@ -346,7 +351,7 @@ def test_one_failure_stops_the_other_transfers(
     write = local.write_blocks
 
     def fail(path: str, blocks: Any) -> None:
-        if "/c/" not in path:
+        if not holds_records(path):
             return write(path, blocks)
         list(blocks)
         failed.set()
