@@ -154,7 +154,7 @@ def _users_class(of: object) -> str:
     """The `file:line` of an object's class, if it is the user's."""
     try:
         file, line = inspect.getsourcefile(type(of)), inspect.getsourcelines(type(of))[1]
-    except (OSError, TypeError):  # nothing written in Python, or the text is gone
+    except (OSError, SyntaxError, TypeError):  # nothing in Python, or its text is another one
         return ""
     return f"{file}:{line}" if file and owner_of(file) == USER else ""
 

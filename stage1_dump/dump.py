@@ -127,8 +127,8 @@ class DumpJob:
     """One rank's share of a dump.
 
     What is in memory at once: `CACHE.WRITERS` + 1 shards of codes (beside a GPU page-locked, each
-    array rounded up to a power of two), for each writer one array more as it is put (all of them
-    where an object store takes several at once; compressed ones twice), and the views of
+    array rounded up to a power of two), for each writer the compressed form of an array as it is
+    put (of an object store, which takes several at once, all arrays once more), and the views of
     2 * `DATALOADER.NUM_WORKERS` batches.
     """
 

@@ -139,11 +139,13 @@ async def reach(store: Store, within_sec: float | None = None) -> None:
         import obstore
 
         try:
-            async with asyncio.timeout(within_sec):
+            async with asyncio.timeout(within_sec) as limit:
                 with named(""):
                     async for _ in obstore.list(client, chunk_size=1):
                         return
         except TimeoutError:
+            if not limit.expired():
+                raise  # the client's own
             late = TimeoutError(f"HTTP error: no answer within {within_sec:g} s")
             raise RequestError("", late) from None
 

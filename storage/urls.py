@@ -48,7 +48,9 @@ def is_url(name: str) -> bool:
 
 def is_spoilt_url(path: str) -> bool:
     """Return whether a `Path` was made of a URL, of which it left one slash."""
-    return path.partition("/")[0].lower() in {f"{one}:" for one in URL_SCHEMES}
+    first, _, rest = path.partition("/")
+    begin = _BEGIN.fullmatch(first)
+    return begin is not None and (bool(rest) or begin[1].lower() in URL_SCHEMES)
 
 
 def _refuse_characters(name: str, scheme: str) -> None:

@@ -182,12 +182,13 @@ class CacheWriter:
         shard_records = self.manifest.shard_records
         positions = self.index.slot[self.records_of(shard)] % shard_records
         encoded, key = EncodedShard(array, shard_records, data, positions), object_key(shard, array)
-        # Compressing takes a while: whoever has taken the shard over may have put his object.
+        whole = None if self.location.is_local else encoded.blocks.whole()
+        # That takes a while: whoever has taken the shard over may have put his object by now.
         self._require_claim(shard, look=False)
-        if self.location.is_local:
+        if whole is None:
             self.location.put_blocks(key, encoded.blocks)
         else:
-            self.location.put(key, encoded.blocks.whole())
+            self.location.put(key, whole)
         return encoded.described()
 
     def _read_back(self, key: str, expected: StoredObject) -> None:

@@ -81,10 +81,12 @@ def register_method(method: MethodClass) -> MethodClass:
     if NODES.get(getattr(config, "node", "")) is not config:
         raise ValueError(f"{title}.Config: expected a node that register_node made known")
     for part, arguments in _ASKED_OF_THE_CLASS.items():
-        if not _takes(getattr(method, part), arguments):
+        is_of_class = isinstance(inspect.getattr_static(method, part), classmethod | staticmethod)
+        if not is_of_class or not _takes(getattr(method, part), arguments):
             taken = "(cls, " + ", ".join(arguments) + ")"
             raise ValueError(f"{title}.{part}: expected a @classmethod that takes {taken}")
-    _names(f"{title}.needs_unlabelled", method.needs_unlabelled)
+    # Kept: what gives names once has none the next time.
+    method.needs_unlabelled = _names(f"{title}.needs_unlabelled", method.needs_unlabelled)
     fields = list(method.weights.values()) if isinstance(method.weights, Mapping) else [None]
     if not all(isinstance(field, str) for field in fields):
         raise ValueError(

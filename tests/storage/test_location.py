@@ -117,13 +117,13 @@ def test_a_folder_may_have_a_colon_in_its_name(name: str) -> None:
     assert Location(name).is_local
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x", "GS://bucket"])
+@pytest.mark.parametrize("url", ["s3://bucket/x", "GS://bucket", "s3a://bucket/x", "file:///tmp"])
 def test_a_path_made_of_a_url_is_no_folder(url: str) -> None:
     with pytest.raises(ValueError, match=r"expected .*://bucket/prefix, or \./"):
         Location(Path(url))
 
 
-@pytest.mark.parametrize("name", ["run:/x", "az:1", "s3:1/x"])
+@pytest.mark.parametrize("name", ["run:1/x", "az:1", "s3:1/x"])
 def test_a_path_is_a_folder_whatever_its_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
