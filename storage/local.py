@@ -159,12 +159,16 @@ def _unfinished(path: str) -> Path:
     return Path(path).with_suffix(f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
 
 
-def sync(paths: Iterable[Path]) -> None:
-    """Force files or folders to the disk.
+def sync(files: Sequence[Path], folders: Iterable[Path]) -> None:
+    """Force files to the disk, and then the folders that name them.
 
-    Side by side: the file system then writes its journal once for several of them.
+    Files side by side. Folders one by one: with the first of them the file system writes its
+    journal for all, and threads for the others take longer than they.
     """
-    list(_syncing().map(_fsync, paths))
+    for _ in _syncing().map(_fsync, files) if len(files) > 1 else map(_fsync, files):
+        pass
+    for folder in folders:
+        _fsync(folder)
 
 
 @cache

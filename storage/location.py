@@ -272,8 +272,7 @@ class Location:
         depth = len(self._path.parts)
         folders = {folder for file in files for folder in file.parents[: len(file.parts) - depth]}
         with self._local_errors(keys[0] if keys else ""):
-            local.sync(files)
-            local.sync(folders)
+            local.sync(files, folders)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return key and size in bytes of every object under a folder ("" for all).
