@@ -20,8 +20,9 @@ from dataset.annotations import ImageTable
 from stage1_dump.plan import PlanConfig, bucket_size, make_plan
 from storage import Array, CacheWriter, Index, Manifest, ShardId
 from storage import commit as commits
+from storage.checksums import CRC_BYTES
 from storage.commit import Commit, StoredObject
-from storage.layout import CRC_BYTES, commit_key, object_key
+from storage.layout import commit_key, object_key
 from storage.shards import table_bytes
 
 from .records import LEVELS, NUM_CLASSES, codec_of, geometry_of

@@ -30,9 +30,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from storage import Array, CacheReader, CacheWriter, Manifest, build_index, verify
-from storage.checksums import crc32c
+from storage.checksums import CRC_BYTES, crc32c
 from storage.example import add_example
-from storage.layout import CRC_BYTES, commit_key
+from storage.layout import commit_key
 from storage.shards import decode_chunk
 from storage.workers import mapped
 

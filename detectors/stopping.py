@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from storage.stopping import ONE_REQUEST_SEC
 
-# What is meant once comes twice: from a terminal and from torchrun, from a scheduler and a parent.
-_ONE_REQUEST_SEC = 5.0
+logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -112,7 +111,7 @@ class StopSignals:
         if os.getpid() != self._process:  # a forked worker, which its parent looks after
             raise Interrupted(number)
         first, now = self._received is None, time.monotonic()
-        if not first and now - self._since < _ONE_REQUEST_SEC:
+        if not first and now - self._since < ONE_REQUEST_SEC:
             return
         self._received, self._since = number, now
         if not first or not self._deferred:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from storage import Array, Geometry, Index, Preset, RecordCodec, ShardId, Signal, get_preset
 from storage import commit as commits
+from storage.checksums import CRC_BYTES
 from storage.codecs.presets import PRESETS
 from storage.commit import Commit, StoredObject
-from storage.layout import CRC_BYTES, object_key, root_json, seal
+from storage.layout import object_key, root_json, seal
 from storage.manifest import Manifest
 from storage.progress import format_bytes
 from storage.shards import table_bytes

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from storage import checksums
 from storage import commit as commits
+from storage.checksums import CRC_BYTES
 from storage.commit import Commit, StoredObject
 from storage.errors import FormatError, UnreadableError, VersionError
 from storage.index import Index, ShardTable
-from storage.layout import CRC_BYTES, MAX_METADATA_BYTES, commit_key, object_key
+from storage.layout import MAX_METADATA_BYTES, commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.report import Problem, shard_problem, unreadable_problem

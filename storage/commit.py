@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import canonical, checksums
+from storage.checksums import CRC_BYTES
 from storage.errors import FormatError, VersionError
 from storage.index import Index, ShardTable
-from storage.layout import COMMITS, CRC_BYTES, commit_key, object_key
+from storage.layout import COMMITS, commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest, check_version
 from storage.report import remedy

@@ -6,7 +6,7 @@ No message repeats a value: it may be a secret.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 _PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
@@ -85,10 +85,6 @@ def check_environment(scheme: str, environment: Mapping[str, str]) -> None:
             _check_endpoint(name, environment)
 
 
-def _variables(scheme: str, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    return (one for one in environment.items() if one[0].startswith(_PREFIXES[scheme]))
-
-
 def _check_endpoint(name: str, environment: Mapping[str, str]) -> None:
     try:
         parts = urlsplit(environment[name])
@@ -116,7 +112,11 @@ def explained(message: str, scheme: str, environment: Mapping[str, str]) -> str 
     found = _NOT_PARSED.search(message)
     if found is None:
         return None
-    names = [name for name, value in _variables(scheme, environment) if value == found[1]]
+    names = [
+        name
+        for name, value in environment.items()
+        if name.startswith(_PREFIXES[scheme]) and value == found[1]
+    ]
     if not names:
         return None
     form = _FORMS.get(found[2], f"what the client calls {found[2]}")

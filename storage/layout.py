@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import canonical, checksums
+from storage.checksums import CRC_BYTES
 from storage.errors import FormatError
 from storage.index import COLUMNS, Index
 from storage.local import PARTIAL_SUFFIX
@@ -32,7 +33,6 @@ LOG = "log"
 
 INDEX_CHUNK = 1 << 15
 ZSTD_LEVEL = 1
-CRC_BYTES = checksums.CRC_BYTES
 MAX_METADATA_BYTES = 1 << 28
 
 # What writers put under these folders; anything else there is not ours to remove.

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import checksums
+from storage.checksums import CRC_BYTES
 from storage.errors import FormatError, StoreAccessError, UnreadableError
 from storage.index import COLUMNS, Index
 from storage.layout import (
     CLAIMS,
     COMMITS,
-    CRC_BYTES,
     DIGEST_KEY,
     INDEX,
     INDEX_CHUNK,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from storage import checksums
 from storage import commit as commits
+from storage.checksums import CRC_BYTES
 from storage.errors import (
     CacheError,
     CorruptChunkError,
@@ -21,7 +22,7 @@ from storage.errors import (
     UnreadableError,
 )
 from storage.index import Index, ShardTable
-from storage.layout import CRC_BYTES, commit_key, object_key
+from storage.layout import commit_key, object_key
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.metadata import read_index, read_root

@@ -9,9 +9,10 @@ from numcodecs import Zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from storage import checksums
+from storage.checksums import CRC_BYTES
 from storage.commit import StoredObject
 from storage.errors import FormatError
-from storage.layout import CRC_BYTES, ZSTD_LEVEL
+from storage.layout import ZSTD_LEVEL
 from storage.schema import Array
 
 _INDEX_ENTRY = 16

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# What is meant once comes twice: from a scheduler and from a parent.
-_ONE_REQUEST_SEC = 5.0
+# What is meant once comes twice: from a terminal and from torchrun, from a scheduler and a parent.
+ONE_REQUEST_SEC = 5.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -29,11 +29,11 @@ def terminable() -> Iterator[None]:
     if not in_main_thread or before in (signal.SIG_IGN, None):  # None: of no Python code
         yield
         return
-    since = -_ONE_REQUEST_SEC
+    since = -ONE_REQUEST_SEC
 
     def terminate(number: int, frame: FrameType | None) -> None:
         nonlocal since
-        if (now := time.monotonic()) - since >= _ONE_REQUEST_SEC:
+        if (now := time.monotonic()) - since >= ONE_REQUEST_SEC:
             since = now
             raise Terminated
 

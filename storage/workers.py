@@ -51,7 +51,7 @@ def mapped(
     context = multiprocessing.get_context("fork" if _may_fork() else "spawn")
     pool = ProcessPoolExecutor(workers, context, _adopt, (state,))
     try:
-        yield _results(pool, [pool.submit(_Call(function), task) for task in tasks])
+        yield _results(pool, [pool.submit(_call, function, task) for task in tasks])
     except BrokenProcessPool as error:
         raise CacheError(
             f"one of {workers} processes died (out of memory?); try again with --workers 1"
@@ -101,14 +101,8 @@ def _may_fork() -> bool:
     return sys.platform == "linux" and idle and "obstore" not in sys.modules
 
 
-class _Call:
-    """Calls a function with the state of its process."""
-
-    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        self._function = function
-
-    def __call__(self, task: Any) -> Any:
-        return self._function(_state, task)
+def _call(function: Callable[[Any, Task], Result], task: Task) -> Result:
+    return function(_state, task)
 
 
 def _adopt(state: Any) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from storage import canonical, checksums
 from storage import commit as commits
+from storage.checksums import CRC_BYTES
 from storage.claims import Claim, Claims
 from storage.commit import Commit, StoredObject
 from storage.errors import (
@@ -28,7 +29,6 @@ from storage.layout import (
     BUCKETS,
     CLAIMS,
     COMMITS,
-    CRC_BYTES,
     DIGEST_KEY,
     INDEX,
     LOG,

@@ -39,6 +39,8 @@ class Codec(ABC):
         small: names of its fields that lie with everything else that is small, and not in the
             signal's own array.
         compression: of that array, None or "zstd".
+        holds_values: whether its fields in float16 are the teacher's values, so that what these
+            cannot hold is beyond float16; else it is something that the codec made of them.
     """
 
     name: ClassVar[str]
@@ -46,6 +48,7 @@ class Codec(ABC):
     kinds: ClassVar[tuple[str, ...]]
     small: ClassVar[frozenset[str]] = frozenset()
     compression: ClassVar[str | None] = None
+    holds_values: ClassVar[bool] = False
 
     @property
     def identity(self) -> dict[str, Any]:

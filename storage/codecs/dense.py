@@ -33,6 +33,7 @@ class Dense(PlacedCodec):
 
     name: ClassVar[str] = "dense"
     kinds: ClassVar[tuple[str, ...]] = ("maps", "deltas", "boxes", "rows")
+    holds_values: ClassVar[bool] = True
     dtype: str = "float32"
 
     def __post_init__(self) -> None:

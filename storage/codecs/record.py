@@ -15,16 +15,12 @@ import torch
 from torch import Tensor
 
 from storage.codecs.base import Codec, Codes, check_kind, check_shape, check_tensor, require_finite
-from storage.codecs.dense import Dense, DenseScores
 from storage.codecs.placing import Placing
 from storage.codecs.presets import Preset, get_codec
-from storage.codecs.sparse_scores import PackedScores, SparseScores
 from storage.errors import FormatError, VersionError
 from storage.schema import RECORD, Array, Field, Geometry, common_fields
 from storage.signals import Signal
 
-# Those whose fields in float16 are the teacher's values themselves; not what derives from them.
-_IN_HALF = (Dense, DenseScores, PackedScores, SparseScores)
 _BEYOND_HALF = (
     "teacher's {} exceeds the range of float16 (65504): use CACHE.PRESET exact with CACHE.DTYPE"
     " float32"
@@ -240,7 +236,7 @@ def _named(codec: Codec, signal: Signal) -> Iterator[None]:
 
 def _beyond_half(codec: Codec, signal: Signal, field: str) -> str:
     """Say what it means that a field in float16 is not finite where the teacher's values are."""
-    if type(codec) in _IN_HALF:
+    if codec.holds_values:
         return _BEYOND_HALF.format(signal.name)
     said = f"codec {codec.name}: signal {signal.name}: field {field}"
     return f"{said} holds NaN or infinity in float16"

@@ -53,6 +53,7 @@ class KeptScores(PlacedCodec):
 
     kinds: ClassVar[tuple[str, ...]] = ("scores",)
     small: ClassVar[frozenset[str]] = frozenset({"profile", "bound"})
+    holds_values: ClassVar[bool] = True  # where one class is stored densely
     anchors_per_score: ClassVar[int]
     least_scores: ClassVar[int]
     bytes_per_score: ClassVar[int]

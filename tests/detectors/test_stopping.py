@@ -57,7 +57,7 @@ def test_after_a_moment_that_is_immediate_signals_wait_again() -> None:
 
 
 def test_a_signal_that_comes_again_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "_ONE_REQUEST_SEC", 0.0)
+    monkeypatch.setattr(stopping, "ONE_REQUEST_SEC", 0.0)
     with StopSignals() as signals:
         signals.defer()
         signal.raise_signal(signal.SIGINT)

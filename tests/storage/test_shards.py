@@ -13,7 +13,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from storage import Array, Field, FormatError, checksums
-from storage.layout import CRC_BYTES, ROOT_KEY, array_json
+from storage.checksums import CRC_BYTES
+from storage.layout import ROOT_KEY, array_json
 from storage.shards import EncodedShard, chunk_table, chunks_at, decode_chunk
 
 NUM_BYTES, SHARD_RECORDS = 3000, 5
