@@ -60,6 +60,7 @@ def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(cfg)
         job(cfg, args)
+        _leave(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         return
     _refuse_other_launchers(os.environ, job, args)
     if args.num_gpus * args.num_machines == 1:
@@ -281,9 +282,24 @@ def _run_rank(local: int, job: Job, cfg: CfgNode, args: argparse.Namespace, url:
         import_modules(cfg.IMPORTS)
         _join(cfg, local, args.num_gpus, **world)
         job(cfg, args)
+        _leave(rank, world["world_size"])
     except KeyboardInterrupt as error:
         # PyTorch would end this process as if all were well.
         sys.exit(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
+
+
+def _leave(rank: int, size: int) -> None:
+    """Wait until all ranks are done: gloo takes one that ends amid another's last step for a fault.
+
+    Rank 0 ends last, since it has the store by which they tell.
+    """
+    if not dist.is_initialized():
+        return
+    store = dist.distributed_c10d._get_default_store()
+    for step in ("done", "gone"):
+        store.set(f"{step}{rank}", "")
+        if step == "done" or rank == 0:
+            store.wait([f"{step}{other}" for other in range(size)], _TIMEOUT)
 
 
 def _join(cfg: CfgNode, local: int, local_size: int, **world: Any) -> None:
