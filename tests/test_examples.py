@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from configs.loader import load_config
 from dataset.__main__ import main as dataset_main
 from detectors import export_model
 from examples import own_loop
+from tests.fresh import stdout_of
 from tests.stage2_distill.conftest import STUDENT, Configure, configure, folder  # noqa: F401
 from tests.tiny import random_detector
 
@@ -22,16 +22,8 @@ FILES = sorted((ROOT / "examples").glob("[!_]*.py"))
 
 
 def run(name: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"examples.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    command = [sys.executable, "-m", f"examples.{name}", *map(str, arguments)]
+    return stdout_of(command, cwd=ROOT, timeout=300)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

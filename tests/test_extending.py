@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import yaml
 from PIL import Image
 
 from storage import CacheReader, FormatError, verify
+from tests.fresh import stdout_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "EXTENDING.md").read_text()
@@ -71,16 +71,8 @@ def run(project: Path, command: str, *options: str) -> None:
 
 def python(project: Path, *arguments: str) -> None:
     """Run Python in the user's folder."""
-    found = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    stdout_of([sys.executable, *arguments], cwd=project, env=environment, timeout=300)
 
 
 def test_the_page_s_commands_train_evaluate_dump_and_distill(dumped: Path) -> None:

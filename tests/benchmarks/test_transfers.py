@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from benchmarks.families import FAMILIES
 from benchmarks.methods import METHODS
+from tests.fresh import stdout_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -41,10 +41,7 @@ with PretendedGpu() as gpu:
 
 
 def test_waits_are_told_from_what_the_gpu_does_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTING], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str(
+    assert stdout_of([sys.executable, "-c", COUNTING], cwd=ROOT).strip() == str(
         [
             ("_local_scalar_dense", 1),
             ("copy to the GPU", 1),
@@ -69,8 +66,7 @@ def test_a_step_of_mixed_sizes_keeps_the_limits(
     command = [sys.executable, "-m", "benchmarks.transfers", "--images", "2", "--mixed-only"]
     command += ["--presets", "balanced", "--json", str(rows), "--families", family]
     command += ["--methods", *methods]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    stdout_of(command, cwd=ROOT)
     found = json.loads(rows.read_text())["rows"]
     for method, waits, launches in zip(methods, found[::2], found[1::2], strict=True):
         # General instances and pseudo objects are waited for, once.
@@ -85,8 +81,7 @@ def test_a_batch_of_a_dump_keeps_the_limits(
     rows = tmp_path / "rows.json"
     command = [sys.executable, "-m", "benchmarks.transfers", "--dump", "--images", "1", "3"]
     command += ["--json", str(rows), "--families", *FAMILIES]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    stdout_of(command, cwd=ROOT)
     values = {row["name"]: row["value"] for row in json.loads(rows.read_text())["rows"]}
     for family in FAMILIES:
         alone, three = (values[f"waits, {family}, {n} images of a dump"] for n in (1, 3))

@@ -1,7 +1,6 @@
 """The commands: exit codes, what they print, and what they leave unimported."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from dataset.__main__ import main
 from tests.dataset.conftest import Folder
+from tests.fresh import stdout_of
 
 
 def test_synthetic_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,8 +99,7 @@ def test_no_command_waits_for_torch(tmp_path: Path) -> None:
         "print([name for name in ('torch', 'detectron2') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "set")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert stdout_of(command).splitlines()[-1] == "[]"
 
 
 def test_long_phases_report_without_a_terminal(

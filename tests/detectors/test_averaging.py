@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detectors.averaging import MovingAverage
+from tests.fresh import stdout_of
 
 ROOT = Path(__file__).parent.parent.parent
 DECAY = 0.9
@@ -82,7 +82,4 @@ def test_an_average_has_the_bits_of_pytorchs_before_and_after_it_is_resumed() ->
 
 
 def test_an_update_does_not_wait_for_a_gpu() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTING], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["0", "True"]
+    assert stdout_of([sys.executable, "-c", COUNTING], cwd=ROOT).split() == ["0", "True"]

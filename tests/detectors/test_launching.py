@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import time
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 
 from detectors import launching
@@ -218,6 +221,22 @@ def dies(cfg: CfgNode, args: argparse.Namespace) -> None:
 def test_a_rank_that_was_killed_is_one_line(environment: Any) -> None:
     with pytest.raises(ValueError, match=r"rank \d on this machine .*SIGKILL.*short of memory"):
         launch_job(dies, config(), arguments(num_gpus=2))
+
+
+def ends_late(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Rank 0 is done at once; what it saw of the other at its end lies beside the config file."""
+    done = Path(args.config_file)
+    if dist.get_rank():
+        time.sleep(1)
+        done.touch()
+    else:
+        seen = done.with_name("seen")
+        Finalize(None, lambda: seen.write_text(str(done.exists())), exitpriority=0)
+
+
+def test_ranks_end_together(environment: Any, tmp_path: Path) -> None:
+    launch_job(ends_late, config(), arguments(num_gpus=2, config_file=str(tmp_path / "done")))
+    assert (tmp_path / "seen").read_text() == "True"
 
 
 @pytest.mark.parametrize(

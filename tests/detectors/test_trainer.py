@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from detectors.__main__ import main
 from detectors.command import register_data
 from detectors.images import ImageMapper
 from detectors.trainer import Trainer
+from tests.fresh import stdout_of
 from tests.tiny import DETECTOR
 
 
@@ -116,8 +116,7 @@ def test_training_writes_a_checkpoint_that_evaluation_takes(
     assert "folder_val: AP " in capsys.readouterr().out
     # In a process of its own: the log keeps to the standard output that it began with.
     command = [sys.executable, "-m", "detectors", "eval", "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0 <= json.loads(done.stdout)["folder_val"]["AP"] <= 100
+    assert 0 <= json.loads(stdout_of(command))["folder_val"]["AP"] <= 100
 
 
 def test_a_resumed_run_goes_on_from_its_checkpoint(config: Path, tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_two_ranks_train_one_model_and_end_early_together(config: Path, tmp_path
     command += ["--num-gpus", "2", "SOLVER.MAX_ITER", "9", "TEST.EVAL_PERIOD", "1"]
     # Nothing is detected: the AP is 0 at all times.
     command += ["TEST.PATIENCE", "1", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.99"]
-    subprocess.run(command, check=True, capture_output=True)
+    stdout_of(command)
     said = (tmp_path / "output" / "log.txt").read_text()
     assert "ended early after iteration 1: folder_val/AP was not better than 0.00 in 1" in said
     state = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from stage1_dump.__main__ import main
 from storage import verify
+from tests.fresh import stdout_of
 from tests.stage1_dump.conftest import IMAGES, Configure
 from tests.stage1_dump.helpers import dump, store_bytes
 
@@ -212,11 +212,7 @@ assert main(["status", {str(reference)!r}]) == 0
 slow = {{"torch", "torchvision", "detectron2", "pycocotools", "matplotlib"}} & set(sys.modules)
 assert not slow, slow
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "20 of 20 records" in done.stdout
+    assert "20 of 20 records" in stdout_of([sys.executable, "-c", script])
 
 
 @pytest.mark.parametrize(

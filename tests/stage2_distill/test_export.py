@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import make_dataclass
@@ -35,6 +34,7 @@ from detectors.evaluate import evaluate
 from detectors.fcos_model import FCOS as FcosOfConfig
 from detectors.plain_config import plain_config
 from tests.detectors.backbones.cases import model as on_backbone
+from tests.fresh import stdout_of
 from tests.stage2_distill.conftest import Configure
 from tests.stage2_distill.runs import train
 from tests.tiny import DETECTOR, FASTER_RCNN, FCOS, random_detector, write_config
@@ -97,13 +97,13 @@ def test_the_page_s_examples_run_without_this_project(tmp_path: Path) -> None:
         "faster_rcnn": YAML + DETECT + traced + TELL,
         "fcos": FCOS_PY + traced,
     }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN], cwd=tmp_path, capture_output=True, text=True,
+    said = stdout_of(
+        [sys.executable, "-W", "ignore", "-c", RUN],
+        cwd=tmp_path,
         input=json.dumps([(str(tmp_path / name), text) for name, text in parts.items()]),
         env={"PATH": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
+    )
+    told = [json.loads(line) for line in said.splitlines() if line.startswith("[[")]
     for boxes, (name, cfg) in zip(told, cfgs.items(), strict=False):
         ours = DefaultPredictor(cfg)(read_image(str(tmp_path / name / "image.jpg"), "BGR"))
         assert len(boxes) == 5 and boxes == ours["instances"].pred_boxes.tensor.tolist()

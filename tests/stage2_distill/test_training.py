@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 
 from detectors.evaluate import evaluate
 from stage2_distill.__main__ import main
+from tests.fresh import stdout_of
 from tests.stage2_distill.conftest import STUDENT, Configure
 from tests.stage2_distill.runs import GID_LOSSES, OWN_LOSSES, build, losses_of, train, train_until
 from tests.stage2_distill.test_students import model
@@ -184,7 +185,7 @@ def test_a_killed_run_resumes_with_the_same_losses(configure: Configure, tmp_pat
     path = configure("balanced", SOLVER={"MAX_ITER": 40, "CHECKPOINT_PERIOD": 2})
     command = [sys.executable, "-m", "stage2_distill", "train", "--config-file", str(path)]
     killed = ["OUTPUT_DIR", str(tmp_path / "killed")]
-    subprocess.run(command, check=True, capture_output=True)
+    stdout_of(command)
     process = subprocess.Popen([*command, *killed], stdout=subprocess.DEVNULL)
     tag = tmp_path / "killed" / "last_checkpoint"
     deadline = time.monotonic() + 120
@@ -192,7 +193,7 @@ def test_a_killed_run_resumes_with_the_same_losses(configure: Configure, tmp_pat
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, "--resume", *killed], check=True, capture_output=True)
+    stdout_of([*command, "--resume", *killed])
     final = [
         torch.load(folder / "student_final.pth", weights_only=True)["model"]
         for folder in (tmp_path / "output", tmp_path / "killed")
@@ -205,7 +206,7 @@ def test_two_ranks_distill_one_student_and_resume_as_two(configure: Configure) -
     command = ["train", "--config-file", str(path)]
     # In a process of its own, as a user starts it: the ranks are spawned from there.
     fresh = [sys.executable, "-m", "stage2_distill", *command, "--num-gpus", "2"]
-    subprocess.run(fresh, check=True, capture_output=True)
+    stdout_of(fresh)
     output = path.parent / "output"
     state = torch.load(output / "model_final.pth", weights_only=True)
     normalizers = [rank["loss_normalizer"] for rank in state["rank_state"]["ranks"]]

@@ -16,6 +16,7 @@ from storage import plan_to_json, verify
 from storage.__main__ import main
 from storage.layout import commit_key
 from storage.schema import ShardId
+from tests.fresh import stdout_of
 from tests.storage.cases import WIDE, contents, first_path, flip, make_index, make_manifest
 
 FIRST = ShardId(WIDE.name, 0)
@@ -281,10 +282,7 @@ reader.read(len(reader) - 1)
 loaded = {{"torch", "torchvision", "detectron2", "obstore"}} & set(sys.modules)
 assert not loaded, loaded
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    stdout_of([sys.executable, "-c", script])
 
 
 def test_the_module_runs(finished: Path) -> None:
