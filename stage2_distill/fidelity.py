@@ -11,7 +11,7 @@ blur.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,13 +310,8 @@ def _gradient(losses: dict[str, Tensor], distiller: Distiller) -> Tensor:
     """Gradient of the sum in every weight of the student and the methods, one float64 vector."""
     weights = [one for one in distiller.parameters() if one.requires_grad]
     total = torch.stack(list(losses.values())).sum()
-    found = torch.autograd.grad(total, weights, retain_graph=True, allow_unused=True)
-    return torch.cat([one.flatten().double() for one in _filled(found, weights)])
-
-
-def _filled(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Iterator[Tensor]:
-    for gradient, weight in zip(gradients, weights, strict=True):
-        yield torch.zeros_like(weight) if gradient is None else gradient
+    found = torch.autograd.grad(total, weights, retain_graph=True, materialize_grads=True)
+    return torch.cat([one.flatten().double() for one in found])
 
 
 def _cosine(product: float, live: float, cached: float) -> float | None:

@@ -85,8 +85,8 @@ def _gradient_norm(loss: Tensor, features: Sequence[Tensor]) -> Tensor:
     """The norm of a loss's gradient over all levels, as a scalar; 0 where it has none."""
     if not loss.requires_grad:
         return loss.new_zeros((), dtype=torch.float32)
-    found = torch.autograd.grad(_SCALE * loss, list(features), retain_graph=True, allow_unused=True)
-    norms = [torch.linalg.vector_norm(one.float()) for one in found if one is not None]
-    if not norms:
-        return loss.new_zeros((), dtype=torch.float32)
+    found = torch.autograd.grad(
+        _SCALE * loss, list(features), retain_graph=True, materialize_grads=True
+    )
+    norms = [torch.linalg.vector_norm(one.float()) for one in found]
     return torch.linalg.vector_norm(torch.stack(norms)) / _SCALE

@@ -18,6 +18,7 @@ from configs.origins import place_of
 from detectors import DenseOutputs, DetectorFamily, Setup
 from detectors.families import TwoStageFamily
 from detectors.ranks import mean_over_ranks
+from stage2_distill.methods.pyramids import not_zero
 from stage2_distill.teacher_batch import TeacherBatch
 
 _SIGNALS = ("proposals", "proposal_scores", "proposal_deltas")
@@ -125,7 +126,7 @@ def box_head_response(
         regression = F.smooth_l1_loss(of_best.float(), teacher_deltas, reduction="none", beta=beta)
         if foreign is not None:
             regression = regression.masked_fill(foreign[..., None], 0.0)
-        divisor = torch.where(count > 0, count, 1.0)
+        divisor = not_zero(count)
         sums = (one.sum(dim=2).masked_fill(~used, 0.0).sum() for one in (divergence, regression))
         cls, reg = (one / divisor for one in sums)
     return cls, reg

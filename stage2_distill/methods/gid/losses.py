@@ -20,6 +20,7 @@ from torch import Tensor
 from configs.nodes import GidConfig
 from detectors.ranks import mean_over_ranks
 from stage2_distill.methods.adaptation import Adaptation
+from stage2_distill.methods.pyramids import not_zero, precise
 from stage2_distill.teacher_batch import TeacherBatch
 
 from .box_head import box_head_signals
@@ -114,7 +115,7 @@ def feature_loss(
     Returns:
         Scalar; zero without GIs.
     """
-    student, teacher = _precise(student_rois), _precise(teacher_rois)
+    student, teacher = precise(student_rois), precise(teacher_rois)
     _check_same(student, teacher)
     cells = student.shape[2] * student.shape[3]
     total = F.mse_loss(student, teacher, reduction="sum")
@@ -140,7 +141,7 @@ def relation_loss(student_rois: Tensor, teacher_rois: Tensor, groups: Sequence[i
     Raises:
         ValueError: the groups do not sum to G.
     """
-    student, teacher = _precise(student_rois).flatten(1), _precise(teacher_rois).flatten(1)
+    student, teacher = precise(student_rois).flatten(1), precise(teacher_rois).flatten(1)
     _check_same(student, teacher)
     if sum(groups) != len(student):
         raise ValueError(f"groups {list(groups)} do not sum to the {len(student)} GIs")
@@ -177,8 +178,8 @@ def response_loss(
         Two scalars: BCE summed over classes and smooth L1 summed over the four deltas, each over
         the number of assigned anchors; zero without any.
     """
-    logits = _precise(_pick(student_logits, assigned))
-    deltas = comparable(_precise(_pick(student_deltas, assigned)))
+    logits = precise(_pick(student_logits, assigned))
+    deltas = comparable(precise(_pick(student_deltas, assigned)))
     probabilities = _pick(teacher.probabilities, assigned).to(logits.dtype)
     targets = comparable(_pick(teacher.deltas, assigned).to(deltas.dtype))
     divisor = _divisor(len(assigned), count)
@@ -200,8 +201,8 @@ def _counts(
 
 
 def _divisor(own: int, count: Tensor | None) -> Tensor | float:
-    """The count, but never zero: then there is nothing to divide. A mean may be below one."""
-    return max(1, own) if count is None else torch.where(count > 0, count, 1.0)
+    """The count, or a number of this rank in its place, but never zero."""
+    return max(1, own) if count is None else not_zero(count)
 
 
 def _relation_of_group(student: Tensor, teacher: Tensor) -> Tensor:
@@ -235,11 +236,6 @@ def _distances(features: Tensor) -> Tensor:
 def _pick(values: Tensor, rows: Tensor) -> Tensor:
     """Rows of (N, R, D) at flat anchor places."""
     return values.flatten(0, 1).index_select(0, rows)
-
-
-def _precise(values: Tensor) -> Tensor:
-    """At least float32."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _check_same(student: Tensor, teacher: Tensor) -> None:

@@ -13,6 +13,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from configs.nodes import GidConfig
+from stage2_distill.methods.pyramids import precise
 
 # detectron2's ROIPooler: a box of 224 px a side is read from the level of stride 16.
 _CANONICAL_SIZE = 224
@@ -118,8 +119,7 @@ class GiPooler(nn.Module):
             for align, level, part in parts:
                 # Without any box all levels are asked, so that the empty result has a gradient.
                 if len(part) or not len(rois):
-                    exact = level if level.dtype == torch.float64 else level.float()
-                    pooled.append(align(exact, part))
+                    pooled.append(align(precise(level), part))
             return torch.cat(pooled).index_select(0, rois.order)
 
     def cells(self, features: Sequence[Tensor], rois: Rois) -> list[Tensor]:
