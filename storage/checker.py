@@ -14,7 +14,7 @@ from storage.checksums import CRC_BYTES
 from storage.commit import Commit, StoredObject
 from storage.errors import FormatError, UnreadableError, VersionError
 from storage.index import Index, ShardTable
-from storage.layout import MAX_METADATA_BYTES, commit_key, object_key
+from storage.layout import MAX_METADATA_BYTES, commit_key, object_key, object_keys
 from storage.location import Location
 from storage.manifest import Manifest
 from storage.report import Problem, shard_problem, unreadable_problem
@@ -81,7 +81,7 @@ class ShardChecker:
 
     def keys_of(self, shard: ShardId) -> list[str]:
         """Return the keys of a shard's objects, in the order of the arrays."""
-        return [object_key(shard, one) for one in self._manifest.arrays[shard.bucket]]
+        return object_keys(self._manifest, shard)
 
     def work_of(self, shard: ShardId) -> int:
         """Say how much work a shard is, measured in bytes read."""

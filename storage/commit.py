@@ -18,7 +18,7 @@ from storage import canonical, checksums
 from storage.checksums import CRC_BYTES
 from storage.errors import FormatError, VersionError
 from storage.index import Index, ShardTable
-from storage.layout import COMMITS, commit_key, object_key
+from storage.layout import COMMITS, commit_key, object_key, object_keys
 from storage.location import Location
 from storage.manifest import Manifest, check_version
 from storage.report import remedy
@@ -231,7 +231,7 @@ def _parse_body(body: dict[str, Any], shard: ShardId, manifest: Manifest) -> Com
     count = len(slots)
     if count > manifest.shard_records:
         raise ValueError(f"{count} records in a shard of {manifest.shard_records}")
-    keys = [object_key(shard, array) for array in arrays]
+    keys = object_keys(manifest, shard)
     if body["objects"].keys() != set(keys):
         raise ValueError("its objects are not those of the shard's arrays")
     stored = [body["objects"][key] for key in keys]

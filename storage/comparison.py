@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import canonical
-from storage.layout import CLAIMS, LOG, commit_key, object_key
+from storage.layout import CLAIMS, LOG, commit_key, object_keys
 from storage.location import LOCAL_BLOCK, REMOTE_BLOCK, Location
 from storage.manifest import Manifest
 from storage.progress import Progress
@@ -199,8 +199,7 @@ def _differences(
     with Progress("compare records", total=len(pairs), unit="records", shown=shown) as progress:
         for record, other in progress.over(pairs):
             shard, _ = readers[0].place_of(record)
-            stored = readers[0].manifest.arrays[shard.bucket]
-            touched = any(object_key(shard, one) in differing for one in stored)
+            touched = not differing.isdisjoint(object_keys(readers[0].manifest, shard))
             if record == other and same_index and not touched:
                 continue
             values, others = readers[0].read(record), readers[1].read(other)

@@ -34,6 +34,7 @@ from storage.layout import (
     NOTE,
     commit_key,
     object_key,
+    object_keys,
     root_json,
     seal,
 )
@@ -347,12 +348,9 @@ class _Job:
 
     def _bytes_of(self, shard: ShardId) -> int:
         """Bytes of a shard's objects at the source."""
-        return sum(self._sizes.get(key, 0) for key in self._keys(shard))
+        return sum(self._sizes.get(key, 0) for key in object_keys(self._manifest, shard))
 
     def _looks_copied(self, shard: ShardId) -> bool:
         """Whether the target has all of a shard, as far as sizes tell."""
-        keys = [commit_key(shard), *self._keys(shard)]
+        keys = [commit_key(shard), *object_keys(self._manifest, shard)]
         return all(self._there.get(key) == self._sizes.get(key) for key in keys)
-
-    def _keys(self, shard: ShardId) -> list[str]:
-        return [object_key(shard, one) for one in self._manifest.arrays[shard.bucket]]

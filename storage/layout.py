@@ -67,6 +67,11 @@ def object_key(shard: ShardId, array: Array) -> str:
     return f"{BUCKETS}/{shard.bucket}/{array.name}/c/{shard.number}/0"
 
 
+def object_keys(manifest: Manifest, shard: ShardId) -> list[str]:
+    """Keys of a shard's objects, in the order of the arrays."""
+    return [object_key(shard, one) for one in manifest.arrays[shard.bucket]]
+
+
 def index_chunk_keys(column: str, records: int) -> list[str]:
     """Keys of the chunks of one index column."""
     return [f"{INDEX}/{column}/c/{number}" for number in range(-(-records // INDEX_CHUNK))]

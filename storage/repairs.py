@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from storage import checksums
 from storage.errors import CacheError, StoreFullError
 from storage.exclusive import claimed
-from storage.layout import commit_key, object_key, zarr_json_objects
+from storage.layout import commit_key, object_keys, zarr_json_objects
 from storage.location import PARTIAL_SUFFIX, Location
 from storage.manifest import Manifest
 from storage.metadata import read_root
@@ -107,9 +107,7 @@ def _drop_commits(location: Location, shards: Sequence[ShardId]) -> None:
 
 
 def _drop_objects(location: Location, manifest: Manifest, shards: Sequence[ShardId]) -> None:
-    location.delete_many(
-        [object_key(shard, one) for shard in shards for one in manifest.arrays[shard.bucket]]
-    )
+    location.delete_many([key for shard in shards for key in object_keys(manifest, shard)])
 
 
 def repair(

@@ -33,7 +33,7 @@ from storage.layout import (
     OURS,
     ROOT_KEY,
     commit_key,
-    object_key,
+    object_keys,
     root_json,
     seal,
 )
@@ -177,7 +177,7 @@ def _leftover(
     known = set(objects)
     for shard in ShardTable(index, manifest.shard_records).shards:
         known.add(commit_key(shard))
-        known.update(object_key(shard, one) for one in manifest.arrays[shard.bucket])
+        known.update(object_keys(manifest, shard))
     return {key: sizes[key] for key in sizes.keys() - known if OURS.fullmatch(key)}
 
 

@@ -13,7 +13,7 @@ from storage.layout import (
     ROOT_KEY,
     claim_folder,
     commit_key,
-    object_key,
+    object_keys,
 )
 from storage.local import FOLDER, Listing
 from storage.location import PARTIAL_SUFFIX
@@ -58,8 +58,7 @@ def check_strangers(
     read = {ROOT_KEY, DIGEST_KEY, *root.manifest.digests}
     known = set(read)
     for shard in table.shards:
-        keys = [object_key(shard, one) for one in root.manifest.arrays[shard.bucket]]
-        keys.append(commit_key(shard))
+        keys = [*object_keys(root.manifest, shard), commit_key(shard)]
         known.update(keys)
         if shard in committed:
             read.update(keys)

@@ -22,7 +22,7 @@ from storage.layout import (
     MAX_METADATA_BYTES,
     ROOT_KEY,
     index_keys,
-    object_key,
+    object_keys,
     zarr_json_objects,
 )
 from storage.location import Location
@@ -200,8 +200,7 @@ def _check_uncommitted(
     for shard in table.shards:
         if shard in known:
             continue
-        arrays = manifest.arrays[shard.bucket]
-        present = sum(object_key(shard, one) in sizes for one in arrays)
+        present = sum(key in sizes for key in object_keys(manifest, shard))
         kind, what = ("uncommitted", f"{present} objects, ") if present else ("missing", "")
         message = f"{store}: shard {shard}: {what}no commit; run the dump again to write it"
         yield Problem(kind=kind, where=str(shard), message=message, shard=str(shard))
@@ -228,10 +227,6 @@ def _check_expected(
             yield Problem(kind="unexpected", where=str(shard), message=message, shard=str(shard))
 
 
-def _check_batch(checker: ShardChecker, batch: list[Task]) -> list[ShardResult]:
-    return checker.check_many(batch)
-
-
 def _results(
     checker: ShardChecker, shards: list[ShardId], sizes: Mapping[str, int] | None, workers: int
 ) -> AbstractContextManager[Iterator[list[ShardResult]]]:
@@ -244,7 +239,7 @@ def _results(
     most = len(tasks) * _WORK_PER_BATCH // max(work, 1)
     size = max(1, min(most, len(tasks) // (8 * max(workers, 1)), _BATCH))
     batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    return mapped(_check_batch, checker, batches, workers=workers)
+    return mapped(ShardChecker.check_many, checker, batches, workers=workers)
 
 
 def _with_progress(

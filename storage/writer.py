@@ -35,6 +35,7 @@ from storage.layout import (
     ROOT_KEY,
     commit_key,
     object_key,
+    object_keys,
     root_json,
     seal,
 )
@@ -151,7 +152,7 @@ class CacheWriter:
         _check_arrays(arrays, stored, len(records))
         if self.location.get(commit_key(shard)) is not None:
             return
-        keys = [object_key(shard, one) for one in stored]
+        keys = object_keys(self.manifest, shard)
         self.location.sweep([*keys, commit_key(shard)])
         try:
             put = self._each(lambda one: self._put(shard, one, arrays[one.name]), stored)
