@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.wording import listed
+
 PREFIX = "folder_"
 _COCO = re.compile(r"instances_(?P<split>.+)\.json")
 _ROBOFLOW = "_annotations.coco.json"
@@ -117,14 +119,13 @@ def _seen(folder: Path) -> str:
     paths = [path for pattern in ("*.json", "*/*.json") for path in sorted(folder.glob(pattern))]
     if not paths:
         return ""
-    shown = ", ".join(
+    names = (
         str(path.relative_to(folder))
         + (f" ({_WRITERS[path.name]})" if path.name in _WRITERS else "")
-        for path in paths[:_SHOWN_FILES]
+        for path in paths
     )
-    more = ", ..." if len(paths) > _SHOWN_FILES else ""
     return (
-        f"; but there is {shown}{more}: if it is in COCO format, move it to "
+        f"; but there is {listed(names, shown=_SHOWN_FILES)}: if it is in COCO format, move it to "
         "annotations/instances_train.json, and the part of it to evaluate on to "
         "annotations/instances_val.json"
     )

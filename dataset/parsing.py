@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.wording import listed
 from dataset.boxes import BoxWarnings, all_normalized, judge_boxes
 from dataset.coco_json import iterate_sections
 from dataset.contents import LABELS, Annotations
@@ -276,12 +277,11 @@ def _class_notes(categories: dict[int, str], objects: ObjectTable) -> Iterator[P
     used = set(np.unique(objects.category_ids).tolist())
     empty = [f"{key} {name!r}" for key, name in categories.items() if key not in used]
     if empty:
-        shown = ", ".join(empty[:_SHOWN_NAMES]) + (", ..." if len(empty) > _SHOWN_NAMES else "")
         yield Problem(
             "",
             "category",
             f"{len(empty)} of {len(categories)} categories have no object, yet are classes: "
-            + shown,
+            + listed(empty, shown=_SHOWN_NAMES),
             "warning",
         )
     for name, count in Counter(categories.values()).items():

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.wording import listed
 from dataset.coco_json import of_images, write_reduced
 from dataset.contents import Annotations
 from dataset.image_files import require_images
@@ -184,8 +185,7 @@ def _notes(categories: Mapping[int, str], is_val: Mapping[int, NDArray[np.bool_]
             named.setdefault(reason, []).append(f"{key} {name!r}")
     return [
         f"{len(names)} of {len(categories)} classes are {reason}: "
-        + ", ".join(names[:_SHOWN_NAMES])
-        + (", ..." if len(names) > _SHOWN_NAMES else "")
+        + listed(names, shown=_SHOWN_NAMES)
         for reason, names in named.items()
     ]
 

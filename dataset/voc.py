@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from configs.wording import listed
 from dataset.coco_json import write_json
 from dataset.image_files import ImageFolder
 from dataset.layouts import new_places, refuse_other
@@ -286,9 +287,7 @@ def _classes(images: Sequence[_Image], classes: Sequence[str] | None) -> tuple[s
     known = frozenset(classes)
     for one in objects:
         if one.name not in known:
-            shown = ", ".join(classes[:_SHOWN_NAMES]) + (
-                ", ..." if len(classes) > _SHOWN_NAMES else ""
-            )
+            shown = listed(classes, shown=_SHOWN_NAMES)
             raise ValueError(
                 f"{one.place}: expected an object of a class among {shown}, got {one.name!r}; "
                 "--classes names others, or without names takes those found"

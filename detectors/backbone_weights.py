@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .wording import listed
+from configs.wording import listed
 
 logger = logging.getLogger(__name__)
 

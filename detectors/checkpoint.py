@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,10 +16,11 @@ from detectron2.utils.file_io import Detectron2Handler
 from iopath.common.file_io import get_cache_dir
 from torch import nn
 
+from configs.wording import listed
+
 from .backbone_weights import as_backbone
 from .building import build_detector
 from .weights_file import WeightsFileError, first_line, read_weights_file
-from .wording import listed
 
 _OF_TRAINING = re.compile(r"model_(\d+)\.pth")
 
@@ -215,8 +217,8 @@ def _refuse(what: str, problems: list[str]) -> None:
     raise ValueError(f"{what}: {listed(problems, between='; ')}")
 
 
-def _names(weights: Any) -> str:
-    return ", ".join(sorted(weights)[:3]) + (", ..." if len(weights) > 3 else "")
+def _names(weights: Iterable[str]) -> str:
+    return listed(sorted(weights), shown=3)
 
 
 def _content(note: Path) -> str:

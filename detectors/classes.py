@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .wording import listed
+from configs.wording import listed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.imports import MODULE, is_from_elsewhere, users_place
+from configs.imports import MODULE
 from configs.rules import MAX_WHOLE, Number, Whole
+from configs.wording import one_line
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
 
@@ -30,7 +31,7 @@ MAX_PROCESSES = 1024
 
 # What a user can mend; anything else is our own mistake and keeps its traceback. A missing module
 # is an extra that was not installed.
-_FOR_USERS: tuple[type[Exception], ...] = (
+FOR_USERS: tuple[type[Exception], ...] = (
     CacheError,
     FloatingPointError,
     ModuleNotFoundError,
@@ -234,21 +235,9 @@ def run_command(command: Callable[[], int]) -> int:
 
 
 def _for_users() -> tuple[type[Exception], ...]:
-    """`_FOR_USERS`, and the error of a spawned rank, if anything here can spawn ranks by now."""
+    """`FOR_USERS`, and the error of a spawned rank, if anything here can spawn ranks by now."""
     spawn = sys.modules.get("torch.multiprocessing.spawn")
-    return _FOR_USERS if spawn is None else (*_FOR_USERS, spawn.ProcessRaisedException)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error; of one from another process, without its traceback.
-
-    One that comes from code of the user's ends with its file and line.
-    """
-    text = str(error).rstrip()
-    if is_from_elsewhere(error):
-        text = text.splitlines()[-1].partition(": ")[2]
-    place = users_place(error)
-    return text if not place or place in text else f"{text} ({place})"
+    return FOR_USERS if spawn is None else (*FOR_USERS, spawn.ProcessRaisedException)
 
 
 def set_up(

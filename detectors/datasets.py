@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from configs.wording import listed
 from dataset.image_files import require_images
 from dataset.reading import Annotations
 from dataset.registry import adopt, is_coco, locate, register_folder
@@ -17,7 +18,6 @@ from dataset.subset import chosen_images, excluded_ids
 
 from .families import num_classes
 from .setup import Setup
-from .wording import listed
 
 _SHOWN_CATEGORIES = 5
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from configs.wording import one_line
 from storage.resources import exhausted, of_disk, with_remedy
 
-from .command import _FOR_USERS, one_line
+from .command import FOR_USERS
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -70,7 +71,7 @@ def _is_of_archive(error: BaseException) -> bool:
 def _without_traceback(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and (
-        isinstance(error, _FOR_USERS) or exhausted(error) or _is_of_archive(error)
+        isinstance(error, FOR_USERS) or exhausted(error) or _is_of_archive(error)
     ):
         record.exc_info = record.exc_text = None
         text = one_line(error) if isinstance(error, Exception) else ""

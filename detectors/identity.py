@@ -8,14 +8,14 @@ cache. A training may use some of them, as long as each one is there and has the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 
 from configs.nodes.views import MAX_VIEWS
+from configs.wording import listed
 from dataset.annotations import dataset_fingerprint
 from dataset.sets import DataSet, stated_sets
 from dataset.tables import ImageTable
@@ -103,7 +103,7 @@ def other_dataset(index: Index, images: ImageTable, augmentation: Augmentation) 
     gone = np.setdiff1d(index.image_id, images.ids)
     found = changed_images(index, images, augmentation)
     if len(gone):
-        found.insert(0, f"{len(gone)} images are gone: {_listed(map(str, gone), len(gone))}")
+        found.insert(0, f"{len(gone)} images are gone: {listed(map(str, gone), shown=_NAMED)}")
     return found or ["the ids and the sizes of the views are the same, so file names changed"]
 
 
@@ -170,7 +170,7 @@ def _new(index: Index, images: ImageTable, used: range) -> Iterator[str]:
     rows = np.flatnonzero(~held)
     if len(rows):
         names = (_name(images, row) for row in rows)
-        yield f"{len(rows)} images are new: {_listed(names, len(rows))}"
+        yield f"{len(rows)} images are new: {listed(names, shown=_NAMED)}"
 
 
 def _resized(
@@ -201,7 +201,7 @@ def _resized(
             named.append(f"{_name(images, rows[one])}, {_change(index, before[one], now[one])}")
     if named:
         total = int(changed.sum())
-        yield f"{total} images have another size: {_listed(named, total)}"
+        yield f"{total} images have another size: {listed(named, shown=_NAMED, total=total)}"
 
 
 def _records_of(index: Index, view: int) -> slice:
@@ -219,11 +219,6 @@ def _change(index: Index, record: np.intp, now: View) -> str:
 
 def _name(images: ImageTable, row: np.intp) -> str:
     return f"{images.ids[row]} ({images.file_names[row]})"
-
-
-def _listed(names: Iterable[str], total: int) -> str:
-    """The first of several names, with dots for the others."""
-    return ", ".join([*islice(names, _NAMED), *(["..."] if total > _NAMED else [])])
 
 
 def _weights_digest(teacher: CfgNode, cached: str) -> str | None:

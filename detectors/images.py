@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, get_detection_dataset
 from detectron2.data.transforms import AugInput
 from torch import Tensor
 
+from configs.wording import listed
 from dataset.pixels import read_pixels
 from dataset.sets import find_sets, id_among_several, joined
 from dataset.subset import chosen_images, excluded_ids
@@ -146,7 +147,7 @@ def leave_out(
     kept = [x for x in images if x["image_id"] not in left_out]
     if not kept:
         raise ValueError(f"{source} leaves out all {len(images)} images: none is left to train on")
-    named = ", ".join(map(str, sorted(ids)[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
+    named = listed(map(str, sorted(ids)), shown=_NAMED)
     logger.warning(
         "%s leaves out %d of %d training images: %s", source, len(ids), len(images), named
     )

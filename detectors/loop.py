@@ -17,7 +17,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .command import one_line
+from configs.wording import one_line
+
 from .readback import Readback
 from .stopping import Interrupted, StopSignals
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor
 
-from .command import one_line
+from configs.wording import one_line
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ import torch
 from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import Tensor
 
-from .wording import listed
+from configs.wording import listed
 
 logger = logging.getLogger(__name__)
 

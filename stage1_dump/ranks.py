@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from configs.wording import listed
 from storage import CacheError, CacheWriter, ShardId
 from storage.claims import MAX_LEASE_SEC
 from storage.keeper import Keeper
@@ -194,10 +195,8 @@ class Waiting:
             else f"{shard} is held by {claim}"
             for shard, claim in holders
         ]  # fmt: skip
-        more = ["..."] if len(missing) > _NAMED else []
-        logger.info(
-            "waiting for %d shards of other ranks: %s", len(missing), "; ".join(held + more)
-        )
+        named = listed(held, shown=_NAMED, total=len(missing), between="; ")
+        logger.info("waiting for %d shards of other ranks: %s", len(missing), named)
 
 
 class Claims:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from configs.wording import listed
 from detectors import Setup, load_model
-from detectors.wording import listed
 
 logger = logging.getLogger(__name__)
 

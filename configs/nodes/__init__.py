@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from configs.rules import LEAF_TYPES
+from configs.wording import full_name
 
 from .base import FieldChecks
 from .boxes import BoxesConfig
@@ -105,12 +106,12 @@ def register_node(node: NodeClass) -> NodeClass:
     Raises:
         ValueError: it is no such class, or the name is taken; one line that names both.
     """
-    title, name = _title(node), getattr(node, "node", None)
+    title, name = full_name(node), getattr(node, "node", None)
     if not is_dataclass(node):
         raise ValueError(f"{title}: expected a dataclass; put @register_node above @dataclass")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
         raise ValueError(f"{title}.node: expected the node's name in capitals, got {name!r}")
-    owner = _title(NODES[name]) if name in NODES else _stock_owner(name)
+    owner = full_name(NODES[name]) if name in NODES else _stock_owner(name)
     if owner:
         raise ValueError(f"{title}: the name {name} is taken by {owner}; choose another one")
     for item in fields(node):
@@ -128,10 +129,6 @@ def users_nodes(config: Mapping[str, Any]) -> dict[str, Any]:
         config: nodes of keys, as a `CfgNode` is.
     """
     return {name: config[name] for name in NODES if name in config and name not in OWN_NODES}
-
-
-def _title(node: type[Any]) -> str:
-    return f"{node.__module__}.{node.__qualname__}"
 
 
 def _stock_owner(name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from configs.wording import full_name
+
 from .base import Step
 from .brightness import Brightness
 from .contrast import Contrast
@@ -40,18 +42,17 @@ def register_step(step: StepClass) -> StepClass:
     Raises:
         ValueError: it is no dataclass, or has the name or a draw number of another step.
     """
-    label = f"step {step.name!r} ({step.__module__}.{step.__qualname__})"
+    label = f"step {step.name!r} ({full_name(step)})"
     # Without the decorator, fields of the class would be missing in the fingerprint.
     if "__dataclass_fields__" not in vars(step):
         raise ValueError(f"{label}: expected a dataclass; decorate it with @dataclass(frozen=True)")
     if step.name in STEPS:
-        raise ValueError(
-            f"{label}: the name is taken by {_place(STEPS[step.name])}; choose another"
-        )
+        owner = full_name(STEPS[step.name])
+        raise ValueError(f"{label}: the name is taken by {owner}; choose another")
     taken = {number: other for other in STEPS.values() for number in other.draws}
     for number in step.draws:
         if number < FIRST_OWN_DRAW or number in taken:
-            whose = _place(taken[number]) if number in taken else "the project"
+            whose = full_name(taken[number]) if number in taken else "the project"
             raise ValueError(
                 f"{label}: draw number {number} belongs to {whose}; choose another, of "
                 f"{FIRST_OWN_DRAW} or more"
@@ -106,7 +107,3 @@ def step_of_fingerprint(fingerprint: Mapping[str, Any]) -> Step:
             f"the cache's views have a step {name!r} with the parameters {parameters}, which it "
             f"does not take here ({error}); use the code that the cache was dumped with"
         ) from None
-
-
-def _place(step: type[Step]) -> str:
-    return f"{step.__module__}.{step.__qualname__}"

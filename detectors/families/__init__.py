@@ -6,13 +6,14 @@ cannot be told, such as of a function registered in its place, `MODEL.FAMILY` na
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from configs.origins import place_of
+from configs.stock_limits import value_of
+from configs.wording import full_name
 
 from .base import BoxTransform, DetectorFamily, TrainingStep, TwoStageFamily
 from .faster_rcnn import FasterRcnnFamily
@@ -44,7 +45,7 @@ def register_family(family: DetectorFamily) -> None:
     """
     known = _FAMILIES.get(family.name)
     if known is not None:
-        both = (f"{type(one).__module__}.{type(one).__qualname__}" for one in (known, family))
+        both = (full_name(type(one)) for one in (known, family))
         raise ValueError(f"both {' and '.join(both)} are the family {family.name!r}; rename one")
     _FAMILIES[family.name] = family
 
@@ -102,7 +103,7 @@ def num_classes(cfg: CfgNode) -> tuple[str, int] | None:
     """
     family = find_family(cfg)
     key = family.num_classes_key if family else None
-    return None if key is None else (key, reduce(getattr, key.split("."), cfg))
+    return None if key is None else (key, value_of(cfg, key))
 
 
 def _registered(cfg: CfgNode) -> Any:
@@ -124,4 +125,4 @@ def _own_method(model: Any, family: DetectorFamily) -> str:
 
 
 def _stated(cfg: CfgNode, key: str) -> str:
-    return f"{place_of(cfg, key)}{key} is {reduce(getattr, key.split('.'), cfg)!r}"
+    return f"{place_of(cfg, key)}{key} is {value_of(cfg, key)!r}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from os.path import isabs
 from textwrap import indent, wrap
 
+from configs.wording import listed
+
 from .choices import STOCK_SIZES, Choices
 from .families import LOSSES, PAPER_WEIGHTS, Kind
 
@@ -105,8 +107,7 @@ def detector_text(
 def _model(kind: Kind, start: Start, chosen: Choices, device: str) -> str:
     node, key = kind.classes_key
     where = "A GPU was found." if device == "cuda" else "No GPU was found; write cuda where one is."
-    names = ", ".join(chosen.classes[:_SHOWN_CLASSES])
-    more = ", ..." if len(chosen.classes) > _SHOWN_CLASSES else ""
+    names = listed(chosen.classes, shown=_SHOWN_CLASSES)
     depth = f"  RESNETS:\n    DEPTH: {start.depth}\n" if start.depth else ""
     heads = "".join(f"  {name}_ON: False\n" for name in start.other_heads)
     return f"""\
@@ -114,7 +115,7 @@ MODEL:
 {comment(where)}  DEVICE: {device}
 {comment(start.why)}  WEIGHTS: {quoted(start.weights)}
 {depth}{heads}  {node}:
-{comment(f"The categories of the annotations: {names}{more}.", 4)}    {key}: {len(chosen.classes)}
+{comment(f"The categories of the annotations: {names}.", 4)}    {key}: {len(chosen.classes)}
 {_anchors(kind, chosen)}"""
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from configs.imports import OF_YOURS
 from configs.nodes import NODES
 from configs.origins import place_of
+from configs.wording import full_name
 from detectors import Setup
 
 from .base import DETECTIONS, DrawnBoxes, Method, Pair, Step
@@ -70,13 +71,13 @@ def register_method(method: MethodClass) -> MethodClass:
             registered, a weight is no field of it, or the class cannot be asked what it needs.
     """
     _require_whole(method)
-    title = _title(method)
+    title = full_name(method)
     name, config = method.name, method.Config
     if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9]*", name):
         # Without an underscore, no two methods can give a term of the loss the same name.
         raise ValueError(f"{title}.name: expected lower-case letters and digits, got {name!r}")
     if name in _METHODS:
-        both = f"{_title(_METHODS[name])} and {title}"
+        both = f"{full_name(_METHODS[name])} and {title}"
         raise ValueError(f"both {both} are the method {name!r}; rename one")
     if NODES.get(getattr(config, "node", "")) is not config:
         raise ValueError(f"{title}.Config: expected a node that register_node made known")
@@ -103,14 +104,14 @@ def register_method(method: MethodClass) -> MethodClass:
 def _require_whole(method: Any) -> None:
     """Refuse what is no `Method`, or lacks a part that each has to have."""
     if not isinstance(method, type) or not issubclass(method, Method):
-        raise ValueError(f"{_title(method)}: expected a class that derives from Method")
+        raise ValueError(f"{full_name(method)}: expected a class that derives from Method")
     lacking = [part for part in ("name", "Config", "weights") if not hasattr(method, part)]
     functions = {"needs": method.needs, "forward": method.forward}
     for part, own in functions.items():
         if getattr(own, "__func__", own) in (Method.needs.__func__, Method.forward):  # type: ignore[attr-defined]
             lacking.append(part)
     if lacking:
-        raise ValueError(f"{_title(method)} lacks {', '.join(lacking)}, which each method has")
+        raise ValueError(f"{full_name(method)} lacks {', '.join(lacking)}, which each method has")
 
 
 def _takes(function: Any, arguments: Sequence[str]) -> bool:
@@ -136,11 +137,7 @@ def _names(stated: str, given: Any) -> tuple[str, ...]:
 
 
 def _needs(method: type[Method], config: Any) -> tuple[str, ...]:
-    return _names(f"{_title(method)}.needs", method.needs(config))
-
-
-def _title(method: Any) -> str:
-    return f"{method.__module__}.{getattr(method, '__qualname__', type(method).__name__)}"
+    return _names(f"{full_name(method)}.needs", method.needs(config))
 
 
 def get_method(name: str) -> type[Method]:

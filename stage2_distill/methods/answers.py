@@ -14,6 +14,8 @@ import numpy as np
 from detectron2.structures import Instances
 from torch import Tensor
 
+from configs.wording import full_name
+
 if TYPE_CHECKING:
     from .base import Method
 
@@ -62,9 +64,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _refusal(method: Method, question: str, expected: str, got: Any) -> ValueError:
-    cls = type(method)
     return ValueError(
-        f"the method {method.name}: {cls.__module__}.{cls.__qualname__}.{question}: expected "
+        f"the method {method.name}: {full_name(type(method))}.{question}: expected "
         f"{expected}, got {_described(got)}"
     )
 

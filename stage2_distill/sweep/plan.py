@@ -14,10 +14,11 @@ import yaml
 from detectron2.config import CfgNode
 
 from configs.stock_keys import DISTILL
+from configs.wording import listed, one_line
 from dataset.annotations import annotations_digest
 from dataset.registry import is_coco, locate
 from detectors import Setup, weights_path
-from detectors.command import one_line, read_config, register_data
+from detectors.command import read_config, register_data
 from detectors.datasets import require_fit
 from detectors.run_record import RunRecord, known_config, read_record, run_digest
 from detectors.scaling import fitted_to_ranks
@@ -208,7 +209,7 @@ def _check_folder(run: Run) -> None:
         return  # nothing was trained there
     if record is not None and record.config == run.digest:
         return
-    named = "; ".join(_differences(run))
+    named = _differences(run)
     if named or record is not None:
         digests = f"its digest is {record.config} there and {run.digest} here" if record else ""
         raise ValueError(
@@ -217,14 +218,13 @@ def _check_folder(run: Run) -> None:
         )
 
 
-def _differences(run: Run) -> Iterator[str]:
+def _differences(run: Run) -> str:
     path = run.folder / CONFIG_NAME
     stored = known_config(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
     wanted = known_config(run.cfg)
-    if not stored:
-        return
-    other = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
-    for key in other[:_NAMED]:
-        yield f"{key} is {stored.get(key)!r} there and {wanted.get(key)!r} here"
-    if len(other) > _NAMED:
-        yield f"and {len(other) - _NAMED} more keys"
+    other = (
+        f"{key} is {stored.get(key)!r} there and {wanted.get(key)!r} here"
+        for key in ({**stored, **wanted} if stored else ())
+        if stored.get(key) != wanted.get(key)
+    )
+    return listed(other, shown=_NAMED, between="; ")

@@ -93,7 +93,7 @@ def test_weights_of_another_architecture_are_never_ignored(tmp_path: Path, stric
     torch.save({"meta": {"epoch": 12}, "state_dict": other}, tmp_path / "mmdet.pth")
     message = (
         r"mmdet\.pth: none of its 2 weights fits the model: it holds backbone\.layer1\.weight, "
-        r"bbox_head\.bias, the model 0\.bias, 0\.weight, 1\.bias, \.\.\.; convert the names"
+        r"bbox_head\.bias, the model 0\.bias, 0\.weight, 1\.bias, and 1 more; convert the names"
     )
     with pytest.raises(ValueError, match=message):
         SafeCheckpointer(make_model(), strict=strict).load(str(tmp_path / "mmdet.pth"))

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import stage1_dump.__main__
 import stage2_distill.__main__
+from configs.wording import one_line
 from detectors.__main__ import main
-from detectors.command import one_line, run_command
+from detectors.command import run_command
 from detectors.stopping import Interrupted
 
 JOBS = [(main, "train"), (main, "eval"), (stage2_distill.__main__.main, "train")]

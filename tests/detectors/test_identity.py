@@ -46,9 +46,9 @@ def test_new_images_are_counted_and_the_first_are_named(index: Index) -> None:
     ids = table().ids.copy()
     ids[4:] += 1
     (said,) = changed_images(index, table(ids=ids), AUGMENTATION)
-    assert said == "5 images are new: 51 (5.png), 61 (6.png), 71 (7.png), ..."
+    assert said == "5 images are new: 51 (5.png), 61 (6.png), 71 (7.png), and 2 more"
     gone, new = other_dataset(index, table(ids=ids), AUGMENTATION)
-    assert gone == "5 images are gone: 50, 60, 70, ..." and new == said
+    assert gone == "5 images are gone: 50, 60, 70, and 2 more" and new == said
 
 
 def test_an_image_is_new_if_one_view_in_use_lacks_it(index: Index) -> None:

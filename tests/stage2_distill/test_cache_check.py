@@ -18,9 +18,10 @@ from detectron2.utils import comm
 from PIL import Image
 
 from configs.loader import load_config
+from configs.wording import one_line
 from dataset.views import RenderedView
 from detectors import Setup, checkpoint, export_model, training_images
-from detectors.command import one_line, register_data
+from detectors.command import register_data
 from stage2_distill.cache_check import open_cache
 from stage2_distill.data import build_data
 from stage2_distill.methods import check_methods

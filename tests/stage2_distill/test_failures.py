@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from detectors.command import one_line
+from configs.wording import one_line
 from stage2_distill.__main__ import main
 from storage import CacheReader
 from storage.errors import CorruptChunkError, MissingShardError, StoreAccessError
