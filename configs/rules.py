@@ -11,13 +11,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from storage.urls import cut_short
+
 # Whole numbers that no table gives a tighter limit: what 32 bits hold, as loops and files count.
 MAX_WHOLE = 2**31 - 1
 # What a key of a config may hold, by yacs's rules.
 LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
-
-# How a URL begins, also one that lacks slashes. A single letter is a drive.
-_URL_BEGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")
 
 
 class Rule(Protocol):
@@ -134,9 +133,7 @@ class Place:
             return False
         if "://" in value:
             return value.partition("://")[0] in self.schemes
-        begin = _URL_BEGIN.match(value)
-        # `s3:/bucket` would be a folder called `s3:`.
-        return begin is None or not (begin[2] or begin[1].lower() in self.schemes)
+        return cut_short(value, self.schemes) is None
 
     @staticmethod
     def holds_credentials(value: str) -> bool:

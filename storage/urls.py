@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 URL_SCHEMES = ("s3", "gs", "az")
 
-# How a URL begins, also one that lacks a slash. A single letter is a drive.
+# How a URL begins that lacks a slash, or both. A single letter is a drive.
 _BEGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/?)")
+
+
+def cut_short(name: str, schemes: Collection[str]) -> re.Match[str] | None:
+    """How a name begins that was meant for a URL, without `://` in it: scheme and slash, if any.
+
+    Without any slash, of one of these schemes alone: `s3:bucket` would be a folder of that name.
+    """
+    begin = _BEGIN.match(name)
+    return begin if begin and (begin[2] or begin[1].lower() in schemes) else None
 
 
 def is_url(name: str) -> bool:
@@ -65,12 +75,10 @@ def _refuse_characters(name: str, scheme: str) -> None:
 
 def _refuse_missing_slash(name: str) -> None:
     """Refuse what would silently be a folder called `s3:`."""
-    begin = _BEGIN.match(name)
+    begin = cut_short(name, URL_SCHEMES)
     if begin is None:
         return
     scheme, slash = begin.groups()
-    if not slash and scheme.lower() not in URL_SCHEMES:
-        return
     known = scheme.lower() if scheme.lower() in URL_SCHEMES else URL_SCHEMES[0]
     raise ValueError(
         f"location {scheme}:{slash}...: neither a URL nor a local path; expected"

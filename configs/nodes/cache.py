@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from configs.rules import Text
+from storage.urls import URL_SCHEMES
 
 from .base import FieldChecks
 
@@ -23,8 +24,6 @@ class CacheConfig:
     node: ClassVar[str] = "CACHE"
     DTYPES: ClassVar[tuple[str, ...]] = ("float32", "float16")
     PIXELS: ClassVar[tuple[str, ...]] = ("strict", "tolerate")
-    # Object stores that the storage knows.
-    SCHEMES: ClassVar[tuple[str, ...]] = ("s3", "gs", "az")
 
     # Folder, or URL of an object store (s3://bucket/prefix).
     location: str = ""
@@ -58,7 +57,7 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         checks = FieldChecks(self)
-        checks.place("location", self.SCHEMES)
+        checks.place("location", URL_SCHEMES)
         checks.check("preset", Text(needed=True))
         checks.choice("dtype", self.DTYPES)
         checks.integer("scores_kept", at_least=0)

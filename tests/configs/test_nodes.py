@@ -244,11 +244,9 @@ def test_configs_do_not_change_after_validation() -> None:
 
 def test_limits_that_the_storage_sets_are_the_storage_s() -> None:
     from storage.schema import MAX_SHARD_RECORDS, MAX_SIDE
-    from storage.urls import URL_SCHEMES
 
     assert stock_limits.MAX_SIDE == MAX_SIDE
     assert nodes.cache.MAX_SHARD_RECORDS == MAX_SHARD_RECORDS
-    assert CacheConfig.SCHEMES == URL_SCHEMES
 
 
 def test_settings_holds_the_nodes_of_all_runs_under_its_lower_case_name() -> None:
