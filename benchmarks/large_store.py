@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.nodes import ViewsConfig
-from dataset.annotations import ImageTable
+from dataset.tables import ImageTable
 from stage1_dump.plan import PlanConfig, bucket_size, make_plan
 from storage import Array, CacheWriter, Index, Manifest, ShardId
 from storage import commit as commits

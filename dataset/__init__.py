@@ -4,7 +4,7 @@ Nothing is imported here, so that a command pays only for what it uses (importin
 takes seconds):
 
     dataset.views        one deterministic augmentation of one image
-    dataset.annotations  the images of an annotation file, their digest, safe paths
+    dataset.annotations  digests of an annotation file
     dataset.registry     folders and names known to detectron2
     dataset.showing      a sheet of views
     dataset.checking     is the data what its annotations say?

@@ -1,4 +1,4 @@
-"""The images of a COCO annotation file: their table, their digest, and safe paths to them."""
+"""Digests of an annotation file: of its images, and of the whole."""
 
 from __future__ import annotations
 
@@ -7,28 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from dataset.image_files import MissingImagesError, image_path, require_images
-from dataset.reading import load_annotations
 from dataset.tables import ImageTable
-
-__all__ = [
-    "ImageTable",
-    "MissingImagesError",
-    "annotations_digest",
-    "dataset_fingerprint",
-    "image_path",
-    "load_images",
-    "require_images",
-]
-
-
-def load_images(path: str | os.PathLike[str]) -> ImageTable:
-    """Read the images of a COCO annotation file, sorted by id.
-
-    Raises:
-        FileNotFoundError, ValueError: as `dataset.reading.load_annotations`.
-    """
-    return load_annotations(path).images
 
 
 def dataset_fingerprint(table: ImageTable) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from dataset.annotations import image_path
+from dataset.image_files import image_path
 from storage.progress import Progress, format_bytes
 
 _CHUNK_BYTES = 1 << 20

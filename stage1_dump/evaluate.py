@@ -21,9 +21,10 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from dataset.annotations import ImageTable, dataset_fingerprint
+from dataset.annotations import dataset_fingerprint
 from dataset.reading import Annotations, load_annotations
 from dataset.sets import among_several, stated_sets
+from dataset.tables import ImageTable
 from dataset.views import Augmentation, View, ViewArrays, plan_views
 from detectors.classes import ClassMap
 from detectors.detections import unpack_detections

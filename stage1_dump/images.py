@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dataset.annotations import image_path
+from dataset.image_files import image_path
 from dataset.pixels import ImageError
 from dataset.sets import set_of
 from dataset.views import View, plan_view, render

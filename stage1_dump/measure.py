@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from dataset.annotations import require_images
+from dataset.image_files import require_images
 from storage import Geometry, RecordCodec
 from storage.codecs.record import joined
 from storage.progress import Progress

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.nodes import ViewsConfig
-from dataset.annotations import ImageTable
+from dataset.tables import ImageTable
 from dataset.views import Augmentation, plan_views
 from storage import Index, build_index
 from storage.schema import MAX_RECORDS, MAX_SHARD_RECORDS

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from dataset.annotations import MissingImagesError, require_images
+from dataset.image_files import MissingImagesError, require_images
 from dataset.subset import read_image_list
 
 from .prepare import Prepared

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import plan_speed
-from dataset.annotations import load_images
+from dataset.reading import load_annotations
 
 
 def test_annotations_are_coco_s_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_annotations_are_coco_s_in_small(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(plan_speed, "NUM_OBJECTS", 300)
     path = tmp_path / "annotations" / "instances.json"
     plan_speed.write_annotations(path)
-    assert len(load_images(path)) == 60
+    assert len(load_annotations(path).images) == 60
     content = json.loads(path.read_text())
     assert len(content["annotations"]) == 300 and len(content["categories"]) == 80
     known = {image["id"] for image in content["images"]}

@@ -7,20 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset.annotations import (
-    annotations_digest,
-    dataset_fingerprint,
-    image_path,
-    load_images,
-    require_images,
-)
+from dataset.annotations import annotations_digest, dataset_fingerprint
+from dataset.image_files import image_path, require_images
+from dataset.reading import load_annotations
 from tests.dataset.conftest import write_images
 
 Writer = Callable[[Any], Path]
 
 
 def test_images_come_sorted_by_id(write_json: Writer, document: dict[str, Any]) -> None:
-    table = load_images(write_json(document))
+    table = load_annotations(write_json(document)).images
     assert table.ids.tolist() == [3, 7, 9] and table.ids.dtype == np.int64
     assert table.file_names == ["a.png", "b.png", "sub/c.png"]
     assert table.heights.tolist() == [24, 20, 10]
@@ -28,7 +24,7 @@ def test_images_come_sorted_by_id(write_json: Writer, document: dict[str, Any]) 
 
 
 def test_the_first_images_can_be_kept_alone(write_json: Writer, document: dict[str, Any]) -> None:
-    table = load_images(write_json(document))
+    table = load_annotations(write_json(document)).images
     assert table.first(2).file_names == ["a.png", "b.png"]
     assert len(table.first(0)) == len(table.first(99)) == 3
     with pytest.raises(ValueError, match="must not be negative, got -1"):
@@ -44,7 +40,7 @@ def test_the_first_images_can_be_kept_alone(write_json: Writer, document: dict[s
 )
 def test_any_spelling_of_json_is_read(write_json: Writer, text: str) -> None:
     rest = '"annotations":\r\n[],"categories":[{"id":1,"name":"x"} ]'
-    assert load_images(write_json(text % rest)).file_names == ['x "]}.png']
+    assert load_annotations(write_json(text % rest)).images.file_names == ['x "]}.png']
 
 
 IMAGE = '{"id":1,"file_name":"x","height":2,"width":3}'
@@ -79,7 +75,7 @@ def test_what_is_not_coco_is_refused_with_the_file_named(
 ) -> None:
     path = write_json(text)
     with pytest.raises(ValueError, match=message) as caught:
-        load_images(path)
+        load_annotations(path)
     assert str(caught.value).startswith(str(path))
 
 
@@ -104,22 +100,22 @@ def test_a_bad_image_is_named(
 ) -> None:
     document["images"][0].update(change)
     with pytest.raises(ValueError, match=message):
-        load_images(write_json(document))
+        load_annotations(write_json(document))
 
 
 def test_an_image_that_is_no_object_is_named(write_json: Writer) -> None:
     with pytest.raises(ValueError, match=r"images\[0\] must be an object, got int 5"):
-        load_images(write_json({"images": [5]}))
+        load_annotations(write_json({"images": [5]}))
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.json: there is no such annotation file"):
-        load_images(tmp_path / "gone.json")
+        load_annotations(tmp_path / "gone.json")
     with pytest.raises(ValueError, match="expected an annotation file, found a folder"):
-        load_images(tmp_path)
+        load_annotations(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\xff\xd8\xff\xe0 a JPEG")
     with pytest.raises(ValueError, match=r"binary\.json: not UTF-8 text"):
-        load_images(tmp_path / "binary.json")
+        load_annotations(tmp_path / "binary.json")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +134,7 @@ def test_file_names_under_the_root_are_joined(tmp_path: Path, name: str) -> None
 def test_missing_images_are_counted_and_named(
     tmp_path: Path, write_json: Writer, document: dict[str, Any]
 ) -> None:
-    table = load_images(write_json(document))
+    table = load_annotations(write_json(document)).images
     root = tmp_path / "images"
     write_images(root, document)
     require_images(table, root)
@@ -153,7 +149,7 @@ def test_missing_images_are_counted_and_named(
 
 
 def test_fingerprint_is_the_documented_one(write_json: Writer, document: dict[str, Any]) -> None:
-    found = dataset_fingerprint(load_images(write_json(document)))
+    found = dataset_fingerprint(load_annotations(write_json(document)).images)
     # By sha256sum, of 3<tab>24<tab>16<tab>a.png<NUL>7<tab>20<tab>30<tab>b.png<NUL>9...
     sha256 = "0b714d933f521480c34068633b885a4e1c50dcde154af605df843b372d125a15"
     assert found == {"sha256": sha256, "images": 3}
@@ -163,11 +159,12 @@ def test_fingerprint_ignores_order_and_objects(
     write_json: Writer, document: dict[str, Any]
 ) -> None:
     path = write_json(document)
-    fingerprint, digest = dataset_fingerprint(load_images(path)), annotations_digest(path)
+    fingerprint = dataset_fingerprint(load_annotations(path).images)
+    digest = annotations_digest(path)
     document["images"].reverse()
     document["annotations"].pop()
     path = write_json(document)
-    assert dataset_fingerprint(load_images(path)) == fingerprint
+    assert dataset_fingerprint(load_annotations(path).images) == fingerprint
     # The digest of the file tells that something else in it changed.
     assert annotations_digest(path) != digest
 
@@ -179,6 +176,6 @@ def test_fingerprint_sees_every_change_of_an_image(
     write_json: Writer, document: dict[str, Any], change: dict[str, Any]
 ) -> None:
     document["annotations"] = []  # whose image the id would leave behind
-    before = dataset_fingerprint(load_images(write_json(document)))
+    before = dataset_fingerprint(load_annotations(write_json(document)).images)
     document["images"][0].update(change)
-    assert dataset_fingerprint(load_images(write_json(document))) != before
+    assert dataset_fingerprint(load_annotations(write_json(document)).images) != before

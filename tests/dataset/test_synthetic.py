@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.annotations import load_images
 from dataset.checking import check
 from dataset.figures import SHAPES, TEXTURES, Figure, rasterize
+from dataset.reading import load_annotations
 from dataset.scenes import CLASS_NAMES, MIN_VISIBLE, SIZE_RANGE, draw_scene
 from dataset.synthetic import SyntheticConfig, write_synthetic
 
@@ -37,7 +37,7 @@ def test_the_layout_is_a_coco_folder(small: Path) -> None:
     names = digests(small).keys()
     assert len([name for name in names if name.startswith("images/train_")]) == 30
     assert {"annotations/instances_train.json", "annotations/instances_val.json"} <= names
-    assert load_images(small / "annotations" / "instances_val.json").file_names == [
+    assert load_annotations(small / "annotations" / "instances_val.json").images.file_names == [
         f"val_{number:06d}.png" for number in range(1, 5)
     ]
 

@@ -14,7 +14,7 @@ import yaml
 from detectron2.engine import HookBase
 
 from configs.loader import load_config
-from dataset.annotations import load_images
+from dataset.reading import load_annotations
 from dataset.scenes import CLASS_NAMES
 from dataset.synthetic import SyntheticConfig, write_synthetic
 from detectors import Setup, training_images
@@ -72,7 +72,7 @@ def test_images_are_left_out_of_training_and_never_of_evaluation(
     config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied = Path(shutil.copytree(data, tmp_path / "data"))
-    table = load_images(copied / "annotations/instances_train.json")
+    table = load_annotations(copied / "annotations/instances_train.json").images
     gone, *_, last = table.ids.tolist()
     listed = tmp_path / "out.txt"
     listed.write_text(f"{last}\n{gone}  # missing\n")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.nodes import ViewsConfig
-from dataset.annotations import ImageTable
+from dataset.tables import ImageTable
 from dataset.views import Augmentation, plan_view
 from stage1_dump.plan import PlanConfig, bucket_size, make_plan
 from storage import Index

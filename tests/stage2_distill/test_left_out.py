@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from configs.loader import load_config
-from dataset.annotations import load_images
+from dataset.reading import load_annotations
 from detectors import Setup, training_images
 from detectors.command import register_data
 from stage1_dump.dump import run as dump
@@ -27,7 +27,7 @@ TWO_STEPS = {"IMS_PER_BATCH": 3, "MAX_ITER": 2}
 def spoilt(folder: Path, tmp_path: Path) -> tuple[Path, list[int]]:
     """A copy of the data whose first two images are cut, and their ids."""
     copied = Path(shutil.copytree(folder / "data", tmp_path / "data"))
-    table = load_images(copied / "annotations/instances_train.json").first(2)
+    table = load_annotations(copied / "annotations/instances_train.json").images.first(2)
     for name in table.file_names:
         (path,) = copied.rglob(name.rpartition("/")[2])
         path.write_bytes(path.read_bytes()[:100])
