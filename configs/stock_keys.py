@@ -141,11 +141,6 @@ def _beside_views(key: str, other: str) -> Allowed:
     return allowed
 
 
-def _with(key: str, value: Any, allowed: Allowed) -> Allowed:
-    """`allowed` where another key has that value; elsewhere everything is."""
-    return lambda cfg, own: value_of(cfg, key) != value or allowed(cfg, own)
-
-
 def stock_config() -> CfgNode:
     """detectron2's defaults, and those of FCOS, which it configures by Python files alone."""
     cfg = get_cfg()
@@ -200,7 +195,7 @@ def _without_box_head_response(cfg: CfgNode, value: Any) -> bool:
 
 
 def _adamw(allowed: Allowed) -> Allowed:
-    return _with("SOLVER.OPTIMIZER", "ADAMW", allowed)
+    return lambda cfg, value: cfg.SOLVER.OPTIMIZER != "ADAMW" or allowed(cfg, value)
 
 
 def _of_another_head(key: str) -> Iterator[Refusal]:

@@ -85,7 +85,7 @@ LIMITS: dict[str, Rule] = {
     "MODEL.FAMILY": Text(),
     "MODEL.FCOS.CENTER_SAMPLING_RADIUS": _POSITIVE,
     "MODEL.FPN.FUSE_TYPE": Choice(("sum", "avg")),
-    "MODEL.FPN.IN_FEATURES": Several(item=Text(needed=True), at_least=0),
+    "MODEL.FPN.IN_FEATURES": _NAMES,
     "MODEL.FPN.NORM": Text(),
     "MODEL.FPN.OUT_CHANNELS": Whole(1, MAX_CHANNELS),
     "MODEL.META_ARCHITECTURE": Text(needed=True),

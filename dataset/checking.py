@@ -58,15 +58,6 @@ class Report:
         )
 
 
-def check(
-    annotations: str | os.PathLike[str],
-    images_root: str | os.PathLike[str],
-    workers: int | None = None,
-) -> list[Problem]:
-    """List what is wrong with a dataset; see `examine`."""
-    return examine(annotations, images_root, workers).problems
-
-
 def examine(
     annotations: str | os.PathLike[str],
     images_root: str | os.PathLike[str],

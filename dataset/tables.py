@@ -38,8 +38,6 @@ class ImageTable:
 
     def first(self, count: int) -> ImageTable:
         """Return the table of the `count` images with the lowest ids; 0 keeps all."""
-        if count < 0:
-            raise ValueError(f"the number of images to keep must not be negative, got {count}")
         return self.rows(np.arange(min(count or len(self), len(self))))
 
     def without(self, ids: ArrayLike) -> ImageTable:

@@ -235,7 +235,6 @@ def _weights_digest(teacher: CfgNode, cached: str) -> str | None:
     if digest == cached:
         return digest
     teacher = teacher.clone()
-    teacher.defrost()
     teacher.MODEL.DEVICE = "cpu"
     return tensors_sha256(load_model(teacher).state_dict())
 

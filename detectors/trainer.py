@@ -241,8 +241,6 @@ class Trainer(DefaultTrainer):
         """detectron2's SGD, or AdamW with the same settings (`SOLVER.OPTIMIZER`)."""
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "ADAMW":
-            raise ValueError(f"SOLVER.OPTIMIZER: expected SGD or ADAMW: {cfg.SOLVER.OPTIMIZER!r}")
         parameters = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,

@@ -18,7 +18,9 @@ from detectors.arithmetic import arithmetic
 from detectors.stored import Stored
 from storage import Geometry, RecordCodec
 
-from .errors import DumpError
+
+class DumpError(OSError):
+    """This machine cannot go on with the dump; the message says what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)

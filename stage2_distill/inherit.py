@@ -35,7 +35,6 @@ def inherit(student: nn.Module, setup: Setup) -> dict[str, list[str]]:
     if stated == "none":
         return {}
     teacher_cfg = setup.trained_teacher_cfg.clone()
-    teacher_cfg.defrost()
     teacher_cfg.MODEL.DEVICE = "cpu"
     teacher = load_model(teacher_cfg)
     found = {}

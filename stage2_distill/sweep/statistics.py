@@ -47,19 +47,18 @@ def half_width(differences: Sequence[float]) -> float | None:
     return student_t(len(differences) - 1) * error
 
 
-def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """The t that |T| stays below with this probability, T having Student's distribution.
+def student_t(degrees: int) -> float:
+    """The t that |T| stays below with probability `CONFIDENCE`, T having Student's distribution.
 
     Args:
         degrees: of freedom, at least 1.
-        confidence: above 0 and below 1.
     """
     low, high = 0.0, 1.0
-    while _probability(high, degrees) < confidence:
+    while _probability(high, degrees) < CONFIDENCE:
         high *= 2
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if _probability(middle, degrees) < confidence else (low, middle)
+        low, high = (middle, high) if _probability(middle, degrees) < CONFIDENCE else (low, middle)
     return high
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.checking import Problem, Report, check, examine
+from dataset.checking import Problem, Report, examine
 from tests.dataset.conftest import write_images
 
 Writer = Callable[[Any], Path]
@@ -68,7 +68,7 @@ def test_a_bad_object_is_named_with_its_image(
     message: str,
 ) -> None:
     document["annotations"][0].update(change)
-    problem = one_problem(check(write_json(document), root))
+    problem = one_problem(examine(write_json(document), root).problems)
     assert (problem.kind, problem.severity) == (kind, severity)
     assert re.search(message, problem.message)
     image_id = document["annotations"][0]["image_id"]
@@ -80,7 +80,7 @@ def test_boxes_up_to_the_border_are_no_problem(
     root: Path, write_json: Writer, document: dict[str, Any], bbox: list[float]
 ) -> None:
     document["annotations"][0]["bbox"] = bbox
-    assert check(write_json(document), root) == []
+    assert examine(write_json(document), root).problems == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_bad_image_is_named(
     document["annotations"] = document["annotations"][2:]  # not of this image
     document["categories"] = document["categories"][:1]
     document["images"][0].update(change)
-    problem = one_problem(check(write_json(document), root))
+    problem = one_problem(examine(write_json(document), root).problems)
     assert (problem.kind, problem.image, problem.severity) == (kind, image, "error")
     assert re.search(message, problem.message)
 
@@ -116,7 +116,7 @@ def test_an_unreadable_image_is_named(
     root: Path, write_json: Writer, document: dict[str, Any], damage: bytes
 ) -> None:
     (root / "b.png").write_bytes(damage)
-    problem = one_problem(check(write_json(document), root))
+    problem = one_problem(examine(write_json(document), root).problems)
     assert (problem.kind, problem.image) == ("unreadable", "b.png")
 
 
@@ -126,7 +126,7 @@ def test_a_pipe_and_an_image_of_16_bit_are_named(
     (root / "a.png").unlink()
     os.mkfifo(root / "a.png")
     Image.fromarray(np.zeros((20, 30), np.uint16)).save(root / "b.png")
-    pipe, deep = check(write_json(document), root)
+    pipe, deep = examine(write_json(document), root).problems
     assert (pipe.image, pipe.kind) == ("a.png", "unreadable")
     assert pipe.message.startswith("is no regular file")
     assert (deep.image, deep.kind) == ("b.png", "depth")
@@ -141,9 +141,9 @@ def test_a_truncated_image_is_named(
     image.update(file_name=f"big.{suffix}", width=400, height=300)
     write_images(root, {"images": [image]})
     whole = (root / image["file_name"]).read_bytes()
-    assert check(write_json(document), root) == []
+    assert examine(write_json(document), root).problems == []
     (root / image["file_name"]).write_bytes(whole[: len(whole) * 9 // 10])
-    assert one_problem(check(write_json(document), root)).kind == "unreadable"
+    assert one_problem(examine(write_json(document), root).problems).kind == "unreadable"
 
 
 def test_sizes_count_after_exif_rotation(
@@ -152,7 +152,7 @@ def test_sizes_count_after_exif_rotation(
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (20, 30)).save(root / "b.png", exif=exif)
-    assert check(write_json(document), root) == []
+    assert examine(write_json(document), root).problems == []
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_sections_that_are_not_coco_are_problems(
 ) -> None:
     document.update(change)
     document = {name: value for name, value in document.items() if value is not None}
-    problems = check(write_json(document), root)
+    problems = examine(write_json(document), root).problems
     assert any(re.search(message, problem.message) for problem in problems)
 
 
@@ -188,7 +188,7 @@ def test_a_set_without_labels_is_checked_as_that(
 ) -> None:
     path = write_json({"images": document["images"], **labels})
     (root / "a.png").unlink()
-    unlabelled, missing = check(path, root)
+    unlabelled, missing = examine(path, root).problems
     assert (unlabelled.severity, unlabelled.kind) == ("warning", "labels")
     assert unlabelled.message.endswith("DATASETS.UNLABELED alone takes such a set")
     assert (missing.severity, missing.kind, missing.image) == ("error", "missing", "a.png")
@@ -198,7 +198,7 @@ def test_lists_by_other_names_are_told_of(
     root: Path, write_json: Writer, document: dict[str, Any]
 ) -> None:
     content = {"images": document["images"], "annotation": [], "category": []}
-    problem = one_problem(check(write_json(content), root))
+    problem = one_problem(examine(write_json(content), root).problems)
     assert "there is no list `annotations` and no list `categories`" in problem.message
     assert "the file holds `images`, `annotation`, `category`" in problem.message
 
@@ -208,7 +208,7 @@ def test_labels_that_are_no_lists_are_an_error(
     root: Path, write_json: Writer, document: dict[str, Any], section: str
 ) -> None:
     content = {"images": document["images"], "annotations": [], "categories": [], section: {}}
-    messages = [str(one) for one in check(write_json(content), root)]
+    messages = [str(one) for one in examine(write_json(content), root).problems]
     assert any(one.startswith(f"error: `{section}` must be a list") for one in messages)
     assert not any("DATASETS.UNLABELED" in one for one in messages)
 
@@ -228,14 +228,14 @@ def test_category_ids_given_twice_are_a_problem(
     root: Path, write_json: Writer, document: dict[str, Any]
 ) -> None:
     document["categories"].append({"id": 6, "name": "cow"})
-    problem = one_problem(check(write_json(document), root))
+    problem = one_problem(examine(write_json(document), root).problems)
     assert problem.message == "category id 6 is given twice; give each an id of its own"
 
 
 def test_sections_may_come_in_any_order(
     root: Path, write_json: Writer, document: dict[str, Any]
 ) -> None:
-    assert check(write_json(dict(reversed(document.items()))), root) == []
+    assert examine(write_json(dict(reversed(document.items()))), root).problems == []
 
 
 def test_several_processes_find_the_same(
@@ -244,18 +244,18 @@ def test_several_processes_find_the_same(
     (root / "b.png").write_bytes(b"")
     (root / "a.png").unlink()
     path = write_json(document)
-    found = check(path, root, workers=2)
+    found = examine(path, root, workers=2).problems
     assert [problem.kind for problem in found] == ["missing", "unreadable"]
-    assert found == check(path, root, workers=1)
+    assert found == examine(path, root, workers=1).problems
 
 
 def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path, write_json: Writer) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such image folder"):
-        check(write_json({}), tmp_path / "gone")
+        examine(write_json({}), tmp_path / "gone")
     with pytest.raises(ValueError, match="not valid JSON"):
-        check(write_json("{"), tmp_path)
+        examine(write_json("{"), tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no such annotation file"):
-        check(tmp_path / "gone.json", tmp_path)
+        examine(tmp_path / "gone.json", tmp_path)
 
 
 def test_lines_put_errors_first_and_count_the_rest() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.checking import check
+from dataset.checking import examine
 from dataset.figures import SHAPES, TEXTURES, Figure, rasterize
 from dataset.reading import load_annotations
 from dataset.scenes import CLASS_NAMES, MIN_VISIBLE, SIZE_RANGE, draw_scene
@@ -44,7 +44,8 @@ def test_the_layout_is_a_coco_folder(small: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_set_passes_the_check(small: Path, split: str) -> None:
-    assert check(small / "annotations" / f"instances_{split}.json", small / "images") == []
+    path = small / "annotations" / f"instances_{split}.json"
+    assert examine(path, small / "images").problems == []
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(small: Path, tmp_path: Path) -> None:
