@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import wraps
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import detectron2
 import torch
@@ -66,11 +66,14 @@ _KEYS_OF_FILES = {
 _NODES_OF_FILES = {"retinanet.py": "RETINANET", "roi_heads.py": "ROI_HEADS", "rpn.py": "RPN"}
 _KEYS_AT_ALL = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
 # Where a value in a message may come from.
-_NODES = (
-    *("ANCHOR_GENERATOR", "BACKBONE", "FCOS", "FPN", "META_ARCHITECTURE", "PROPOSAL_GENERATOR"),
-    *("RESNETS", "RETINANET", "ROI_BOX_HEAD", "ROI_HEADS", "RPN"),
-    *BACKBONES,
-)
+_NODES = [
+    ["MODEL", name]
+    for name in (
+        *("ANCHOR_GENERATOR", "BACKBONE", "FCOS", "FPN", "META_ARCHITECTURE", "PROPOSAL_GENERATOR"),
+        *("RESNETS", "RETINANET", "ROI_BOX_HEAD", "ROI_HEADS", "RPN"),
+        *BACKBONES,
+    )
+]
 # Neither changes the form of a model, and commands set both.
 _NOT_OF_THE_FORM = ("DEVICE", "WEIGHTS")
 
@@ -142,7 +145,8 @@ def _explained(cfg: CfgNode, error: Exception) -> str:
 def _failure_of_users(error: Exception) -> str:
     """What failed in code of the user's, and where; "" where it is detectron2's, for a key."""
     place = users_place(error)
-    below = list(takewhile(lambda one: _place(one) != place, reversed(_frames(error))))
+    calls = reversed(_frames(error))
+    below = list(takewhile(lambda one: f"{one.filename}:{one.lineno}" != place, calls))
     if place and not any(_lies_in(_NETWORKS, one) for one in below):
         return failure(error)
     # Nothing of the user's runs where detectron2 asks an object of the user's for what it lacks.
@@ -173,10 +177,6 @@ def _frames(error: Exception) -> list[traceback.FrameSummary]:
     return list(traceback.extract_tb(error.__traceback__))
 
 
-def _place(call: traceback.FrameSummary) -> str:
-    return f"{call.filename}:{call.lineno}"
-
-
 def _lies_in(folder: Path, call: traceback.FrameSummary) -> bool:
     return folder in Path(call.filename).resolve().parents
 
@@ -186,7 +186,15 @@ def _keys_at_fault(cfg: CfgNode, error: Exception, message: str) -> list[str]:
     named = [key for key in _KEY.findall(message) if key in values]
     if named:
         return named[:1]
-    of_value = [key for key, value in values.items() if _is_in(key, value, error, message)]
+    # What a KeyError lacks, and what the message has in quotes; as text, so that True is no 1.
+    lacking = error.args[:1] if isinstance(error, KeyError) else ()
+    said = {*map(repr, (*lacking, *re.findall(r"'([^']+)'", message)))}
+    of_value = [
+        key
+        for key, value in values.items()
+        if key.split(".")[:2] in _NODES
+        and said.intersection(map(repr, value if isinstance(value, tuple | list) else [value]))
+    ]
     if of_value:
         return of_value
     calls = reversed(_frames(error))
@@ -204,16 +212,3 @@ def _acts(key: str, cfg: CfgNode) -> bool:
     """Whether a key is not that of another head than the config's."""
     node, own = key.split(".")[:2][-1], head_nodes(cfg)
     return not own or node in own or node not in chain(*HEADS.values())
-
-
-def _is_in(key: str, value: Any, error: Exception, message: str) -> bool:
-    """Whether an error is about a value: the key that a KeyError lacks, or a name in quotes."""
-    if key.split(".")[:1] != ["MODEL"] or key.split(".")[1] not in _NODES:
-        return False
-    members = value if isinstance(value, tuple | list) else [value]
-    lacking = error.args[0] if isinstance(error, KeyError) else None
-    quoted = re.findall(r"'([^']+)'", message)
-    return any(
-        (type(one) is type(lacking) and one == lacking) or (isinstance(one, str) and one in quoted)
-        for one in members
-    )
