@@ -58,9 +58,9 @@ def launch_job(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
     check_device(cfg.MODEL.DEVICE)
     _check_ranks(cfg.MODEL.DEVICE, args)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _join_torchrun(cfg)
+        _join(cfg, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
         job(cfg, args)
-        _leave(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        _leave()
         return
     _refuse_other_launchers(os.environ, job, args)
     if args.num_gpus * args.num_machines == 1:
@@ -226,10 +226,6 @@ def _torchrun_command(
     )
 
 
-def _join_torchrun(cfg: CfgNode) -> None:
-    _join(cfg, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-
-
 def _start_ranks(job: Job, cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start `--num-gpus` processes, and wait for them.
 
@@ -276,25 +272,25 @@ def _signal_of(error: ProcessExitedException, numbers: list[signal.Signals]) -> 
 
 
 def _run_rank(local: int, job: Job, cfg: CfgNode, args: argparse.Namespace, url: str) -> None:
-    rank = args.machine_rank * args.num_gpus + local
-    world = {"init_method": url, "rank": rank, "world_size": args.num_machines * args.num_gpus}
+    rank, size = args.machine_rank * args.num_gpus + local, args.num_machines * args.num_gpus
     try:
         import_modules(cfg.IMPORTS)
-        _join(cfg, local, args.num_gpus, **world)
+        _join(cfg, local, args.num_gpus, init_method=url, rank=rank, world_size=size)
         job(cfg, args)
-        _leave(rank, world["world_size"])
+        _leave()
     except KeyboardInterrupt as error:
         # PyTorch would end this process as if all were well.
         sys.exit(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
 
 
-def _leave(rank: int, size: int) -> None:
+def _leave() -> None:
     """Wait until all ranks are done: gloo takes one that ends amid another's last step for a fault.
 
     Rank 0 ends last, since it has the store by which they tell.
     """
     if not dist.is_initialized():
         return
+    rank, size = dist.get_rank(), dist.get_world_size()
     store = dist.distributed_c10d._get_default_store()
     for step in ("done", "gone"):
         store.set(f"{step}{rank}", "")
