@@ -211,17 +211,19 @@ def _load_layers(distiller: Distiller, saved: dict[str, Any] | None, student: st
     if saved is None and "://" not in student and beside.is_file():
         saved = SafeCheckpointer(nn.Identity())._torch_load(str(beside)).get("methods")
         logger.info("%s: the methods' layers are those of %s", student, beside)
-    layers = TrainedLayers({one.name: one for one in distiller.methods if one.state_dict()})
-    trained = layers.held_by(saved or {})
-    if trained.names != layers.names:
+    saved = saved or {}
+    layers = {one.name: one for one in distiller.methods if one.state_dict()}
+    untrained = [name for name in layers if name not in saved]
+    if untrained:
         logger.warning(
             "%s, and %s beside it, hold no layers of the methods %s: they are compared under "
             "untrained ones, as training begins",
             student,
             FINAL_NAME,
-            ", ".join(name for name in layers.names if name not in trained.names),
+            ", ".join(untrained),
         )
-    trained.load_state_dict({name: (saved or {})[name] for name in trained.names})
+    trained = {name: one for name, one in layers.items() if name in saved}
+    TrainedLayers(trained).load_state_dict({name: saved[name] for name in trained})
 
 
 class _Comparison:

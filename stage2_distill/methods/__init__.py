@@ -7,9 +7,9 @@ called without a config, and a `Method` that brings them into a training step.
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import getattr_static, signature
 from typing import Any, TypeVar
 
 from torch import nn
@@ -82,7 +82,7 @@ def register_method(method: MethodClass) -> MethodClass:
     if NODES.get(getattr(config, "node", "")) is not config:
         raise ValueError(f"{title}.Config: expected a node that register_node made known")
     for part, arguments in _ASKED_OF_THE_CLASS.items():
-        is_of_class = isinstance(inspect.getattr_static(method, part), classmethod | staticmethod)
+        is_of_class = isinstance(getattr_static(method, part), classmethod | staticmethod)
         if not is_of_class or not _takes(getattr(method, part), arguments):
             taken = "(cls, " + ", ".join(arguments) + ")"
             raise ValueError(f"{title}.{part}: expected a @classmethod that takes {taken}")
@@ -105,11 +105,11 @@ def _require_whole(method: Any) -> None:
     """Refuse what is no `Method`, or lacks a part that each has to have."""
     if not isinstance(method, type) or not issubclass(method, Method):
         raise ValueError(f"{full_name(method)}: expected a class that derives from Method")
-    lacking = [part for part in ("name", "Config", "weights") if not hasattr(method, part)]
-    functions = {"needs": method.needs, "forward": method.forward}
-    for part, own in functions.items():
-        if getattr(own, "__func__", own) in (Method.needs.__func__, Method.forward):  # type: ignore[attr-defined]
-            lacking.append(part)
+    lacking = [
+        part
+        for part in ("name", "Config", "weights", "needs", "forward")
+        if getattr_static(method, part, None) is getattr_static(Method, part, None)
+    ]
     if lacking:
         raise ValueError(f"{full_name(method)} lacks {', '.join(lacking)}, which each method has")
 
@@ -117,7 +117,7 @@ def _require_whole(method: Any) -> None:
 def _takes(function: Any, arguments: Sequence[str]) -> bool:
     """Whether something can be called with as many arguments."""
     try:
-        inspect.signature(function).bind(*arguments)
+        signature(function).bind(*arguments)
     except (TypeError, ValueError):
         return False
     return True
@@ -262,15 +262,6 @@ class TrainedLayers:
     def __init__(self, methods: Mapping[str, nn.Module]) -> None:
         """Args: name to method."""
         self._methods = methods
-
-    @property
-    def names(self) -> list[str]:
-        """Those of the methods."""
-        return list(self._methods)
-
-    def held_by(self, state: Mapping[str, Any]) -> TrainedLayers:
-        """Those of the methods that a checkpoint has layers of."""
-        return TrainedLayers({name: one for name, one in self._methods.items() if name in state})
 
     def state_dict(self) -> dict[str, Any]:
         """Name of each method to the state of its layers."""

@@ -454,7 +454,7 @@ def test_a_method_that_answers_otherwise_is_named(
         ({"needs": property(lambda self: ())}, r"Mine\.needs: expected a @classmethod that takes"),
         ({"check": lambda self, config, setup: None}, r"\.check: .* takes \(cls, config, setup\)"),
         ({"needs_unlabelled": DETECTIONS}, r"\.needs_unlabelled: .* a tuple, .*, got 'detections'"),
-        ({"needs": Method.needs, "forward": Method.forward}, r"Mine lacks needs, forward, which"),
+        ({one: vars(Method)[one] for one in ("needs", "forward")}, "lacks needs, forward, which"),
     ],
 )
 def test_a_method_that_cannot_be_registered_says_why(changes: dict[str, Any], message: str) -> None:
