@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -54,7 +55,7 @@ class FixedSize(Step):
 
     def transforms(self, outcome: Any, size: tuple[int, int]) -> list[Transform]:
         """See `Step`."""
-        from detectron2.data.transforms import CropTransform, PadTransform
+        from detectron2.data.transforms import CropTransform
 
         top, left = outcome
         height, width = (min(pair) for pair in zip(size, self.size, strict=True))
@@ -63,9 +64,24 @@ class FixedSize(Step):
             done.append(CropTransform(left, top, width, height, size[1], size[0]))
         if (height, width) != self.size:
             below, right = self.size[0] - height, self.size[1] - width
-            done.append(PadTransform(0, 0, right, below, width, height, _GREY))
+            done.append(_clipping_pad()(0, 0, right, below, width, height, _GREY))
         return done
 
     def largest_size(self, largest: tuple[int, int]) -> tuple[int, int]:
         """See `Step`."""
         return min(self.size), max(self.size)
+
+
+@cache
+def _clipping_pad() -> type[Transform]:
+    from detectron2.data.transforms import PadTransform
+
+    class ClippingPad(PadTransform):
+        """Clips boxes on the padded sides: they would reach from the image into the padding."""
+
+        def apply_box(self, box: NDArray[Any]) -> NDArray[Any]:
+            right = self.orig_w if self.x1 else np.inf
+            below = self.orig_h if self.y1 else np.inf
+            return super().apply_box(np.minimum(box, [right, below] * 2))
+
+    return ClippingPad

@@ -185,6 +185,23 @@ def test_boxes_of_a_crop_do_not_reach_into_padding(tmp_path: Path) -> None:
         assert x1 == x2 or y1 == y2
 
 
+def test_boxes_that_reach_out_of_an_image_do_not_reach_into_padding() -> None:
+    config = ViewsConfig(scales=(60,), max_size=160, fixed_size=(80, 128), flip_vertical=0.5)
+    beyond = np.array([[80.0, -5.0, 130.0, 70.0], [101.0, 10.0, 120.0, 30.0]])
+    flips = set()
+    for number in range(12):
+        augmentation = Augmentation.of_config(config)
+        view = plan_view(augmentation, image_id=7, view=number, height=60, width=100)
+        reaching, outside = view.transforms().apply_box(beyond).clip(0, [128, 80] * 2)
+        outcomes = {step.name: outcome for step, outcome in view.steps}
+        flips.add((outcomes["flip"], outcomes["flip_vertical"]))
+        left, right = (28, 48) if outcomes["flip"] else (80, 100)
+        top, bottom = (20, 80) if outcomes["flip_vertical"] else (0, 60)
+        assert reaching.tolist() == [left, top, right, bottom]
+        assert outside[0] == outside[2]
+    assert len(flips) == 4
+
+
 def test_a_fingerprint_gives_every_step_back() -> None:
     for config in (ALL, replace(ALL, crop=("absolute", 50, 50))):
         augmentation = Augmentation.of_config(config)
