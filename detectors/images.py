@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, get_detection_dataset_dicts
-from detectron2.data.transforms import AugInput
+from detectron2.data.transforms import AugInput, Transform
 from torch import Tensor
 
 from configs.wording import listed
-from dataset.pixels import read_pixels
+from dataset.pixels import ImageError, read_pixels
 from dataset.sets import find_sets, id_among_several, joined
 from dataset.subset import chosen_images, excluded_ids
 
@@ -175,7 +175,8 @@ class ImageMapper(DatasetMapper):
         """Turn an image of a data set into an input of the model.
 
         Raises:
-            FileNotFoundError, OSError, ImageError: as `dataset.pixels.read_pixels`.
+            FileNotFoundError, OSError, ImageError: as `dataset.pixels.read_pixels`, or nothing
+                would be left of the image.
         """
         item = copy.deepcopy(dataset_dict)
         # A data set that a user's own code registered may leave the size out.
@@ -184,13 +185,29 @@ class ImageMapper(DatasetMapper):
         pixels = read_pixels(item["file_name"], size, self.image_format)
         item["height"], item["width"] = pixels.shape[:2]
         view = AugInput(pixels)
-        transforms = self.augmentations(view)
+        transforms = self._augment(view, item["file_name"])
         item["image"] = torch.as_tensor(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
         if not self.is_train:
             item.pop("annotations", None)
         elif "annotations" in item:
             self._transform_annotations(item, transforms, view.image.shape[:2])
         return item
+
+    def _augment(self, view: AugInput, name: str) -> Transform:
+        height, width = view.image.shape[:2]
+        try:
+            return self.augmentations(view)
+        # Of a side of no pixels, Pillow and numpy say that and no more.
+        except ValueError as error:
+            keys = (
+                "INPUT.MAX_SIZE_TRAIN or INPUT.CROP.SIZE"
+                if self.is_train
+                else "INPUT.MAX_SIZE_TEST"
+            )
+            raise ImageError(
+                f"{name}: its {height}x{width} pixels (height x width) cannot be cropped and "
+                f"resized ({error}); raise {keys}, or take the image out of the annotations"
+            ) from error
 
 
 def to_model_image(pixels_rgb: np.ndarray, cfg: CfgNode) -> Tensor:

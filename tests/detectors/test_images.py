@@ -58,3 +58,15 @@ def test_an_image_of_another_size_is_refused_by_name(item: dict[str, Any]) -> No
     item["height"] = 31
     with pytest.raises(ValueError, match=r"a\.png: expected 31x40 pixels .* found 30x40"):
         ImageMapper(get_cfg(), is_train=True)(item)
+
+
+def test_an_image_of_which_nothing_would_be_left_is_named(
+    item: dict[str, Any], tmp_path: Path
+) -> None:
+    Image.fromarray(np.zeros((3, 2000, 3), np.uint8)).save(tmp_path / "a.png")
+    cfg = get_cfg()
+    cfg.INPUT.MAX_SIZE_TEST = 100
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "relative", [0.1, 0.1]
+    for is_train, key in ((True, "INPUT.CROP.SIZE"), (False, "INPUT.MAX_SIZE_TEST")):
+        with pytest.raises(ValueError, match=rf"a\.png: its 3x2000 pixels .*; raise .*{key}"):
+            ImageMapper(cfg, is_train=is_train)(item | {"height": 3, "width": 2000})
