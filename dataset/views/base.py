@@ -46,7 +46,7 @@ class Step(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     draws: ClassVar[tuple[int, ...]] = ()
-    remedy: ClassVar[str] = "leave the image out"
+    remedy: ClassVar[str] = "leave the image out by DATASET.IMAGE_LIST"
     cuts: ClassVar[bool] = False
     in_plain: ClassVar[bool] = True
 

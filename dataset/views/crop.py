@@ -30,7 +30,9 @@ class Crop(Step):
     name: ClassVar[str] = "crop"
     # Height, width, top, left.
     draws: ClassVar[tuple[int, ...]] = (4, 5, 6, 7)
-    remedy: ClassVar[str] = "raise the size in VIEWS.CROP or leave the image out"
+    remedy: ClassVar[str] = (
+        "raise the size in VIEWS.CROP or leave the image out by DATASET.IMAGE_LIST"
+    )
     cuts: ClassVar[bool] = True
     in_plain: ClassVar[bool] = False
 

@@ -44,7 +44,7 @@ class Resize(Resizing):
 
     name: ClassVar[str] = "resize"
     draws: ClassVar[tuple[int, ...]] = (1,)
-    remedy: ClassVar[str] = "raise VIEWS.MAX_SIZE or leave the image out"
+    remedy: ClassVar[str] = "raise VIEWS.MAX_SIZE or leave the image out by DATASET.IMAGE_LIST"
 
     scales: tuple[int, ...]
     max_size: int

@@ -28,7 +28,9 @@ class ResizeScale(Resizing):
 
     name: ClassVar[str] = "resize_scale"
     draws: ClassVar[tuple[int, ...]] = (3,)
-    remedy: ClassVar[str] = "raise the lower end of VIEWS.SCALE_RANGE or leave the image out"
+    remedy: ClassVar[str] = (
+        "raise the lower end of VIEWS.SCALE_RANGE or leave the image out by DATASET.IMAGE_LIST"
+    )
 
     low: float
     high: float

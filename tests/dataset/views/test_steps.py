@@ -180,7 +180,7 @@ def test_fields_that_are_no_json_are_refused() -> None:
         (
             "sizes_after",
             lambda self, outcomes, sizes: sizes * 0,
-            "would shrink its .*; leave the image out",
+            "would shrink its .*; leave the image out by DATASET.IMAGE_LIST",
         ),
         (
             "sizes_after",
