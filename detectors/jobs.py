@@ -26,7 +26,7 @@ from .trainer import Trainer
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train the detector of a config."""
     require_new_run(cfg, resume=args.resume)
-    set_up(cfg, args)
+    set_up(cfg, args, trains=True)
     train_recorded(Trainer(cfg), cfg, resume=args.resume)
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train a student."""
     require_new_run(cfg, resume=args.resume)
-    set_up(cfg, args)
+    set_up(cfg, args, trains=True)
     train_recorded(DistillTrainer(cfg), cfg, resume=args.resume)
 
 

@@ -109,7 +109,7 @@ def test_training_writes_a_checkpoint_that_evaluation_takes(
 ) -> None:
     assert main(["train", "--config-file", str(config)]) == 0
     final = tmp_path / "output" / "model_final.pth"
-    assert (tmp_path / "output" / "config.yaml").exists()
+    saved = (tmp_path / "output" / "config.yaml").read_text()
     arguments = ["--config-file", str(config), "MODEL.WEIGHTS", str(final)]
     capsys.readouterr()
     assert main(["train", "--eval-only", *arguments]) == 0
@@ -117,6 +117,11 @@ def test_training_writes_a_checkpoint_that_evaluation_takes(
     # In a process of its own: the log keeps to the standard output that it began with.
     command = [sys.executable, "-m", "detectors", "eval", "--json", *arguments]
     assert 0 <= json.loads(stdout_of(command))["folder_val"]["AP"] <= 100
+    # A config to train from again, whose weights are not those that came out.
+    assert (tmp_path / "output" / "config.yaml").read_text() == saved
+    apart = ["OUTPUT_DIR", str(tmp_path / "apart")]
+    assert main(["eval", *arguments, *apart]) == 0
+    assert str(final) in (tmp_path / "apart" / "config.yaml").read_text()
 
 
 def test_a_resumed_run_goes_on_from_its_checkpoint(config: Path, tmp_path: Path) -> None:
