@@ -82,8 +82,10 @@ def new_places(folder: Path, split: str, root: Path) -> tuple[Path, Path]:
         root: where its images lie; the image folder may be that already.
 
     Raises:
-        ValueError: one of them is there.
+        ValueError: one of them is there, or the name is that of a path.
     """
+    if not split or "/" in split:
+        raise ValueError(f"split {split!r}: expected a name without /, such as train")
     file, images = folder / "annotations" / f"instances_{split}.json", folder / "images" / split
     if os.path.lexists(file):
         raise ValueError(f"{file}: is there already; choose another --output")

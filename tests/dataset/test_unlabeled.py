@@ -93,6 +93,8 @@ def test_a_file_with_labels_gives_its_images(make_folder: Folder, tmp_path: Path
         (["--images", "nowhere"], "nowhere: there is no such folder of images"),
         (["--images", "empty"], "empty: expected images, found none"),
         (["--annotations", "nowhere.json"], "nowhere.json"),
+        (["--images", "empty", "--split", "a/b"], "split 'a/b': expected a name without /"),
+        (["--images", "empty", "--split", ""], "split '': expected a name without /"),
     ],
 )
 def test_what_gives_no_set_is_refused(
