@@ -55,7 +55,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     running.add_argument(
         "--max-restarts",
         type=whole(0),
-        default=3,
         metavar="N",
         help="with --num-gpus: start a rank that was killed again, N times (default: 3)",
     )

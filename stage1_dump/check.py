@@ -108,7 +108,11 @@ class CheckReport:
         if self.other_numerics:
             yield f"by value, because of other numerics: {'; '.join(self.other_numerics)}"
         how = "by value" if self.other_numerics else "bit for bit"
-        verdict = "agree with the teacher" if self.agrees else "DO NOT all agree with the teacher"
+        if self.mismatches or self.failures:
+            verdict = "DO NOT all agree with the teacher"
+        else:
+            verdict = "agree with the teacher"
+            verdict += ", but the cache IS NOT of this config" if self.identity else ""
         yield f"{self.location}: {self.records} records compared {how}; they {verdict}"
 
 

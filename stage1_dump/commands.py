@@ -15,6 +15,7 @@ from detectors.stopping import Interrupted, StopSignals
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+_MAX_RESTARTS = 3  # of each rank, as --help says
 _GOES_ON = "committed shards stay; run the same command again to go on"
 
 
@@ -40,7 +41,9 @@ def plan(args: argparse.Namespace) -> int:
     )
     print(result.to_json() if args.json else result)
     if args.output:
-        Path(args.output).write_text(plan_text(prepared))
+        target = Path(args.output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(plan_text(prepared))
     return 0
 
 
@@ -49,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
     from .dump import run as run_dump
     from .launch import run_ranks
 
+    if args.max_restarts is not None and args.num_gpus == 1:
+        raise ValueError(
+            "--max-restarts: expected with --num-gpus of 2 or more, whose ranks are started again;"
+            " leave it out"
+        )
     cfg = _config_of(args)
     try:
         # Ctrl-C and a scheduler's SIGTERM unwind like an error, so that claims are given back.
@@ -57,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
                 profile = ["--profile"] if args.profile else []
                 imports = [f"--import={name}" for name in args.imports]
                 options = [*profile, *imports, "--config-file", args.config_file, *args.opts]
-                return run_ranks(args.num_gpus, options, max_restarts=args.max_restarts)
+                restarts = _MAX_RESTARTS if args.max_restarts is None else args.max_restarts
+                return run_ranks(args.num_gpus, options, max_restarts=restarts)
             report = run_dump(cfg, profiled=args.profile)
     except Interrupted as error:
         raise Interrupted(error.number, _GOES_ON) from None

@@ -92,6 +92,16 @@ def test_the_sample_is_drawn_in_whole_batches_by_its_seed(
     assert drawn == {1, 2}  # batches of two, and what shards of three leave
 
 
+def test_records_that_agree_are_not_blamed_for_another_config(
+    config_of: Callable[..., Path], capsys: Capture
+) -> None:
+    config = str(config_of(CACHE={"PRESET": "balanced"}))
+    assert main(["check", "--sample", "1", "--config-file", config]) == 1
+    out = capsys.readouterr().out
+    assert "not of this config: preset: " in out
+    assert "they agree with the teacher, but the cache IS NOT of this config" in out
+
+
 def test_other_weights_are_found_in_record_and_field(
     config_of: Callable[..., Path], teacher_folder: Path, capsys: Capture
 ) -> None:

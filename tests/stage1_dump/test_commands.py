@@ -150,6 +150,22 @@ def test_the_ranks_of_a_dump_are_told_what_to_import(
     assert started == [["--import=my_data", *config]]
 
 
+def test_ranks_are_started_again_only_where_there_are_some(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(
+        "stage1_dump.launch.run_ranks",
+        lambda count, options, *, max_restarts: started.append(max_restarts) or 0,
+    )
+    config = ["--config-file", str(configure())]
+    for options in ([], ["--max-restarts", "0"]):
+        assert main(["run", "--num-gpus", "2", *options, *config]) == 0
+    assert started == [3, 0]
+    assert main(["run", "--max-restarts", "2", *config]) == 1
+    assert "--max-restarts: expected with --num-gpus of 2 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["plan", "check"])
 def test_the_other_commands_refuse_the_same(
     configure: Configure, capsys: Capture, command: str
@@ -176,7 +192,7 @@ def test_wrong_use_has_exit_code_2(arguments: list[str]) -> None:
 def test_the_written_plan_is_what_verify_expects(
     reference: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    output = tmp_path / "plan.json"
+    output = tmp_path / "plans" / "plan.json"
     config = str(configure(VIEWS={"NUM": 2}))
     assert main(["plan", "--output", str(output), "--config-file", config]) == 0
     plan = json.loads(output.read_text())
