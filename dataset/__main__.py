@@ -46,10 +46,10 @@ def _parser() -> argparse.ArgumentParser:
 
     synthetic = commands.add_parser("synthetic", help="write a small COCO-format set")
     synthetic.add_argument("--output", required=True, help="folder to write")
-    synthetic.add_argument("--train", type=int, default=400, help="training images")
-    synthetic.add_argument("--val", type=int, default=100, help="validation images")
-    synthetic.add_argument("--size", type=int, default=96, help="longer side, pixels")
-    synthetic.add_argument("--seed", type=int, default=0)
+    synthetic.add_argument("--train", type=int, default=400, help="training images (default: 400)")
+    synthetic.add_argument("--val", type=int, default=100, help="validation images (default: 100)")
+    synthetic.add_argument("--size", type=int, default=96, help="longer side, pixels (default: 96)")
+    synthetic.add_argument("--seed", type=int, default=0, help="another draws others (default: 0)")
 
     coco = commands.add_parser("coco", help="fetch COCO 2017; continues where it broke off")
     coco.add_argument("--output", required=True, help="folder for $DETECTRON2_DATASETS")
@@ -77,8 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--annotations", required=True, help="COCO annotation file")
     split.add_argument("--images", help="folder of the images; default: found near that file")
     split.add_argument("--output", required=True, help="folder to write")
-    split.add_argument("--val", type=float, default=0.2, help="share of validation images")
-    split.add_argument("--seed", type=int, default=0)
+    split.add_argument(
+        "--val", type=float, default=0.2, help="share of validation images (default: 0.2)"
+    )
+    split.add_argument(
+        "--seed", type=int, default=0, help="another parts it differently (default: 0)"
+    )
 
     voc = commands.add_parser("voc", help="write Pascal VOC in COCO's layout, linking images")
     voc.add_argument(

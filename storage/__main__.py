@@ -54,9 +54,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             "--workers", type=_count, default=os.cpu_count() or 1, metavar="N",
             help="processes (default: one a core)",
         )  # fmt: skip
-    parsers["verify"].add_argument("--level", choices=LEVELS, default="full")
+    parsers["verify"].add_argument(
+        "--level", choices=LEVELS, default="full",
+        help="quick: sizes alone; full (default): every byte; deep: also what the bytes mean",
+    )  # fmt: skip
     # What "quick" finds is damaged too, but what it does not find would be left.
-    parsers["repair"].add_argument("--level", choices=LEVELS[1:], default="full")
+    parsers["repair"].add_argument(
+        "--level", choices=LEVELS[1:], default="full",
+        help="how to look for damage, as for verify (default: full)",
+    )  # fmt: skip
     parsers["verify"].add_argument("--expect", metavar="PLAN.json", help="what it must hold")
     parsers["drop-views"].add_argument(
         "--keep", type=_count, required=True, metavar="N", help="views that stay: 0 to N - 1"

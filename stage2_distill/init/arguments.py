@@ -14,7 +14,8 @@ def add_init_arguments(parser: argparse.ArgumentParser) -> None:
     """What `init` takes."""
     parser.add_argument(
         "--data", required=True, metavar="FOLDER", type=_path,
-        help="data in COCO format, with annotations/instances_train.json and instances_val.json",
+        help="data in COCO's layout, with annotations/instances_train.json and instances_val.json, "
+        "or in Roboflow's",
     )  # fmt: skip
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", type=_path,
