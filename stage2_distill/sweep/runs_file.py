@@ -62,7 +62,7 @@ def read_rows(path: str) -> list[Row]:
     for name in content:
         if name not in _PARTS:
             near = difflib.get_close_matches(name, _PARTS, n=1)
-            hint = f", did you mean {near[0]}?" if near else ""
+            hint = f", did you mean {near[0]}?" if near else "."
             raise ValueError(
                 f"{path}:{content.lines[name]}: unknown key {name}{hint} Expected `rows`, and "
                 "`common` for what all of them share"

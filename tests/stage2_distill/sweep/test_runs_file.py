@@ -36,6 +36,7 @@ def test_rows_keep_their_order_and_take_dots_or_nodes(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("row: {a: {}}", r"runs\.yaml:1: unknown key row, did you mean rows\?"),
+        ("_BASE_: x", r"unknown key _BASE_\. Expected `rows`"),
         ("common: {}", "expected `rows:` with at least one named row, got None"),
         ("rows: {}", "expected `rows:` with at least one named row"),
         ("rows: {a: {}, a: {}}", "a is already set in line 1"),
