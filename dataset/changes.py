@@ -34,7 +34,6 @@ def changed_annotations(
     if noted is None or noted == annotations_digest(path):
         return ""
     return (
-        f"{os.fspath(path)} is not the file that the cache was dumped with, although the "
-        "images in use are the same; the cache holds, but trainings before and after saw other "
-        "annotations"
+        f"{os.fspath(path)} is not the file that the cache was dumped with; for the images "
+        "in use the cache holds, but trainings before and after saw other annotations"
     )

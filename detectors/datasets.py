@@ -185,7 +185,8 @@ def _check_same_categories(first: _Categories, other: _Categories) -> None:
         raise ValueError(
             f"{other.source}: its categories are not those of {first.source}: "
             + listed(different, shown=_SHOWN_CATEGORIES)
-            + "; write the same list `categories` into both"
+            + "; write the same list `categories` into both, and number the `category_id` of each "
+            "object by it"
         )
 
 

@@ -85,6 +85,13 @@ def dump_differences(
         augmentation: that decides its views.
     """
     found = differing_facts(reader.manifest, wanted)
+    stored_names, wanted_names = (
+        _set_names(one) for one in (reader.manifest.dataset, wanted["dataset"])
+    )
+    if stored_names != wanted_names:
+        # With other sets every image seems to have changed, as ids depend on their order.
+        others = [str(one) for one in found if not one.name.startswith("dataset.")]
+        return [*others, f"data sets: stored {stored_names}, wanted {wanted_names}"]
     lines = [str(one) for one in found]
     nodes = {one.name.partition(".")[0] for one in found}
     if "dataset" in nodes and "augmentation" not in nodes:
@@ -146,15 +153,18 @@ def other_sets(manifest: Manifest, index: Index, sets: Sequence[DataSet]) -> str
     )
     if same:
         return ""
-    cached_names = ", ".join(
-        one.get("name", "a single set (its name is not kept)") for one in stored
-    )
+    names = ", ".join(one.name for one in sets)
     return (
-        f"data sets: cached {cached_names}, config {', '.join(one.name for one in sets)} (a "
-        "training has those of its cache, in the same order, and may do without the last ones; "
-        "DATASET.IMAGE_LIST chooses among their images; more sets want a dump to another "
-        "CACHE.LOCATION)"
+        f"data sets: cached {_set_names(manifest.dataset)}, config {names} (a training has those "
+        "of its cache, in the same order, and may do without the last ones; DATASET.IMAGE_LIST "
+        "chooses among their images; more sets want a dump to another CACHE.LOCATION)"
     )
+
+
+def _set_names(fingerprint: Mapping[str, Any]) -> str:
+    """The names of the data sets in what a manifest says of them, in their order."""
+    unnamed = "a single set (its name is not kept)"
+    return ", ".join(one.get("name", unnamed) for one in stated_sets(fingerprint))
 
 
 def _held(index: Index, one: DataSet) -> Any:

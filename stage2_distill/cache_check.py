@@ -93,7 +93,7 @@ def _differences(
 ) -> Iterator[str]:
     views, cached_views = setup.settings.views, reader.index.num_views
     found = differing_facts(reader.manifest, wanted_facts(setup, reader.manifest, needs))
-    yield from (f"{one.name}: cached {one.stored}, config {one.wanted}" for one in found)
+    yield from (one.worded("cached", "config") for one in found)
     if cached_views < views.num:
         yield (
             f"VIEWS.NUM: cached {cached_views}, config {views.num} (add views with: python -m "

@@ -78,7 +78,11 @@ class Difference:
     wanted: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: stored {_short(self.stored)}, wanted {_short(self.wanted)}"
+        return self.worded("stored", "wanted")
+
+    def worded(self, stored: str, wanted: str) -> str:
+        """One line, with the reader's own words for the two sides."""
+        return f"{self.name}: {stored} {_short(self.stored)}, {wanted} {_short(self.wanted)}"
 
 
 def _short(value: Any) -> str:

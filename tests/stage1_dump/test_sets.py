@@ -11,6 +11,7 @@ import pytest
 from configs.loader import load_config
 from stage1_dump.__main__ import main
 from stage1_dump.evaluate import evaluate_cache
+from stage1_dump.existing import look_at
 from stage1_dump.prepare import prepare
 from storage import CacheReader
 from tests.stage1_dump.conftest import Configure
@@ -95,7 +96,13 @@ def test_a_cache_of_two_sets_holds_the_images_of_both(
     capsys.readouterr()
     assert main(["run", "--config-file", str(configure("both", **nodes_of(two, "b", "a")))]) == 1
     error = capsys.readouterr().err
-    assert 'dataset.sets[0].name: stored "folder_a", wanted "folder_b"' in error
+    assert "data sets: stored folder_a, folder_b, wanted folder_b, folder_a\n" in error
+    assert "images are" not in error  # gone or new: they have other ids alone
+    alone = load_config(str(configure("both", **nodes_of(two, "a"))))
+    found = look_at(prepare(alone))
+    assert found and found.differences == (
+        "data sets: stored folder_a, folder_b, wanted a single set (its name is not kept)",
+    )
 
 
 def test_missing_images_of_both_sets_are_listed_and_can_be_left_out(

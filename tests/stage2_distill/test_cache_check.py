@@ -70,7 +70,7 @@ def test_training_reads_the_signals_that_its_losses_need(configure: Configure) -
             r"augmentation\.steps\[0\]\.parameters\.scales: cached \[64, 80\], config \[64\]",
         ),
         ({"VIEWS": {"NUM": 3}}, r"VIEWS\.NUM: cached 2, config 3"),
-        ({"CACHE": {"PRESET": "exact"}}, r"preset: cached balanced, config exact"),
+        ({"CACHE": {"PRESET": "exact"}}, r'preset: cached "balanced", config "exact"'),
         ({"CACHE": {"SCORES_KEPT": 9}}, r"signals\.scores\.codec\.parameters\.kept: .* config 9"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_cache_of_other_weights_is_refused(
 ) -> None:
     cfg = load_config(str(folder / "teacher.yaml"))
     export_model(random_detector(cfg, seed=2), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"teacher\.tensors: cached [0-9a-f]{64}, config"):
+    with pytest.raises(ValueError, match=r'teacher\.tensors: cached "[0-9a-f]{64}", config'):
         check(configure(TEACHER={"WEIGHTS": str(tmp_path / "other.pth")}))
 
 
@@ -179,7 +179,7 @@ def test_the_main_rank_alone_reads_the_weights(
     path = configure(TEACHER={"WEIGHTS": str(tmp_path / "never_read.pth")})
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     monkeypatch.setattr(comm, "all_gather", lambda mine: [("0" * 64, None), mine])
-    with pytest.raises(ValueError, match=r"teacher\.tensors: cached [0-9a-f]{64}, config 0{64}"):
+    with pytest.raises(ValueError, match=r'teacher\.tensors: cached "[0-9a-f]+", config "0{64}"'):
         check(path)
     monkeypatch.setattr(comm, "all_gather", lambda mine: [(None, "it failed there"), mine])
     with pytest.raises(ValueError, match="it failed there"):
