@@ -23,6 +23,9 @@ from .building import build_detector
 from .weights_file import WeightsFileError, first_line, read_weights_file
 
 _OF_TRAINING = re.compile(r"model_(\d+)\.pth")
+# What a distilling run keeps beside the detector, and a plain one has not.
+METHODS = "methods"
+_ANEW = "so resume it as it was begun, or start anew in another OUTPUT_DIR"
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -37,6 +40,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, *args, **kwargs)
         self._strict = strict
+        self._resumes = False
         self._held: set[str] = set()
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -62,16 +66,20 @@ class SafeCheckpointer(DetectionCheckpointer):
         """As detectron2's; where the last checkpoint cannot be read, the one before it is named.
 
         Raises:
-            ValueError: `last_checkpoint`, or the file that it names, is missing or damaged.
+            ValueError: `last_checkpoint`, or the file that it names, is missing or damaged, or of
+                another model or command.
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[])
         note = Path(self.save_dir) / "last_checkpoint"
         last = _content(note)
+        self._resumes = True
         try:
             saved = self.load(str(note.parent / last)) if last else {}
         except (FileNotFoundError, WeightsFileError) as error:
             raise ValueError(f"{error}; {self._way_out(note, last)}") from error
+        finally:
+            self._resumes = False
         if not last:
             raise ValueError(f"{note}: names no checkpoint; {self._way_out(note, last)}")
         if "trainer" in self.checkpointables and "trainer" not in self._held:
@@ -113,6 +121,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not (self._strict or checkpoint.get("matching_heuristics")):
             checkpoint["model"] = as_backbone(checkpoint["model"], self.model.state_dict())
         given = dict(checkpoint["model"])
+        if self._resumes:
+            self._require_same_command()
         incompatible = super()._load_model(checkpoint)
         shapes = {
             name: f"{name} has shape {tuple(got)}, not {tuple(want)}"
@@ -138,9 +148,25 @@ class SafeCheckpointer(DetectionCheckpointer):
         ]
         problems = [f"{name} is missing" for name in missing]
         problems += [f"{name} is unknown" for name in unknown] + list(shapes.values())
+        # The optimizer's state is of the same tensors, and it does not look at their shapes.
+        if self._resumes and problems:
+            _refuse(f"the run to resume has another model, {_ANEW}", problems)
         if self._strict and problems:
             _refuse("weights do not fit the model", problems)
         return incompatible
+
+    def _require_same_command(self) -> None:
+        """Refuse the run of the other command, whose optimizer has other tensors.
+
+        A checkpoint of weights alone is told apart later.
+        """
+        theirs, ours = METHODS in self._held, METHODS in self.checkpointables
+        if theirs != ours and "trainer" in self._held:
+            begun_by = {True: "stage2_distill", False: "detectors"}
+            raise ValueError(
+                f"the run to resume was begun by `python -m {begun_by[theirs]} train`, not by "
+                f"`{begun_by[ours]} train`, {_ANEW}"
+            )
 
 
 def load_model(cfg: CfgNode) -> nn.Module:

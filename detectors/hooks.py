@@ -11,6 +11,8 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from torch import nn
 
+from storage.whole import write_whole
+
 from .averaging import MovingAverage
 from .checkpoint import SafeCheckpointer
 
@@ -139,7 +141,7 @@ class KeepBest(hooks.BestCheckpointer):
         super()._best_checking()
         if self.best_iter != before:
             note = {self._val_metric: self.best_metric, "iteration": self.best_iter}
-            self._note.write_text(json.dumps(note) + "\n")
+            write_whole(self._note, json.dumps(note) + "\n")
 
 
 class _Untagged(SafeCheckpointer):

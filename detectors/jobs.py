@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from .checkpoint import load_model
-from .command import require_new_run, set_up
+from .command import set_up
 from .evaluate import evaluate as evaluate_model
 from .evaluate import summary
 from .failures import in_one_line
@@ -25,9 +25,7 @@ from .trainer import Trainer
 @in_one_line
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train the detector of a config."""
-    require_new_run(cfg, resume=args.resume)
-    set_up(cfg, args, trains=True)
-    train_recorded(Trainer(cfg), cfg, resume=args.resume)
+    train_recorded(Trainer, cfg, args)
 
 
 @in_one_line

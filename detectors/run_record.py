@@ -5,24 +5,32 @@ It is there from the beginning of a training, and says at its end that it is fin
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from configs.stock_limits import leaves
+from configs.wording import listed
 from storage.whole import write_whole
 
+from .command import require_new_run, set_up
 from .versions import library_versions
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.yaml"
 RECORD_NAME = "run.json"
 # Where a run writes and how it spends its time, which changes nothing of what comes out.
 _NO_MATTER = (
@@ -34,6 +42,8 @@ _NO_MATTER = (
     "SOLVER.PREEMPTION_SIGNAL",
 )
 _DIGITS = 16
+# Keys that a message names; further ones are counted.
+_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,37 +108,67 @@ def known_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+def kept_config(folder: Path) -> dict[str, Any]:
+    """The `known_config` of what was started last in a folder; empty where none can be read."""
+    try:
+        stored = yaml.safe_load((folder / CONFIG_NAME).read_text())
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
+        return {}
+    return known_config(stored) if isinstance(stored, dict) else {}
+
+
+def changed_keys(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first keys in which two `known_config` differ, with both values."""
+    other = (
+        f"{key} is {stored.get(key)!r} there and {wanted.get(key)!r} here"
+        for key in {**stored, **wanted}
+        if stored.get(key) != wanted.get(key)
+    )
+    return listed(other, shown=_NAMED, between="; ")
+
+
 def run_digest(cfg: CfgNode) -> str:
     """A short name for what a run computes: runs of one digest are the same run."""
-    text = json.dumps(known_config(cfg), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return _digest(known_config(cfg))
 
 
-def train_recorded(trainer: Trainer, cfg: CfgNode, *, resume: bool) -> None:
+def _digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:_DIGITS]
+
+
+def train_recorded(
+    make_trainer: Callable[[CfgNode], Trainer], cfg: CfgNode, args: argparse.Namespace
+) -> None:
     """Train to the end, and keep the record of it in OUTPUT_DIR.
 
     Args:
-        trainer: made of the config.
+        make_trainer: makes it of the config, once the data are registered.
         cfg: as the user gave it, not yet fitted to the ranks.
-        resume: go on from the last checkpoint, if there is one.
+        args: of the command; with `resume` it goes on from the last checkpoint, if there is one.
     """
-    trainer.resume_or_load(resume=resume)
-    folder = Path(cfg.OUTPUT_DIR)
-    record = _begun(cfg, folder, trainer.start_iter)
-    if comm.is_main_process():
+    require_new_run(cfg, resume=args.resume)
+    folder, is_main = Path(cfg.OUTPUT_DIR), comm.is_main_process()
+    kept = kept_config(folder) if is_main else {}  # `set_up` writes that of this run over it
+    set_up(cfg, args, trains=True)
+    trainer = make_trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    record = _begun(cfg, folder, trainer.start_iter, kept)
+    if is_main:
         record.write(folder)
     trainer.train()
-    if comm.is_main_process():
+    if is_main:
         replace(
             record, finished=True, iterations=trainer.max_iter, results=trainer.results
         ).write(folder)  # fmt: skip
 
 
-def _begun(cfg: CfgNode, folder: Path, start: int) -> RunRecord:
+def _begun(cfg: CfgNode, folder: Path, start: int, kept: Mapping[str, Any]) -> RunRecord:
     before = read_record(folder) if start else None
     digest = run_digest(cfg)
     parts = before.parts if before else ()
     if not parts or parts[-1]["config"] != digest:
+        if parts:
+            _tell_changes(parts[-1]["config"], kept, cfg)
         parts = (*parts, {"first_iteration": start, "config": digest})
     return RunRecord(
         config=digest,
@@ -138,4 +178,16 @@ def _begun(cfg: CfgNode, folder: Path, start: int) -> RunRecord:
         test=tuple(cfg.DATASETS.TEST),
         libraries=library_versions(),
         parts=parts,
+    )
+
+
+def _tell_changes(digest: str, kept: Mapping[str, Any], cfg: CfgNode) -> None:
+    """Warn of another config than the one of this digest, that a run had before it was resumed."""
+    if not comm.is_main_process():
+        return
+    # A command in between, even one that was refused, has left its own config.
+    named = changed_keys(kept, known_config(cfg)) if _digest(kept) == digest else ""
+    logger.warning(
+        "this run goes on with another config than it had: %s",
+        named or f"its digest is {digest} there and {run_digest(cfg)} here",
     )

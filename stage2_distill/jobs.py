@@ -14,7 +14,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from detectors import Setup
-from detectors.command import register_data, require_new_run, set_up
+from detectors.command import register_data, set_up
 from detectors.datasets import require_fit
 from detectors.failures import in_one_line
 from detectors.launching import check_device, use_device
@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 @in_one_line
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train a student."""
-    require_new_run(cfg, resume=args.resume)
-    set_up(cfg, args, trains=True)
-    train_recorded(DistillTrainer(cfg), cfg, resume=args.resume)
+    train_recorded(DistillTrainer, cfg, args)
 
 
 @in_one_line

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from detectors import Setup, distilled_images, export_model, weights_path
+from detectors.checkpoint import METHODS
 from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.plain_config import plain_config
 from detectors.scaling import fitted_to_ranks
@@ -100,7 +101,7 @@ class DistillTrainer(Trainer):
 
     def extra_checkpointables(self) -> dict[str, Any]:
         """The methods' layers are a part of the checkpoint, not of the student in it."""
-        return {**super().extra_checkpointables(), "methods": self.distiller.trained_layers}
+        return {**super().extra_checkpointables(), METHODS: self.distiller.trained_layers}
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the plain trainer, and the sampler goes on where the checkpoint stopped."""

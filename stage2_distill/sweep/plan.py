@@ -10,17 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from configs.stock_keys import DISTILL
-from configs.wording import listed, one_line
+from configs.wording import one_line
 from dataset.annotations import annotations_digest
 from dataset.registry import is_coco, locate
 from detectors import Setup, weights_path
 from detectors.command import read_config, register_data
 from detectors.datasets import require_fit
-from detectors.run_record import RunRecord, known_config, read_record, run_digest
+from detectors.run_record import (
+    RunRecord,
+    changed_keys,
+    kept_config,
+    known_config,
+    read_record,
+    run_digest,
+)
 from detectors.scaling import fitted_to_ranks
 from storage import CacheError
 
@@ -28,10 +34,8 @@ from ..methods import build_methods
 from ..trainer import images_and_teacher
 from .runs_file import RESERVED, SAME_IMAGES, Row
 
-CONFIG_NAME = "config.yaml"
 # What a training leaves behind, and goes on with under --resume alone.
 _LEFT = ("metrics.json", "last_checkpoint")
-_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,22 +213,11 @@ def _check_folder(run: Run) -> None:
         return  # nothing was trained there
     if record is not None and record.config == run.digest:
         return
-    named = _differences(run)
+    stored = kept_config(run.folder)
+    named = changed_keys(stored, known_config(run.cfg)) if stored else ""
     if named or record is not None:
         digests = f"its digest is {record.config} there and {run.digest} here" if record else ""
         raise ValueError(
             f"{run.folder} holds a run of another config: {named or digests}. Name another "
             "--output, or remove that folder"
         )
-
-
-def _differences(run: Run) -> str:
-    path = run.folder / CONFIG_NAME
-    stored = known_config(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
-    wanted = known_config(run.cfg)
-    other = (
-        f"{key} is {stored.get(key)!r} there and {wanted.get(key)!r} here"
-        for key in ({**stored, **wanted} if stored else ())
-        if stored.get(key) != wanted.get(key)
-    )
-    return listed(other, shown=_NAMED, between="; ")

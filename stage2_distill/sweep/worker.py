@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from detectors.run_record import CONFIG_NAME
 from storage.whole import write_whole
 
-from .plan import CONFIG_NAME, Run
+from .plan import Run
 from .slots import Slot
 
 LOG_NAME = "console.log"

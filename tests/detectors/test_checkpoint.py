@@ -141,6 +141,24 @@ def test_the_checkpoint_before_a_damaged_one_is_named(
     assert resume(tmp_path)["mark"] == "second"
 
 
+def test_the_run_of_another_model_or_command_is_not_resumed(tmp_path: Path) -> None:
+    path = saved(tmp_path, 9)
+    content = torch.load(path)
+    name = next(iter(content["model"]))
+    # An optimizer takes the state of tensors of other shapes, and computes beyond their ends.
+    wider = {**content["model"], name: torch.cat([content["model"][name]] * 2)}
+    torch.save({**content, "model": wider}, path)
+    with pytest.raises(ValueError, match=f"has another model, so resume it as .*{name} has shape"):
+        resume(tmp_path)
+    lacking = {key: one for key, one in content["model"].items() if key != name}
+    torch.save({**content, "model": lacking}, path)
+    with pytest.raises(ValueError, match=f"has another model, .*{name} is missing"):
+        resume(tmp_path)
+    torch.save({**content, "methods": {}}, path)
+    with pytest.raises(ValueError, match="begun by `python -m stage2_distill train`, not by `det"):
+        resume(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"gone.pth"])
 def test_a_note_that_names_no_checkpoint_never_begins_anew(tmp_path: Path, content: bytes) -> None:
     saved(tmp_path, 9)

@@ -67,14 +67,23 @@ def test_a_run_that_fails_is_not_finished(
 
 
 def test_lines_of_a_run_resumed_with_another_config_are_told_apart(
-    config: Path, tmp_path: Path
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(config, tmp_path) == 0
     assert train(config, tmp_path, "SOLVER.MAX_ITER", "3", resume=True) == 0
+    warning = "goes on with another config than it had: SOLVER.MAX_ITER is 2 there and 3 here"
+    assert warning in capsys.readouterr().out
+    # The file is of the attempt before, if that was refused; one cut short tells nothing.
+    (tmp_path / "config.yaml").write_text("SOLVER: {")
+    assert train(config, tmp_path, "SOLVER.MAX_ITER", "3", "SEED", "2", resume=True) == 0
+    assert "another config than it had: its digest is" in capsys.readouterr().out
+    assert train(config, tmp_path, "SOLVER.MAX_ITER", "3", "SEED", "2", resume=True) == 0
+    assert "another config" not in capsys.readouterr().out
     record = read_record(tmp_path)
     assert record is not None
-    assert [part["first_iteration"] for part in record.parts] == [0, 2]
-    digests = [run_digest(load_config(str(config), keys)) for keys in ([], ["SOLVER.MAX_ITER", 3])]
+    assert [part["first_iteration"] for part in record.parts] == [0, 2, 3]
+    three = ["SOLVER.MAX_ITER", 3]
+    digests = [run_digest(load_config(str(config), x)) for x in ([], three, [*three, "SEED", 2])]
     assert [part["config"] for part in record.parts] == digests
 
 
