@@ -193,12 +193,18 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
 
     Raises:
         FileNotFoundError, ValueError: as `configs.loader.load_config`, of a key that the command
-            would ignore, and of a `MODEL.FAMILY` that is none.
+            would ignore, of a `MODEL.FAMILY` that is none, and of an `OUTPUT_DIR` in the cache.
     """
     from configs.loader import load_config
     from configs.stock_keys import refuse_ignored
 
     cfg = load_config(args.config_file, args.opts, args.imports)
+    cache = cfg.CACHE.LOCATION
+    if cache and Path(cfg.OUTPUT_DIR).resolve().is_relative_to(Path(cache).resolve()):
+        raise ValueError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} lies in CACHE.LOCATION {cache}: a cache takes what is no "
+            "part of it for damage; name a folder beside it"
+        )
     refuse_ignored(cfg, reader)
     if cfg.MODEL.FAMILY:
         from .families import find_family

@@ -238,6 +238,20 @@ def test_a_negative_value_is_no_option(tmp_path: Path, capsys: pytest.CaptureFix
     assert "override: SOLVER.BASE_LR: expected a number above 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("job", [stage2_distill.__main__.main, stage1_dump.__main__.main])
+@pytest.mark.parametrize("output", ["cache", "cache/log/.."])
+def test_output_in_the_cache_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], job: Any, output: str
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("VERSION: 2\nDATASETS: {TRAIN: [a], TEST: [a]}\nMODEL: {DEVICE: cpu}\n")
+    places = ["OUTPUT_DIR", f"{tmp_path}/{output}", "CACHE.LOCATION", f"{tmp_path}/cache"]
+    name = "run" if job is stage1_dump.__main__.main else "train"
+    assert job([name, "--config-file", str(config), *places]) == 1
+    assert f"OUTPUT_DIR {tmp_path}/{output} lies in CACHE.LOCATION" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_key_and_value_are_two_words(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, main, "train", "--config-file", "x.yaml", "SOLVER.MAX_ITER=3")
     assert "overrides are KEY VALUE, two words each, not SOLVER.MAX_ITER=3" in line
