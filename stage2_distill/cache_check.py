@@ -63,7 +63,12 @@ def open_cache(setup: Setup, images: Sequence[dict[str, Any]]) -> CacheReader:
     differences = list(_differences(setup, reader, images, needs))
     if differences:
         raise ValueError(f"{location} is not the cache of this config: {'; '.join(differences)}")
-    missing = reader.missing()
+    # A shard is of one view: those of views that a dump is adding are for later trainings.
+    missing = [
+        shard
+        for shard in reader.missing()
+        if reader.index.view[reader.table.records_of(shard)[0]] < setup.settings.views.num
+    ]
     if missing:
         raise ValueError(
             f"{location} is incomplete: {len(missing)} shards are missing, the first is "

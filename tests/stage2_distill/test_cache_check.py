@@ -30,6 +30,7 @@ from stage2_distill.teacher import open_teacher
 from stage2_distill.trainer import DistillTrainer
 from storage import CacheReader, CorruptChunkError
 from storage.errors import VersionError
+from storage.layout import commit_key
 from tests.stage2_distill.conftest import Configure
 from tests.stage2_distill.runs import teacher_and_view
 from tests.tiny import random_detector
@@ -205,6 +206,15 @@ def test_an_incomplete_cache_is_refused_with_the_command_that_finishes_it(
 ) -> None:
     sorted((copied / "commits").rglob("*.json"))[0].unlink()
     with pytest.raises(ValueError, match=r"incomplete: 1 shards .* python -m stage1_dump run"):
+        check(configure("balanced", CACHE={"LOCATION": str(copied)}))
+
+
+def test_a_view_that_is_not_in_use_may_be_incomplete(configure: Configure, copied: Path) -> None:
+    reader = CacheReader(str(copied))
+    shard, _ = reader.place_of(len(reader.index) - 1)
+    (copied / commit_key(shard)).unlink()
+    check(configure("balanced", CACHE={"LOCATION": str(copied)}, VIEWS={"NUM": 1}))
+    with pytest.raises(ValueError, match="incomplete: 1 shards are missing"):
         check(configure("balanced", CACHE={"LOCATION": str(copied)}))
 
 
