@@ -109,7 +109,10 @@ def _select(split: Split, root: Path, names: Sequence[str], keep_empty: bool) ->
         shown = objects.image_ids[wanted & ~objects.crowds]
         images = images.rows(np.flatnonzero(np.isin(images.ids, shown)))
     if not len(images):
-        raise ValueError(f"{split.annotations}: no image has an object of {', '.join(names)}")
+        raise ValueError(
+            f"{split.annotations}: no image has an object of {', '.join(names)}; name the other "
+            "splits by --split, or keep its images by --keep-empty"
+        )
     paths = require_images(images, root)
     below = [os.path.relpath(path, root) for path in paths]
     return Kept(

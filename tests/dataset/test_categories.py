@@ -145,7 +145,7 @@ def test_a_category_without_objects_is_refused(make_folder: Folder, tmp_path: Pa
     document = written(folder)
     document["categories"].append({"id": 8, "name": "owl"})
     (folder / "annotations" / "instances_train.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="no image has an object of owl"):
+    with pytest.raises(ValueError, match="no image has an object of owl; name the other splits"):
         write_subset(folder, tmp_path / "owls", ["owl"])
 
 
