@@ -68,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     subset.add_argument("--folder", required=True, help="the set, as DATASET.FOLDER takes it")
     subset.add_argument("--categories", required=True, nargs="+", metavar="NAME")
     subset.add_argument("--output", required=True, help="folder to write")
-    subset.add_argument("--split", nargs="+", default=[], metavar="NAME", help="default: all")
+    subset.add_argument(
+        "--split", nargs="+", default=[], metavar="NAME",
+        help="splits with labels; default: all, each of which must have some",
+    )  # fmt: skip
     subset.add_argument(
         "--keep-empty", action="store_true", help="also images without objects of the categories"
     )
