@@ -247,35 +247,26 @@ def _for_users() -> tuple[type[Exception], ...]:
 
 
 def set_up(
-    cfg: CfgNode,
-    args: argparse.Namespace,
-    use: Collection[str] = ("TRAIN", "TEST"),
-    *,
-    trains: bool = False,
+    cfg: CfgNode, args: argparse.Namespace, use: Collection[str] = ("TRAIN", "TEST")
 ) -> None:
     """Register the data, start the log and save the resolved config beside the results.
 
-    What only looks at a training leaves the config that is beside it.
-
-    Args:
-        cfg: the config.
-        args: the command line.
-        use: as for `register_data`.
-        trains: whether this is a training.
+    In the folder of a training, the config that is there stays: it may be that of another command.
+    `use` is as for `register_data`.
     """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
     from .datasets import require_fit
-    from .run_record import RECORD_NAME
+    from .run_record import CONFIG_NAME, RECORD_NAME
 
     warnings = register_data(cfg, use=use)
     require_fit(cfg, use)
     folder = Path(cfg.OUTPUT_DIR)
-    saved = folder / "config.yaml"  # default_setup writes it
-    looks_on = comm.is_main_process() and not trains and (folder / RECORD_NAME).exists()
-    before = saved.read_bytes() if looks_on and saved.exists() else None
+    saved = folder / CONFIG_NAME  # default_setup writes it
+    stays = comm.is_main_process() and (folder / RECORD_NAME).exists() and saved.exists()
+    before = saved.read_bytes() if stays else None
     default_setup(cfg, args)
     if before is not None:
         saved.write_bytes(before)

@@ -109,7 +109,7 @@ def known_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_config(folder: Path) -> dict[str, Any]:
-    """The `known_config` of what was started last in a folder; empty where none can be read."""
+    """The `known_config` of the training in a folder; empty where none can be read."""
     try:
         stored = yaml.safe_load((folder / CONFIG_NAME).read_text())
     except (FileNotFoundError, ValueError, yaml.YAMLError):
@@ -147,14 +147,14 @@ def train_recorded(
         args: of the command; with `resume` it goes on from the last checkpoint, if there is one.
     """
     require_new_run(cfg, resume=args.resume)
-    folder, is_main = Path(cfg.OUTPUT_DIR), comm.is_main_process()
-    kept = kept_config(folder) if is_main else {}  # `set_up` writes that of this run over it
-    set_up(cfg, args, trains=True)
+    set_up(cfg, args)
     trainer = make_trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    record = _begun(cfg, folder, trainer.start_iter, kept)
+    folder, is_main = Path(cfg.OUTPUT_DIR), comm.is_main_process()
+    record = _begun(cfg, folder, trainer.start_iter)
     if is_main:
         record.write(folder)
+        write_whole(folder / CONFIG_NAME, cfg.dump())
     trainer.train()
     if is_main:
         replace(
@@ -162,13 +162,13 @@ def train_recorded(
         ).write(folder)  # fmt: skip
 
 
-def _begun(cfg: CfgNode, folder: Path, start: int, kept: Mapping[str, Any]) -> RunRecord:
+def _begun(cfg: CfgNode, folder: Path, start: int) -> RunRecord:
     before = read_record(folder) if start else None
     digest = run_digest(cfg)
     parts = before.parts if before else ()
     if not parts or parts[-1]["config"] != digest:
-        if parts:
-            _tell_changes(parts[-1]["config"], kept, cfg)
+        if parts and comm.is_main_process():
+            _tell_changes(parts[-1]["config"], kept_config(folder), cfg)
         parts = (*parts, {"first_iteration": start, "config": digest})
     return RunRecord(
         config=digest,
@@ -183,9 +183,7 @@ def _begun(cfg: CfgNode, folder: Path, start: int, kept: Mapping[str, Any]) -> R
 
 def _tell_changes(digest: str, kept: Mapping[str, Any], cfg: CfgNode) -> None:
     """Warn of another config than the one of this digest, that a run had before it was resumed."""
-    if not comm.is_main_process():
-        return
-    # A command in between, even one that was refused, has left its own config.
+    # That of the folder may have been changed by hand.
     named = changed_keys(kept, known_config(cfg)) if _digest(kept) == digest else ""
     logger.warning(
         "this run goes on with another config than it had: %s",

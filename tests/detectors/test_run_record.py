@@ -73,7 +73,10 @@ def test_lines_of_a_run_resumed_with_another_config_are_told_apart(
     assert train(config, tmp_path, "SOLVER.MAX_ITER", "3", resume=True) == 0
     warning = "goes on with another config than it had: SOLVER.MAX_ITER is 2 there and 3 here"
     assert warning in capsys.readouterr().out
-    # The file is of the attempt before, if that was refused; one cut short tells nothing.
+    kept = (tmp_path / "config.yaml").read_text()
+    assert train(config, tmp_path, "SOLVER.BASE_LR", "0.5", resume=True) == 1
+    assert (tmp_path / "config.yaml").read_text() == kept  # not that of a refused attempt
+    # One cut short tells nothing.
     (tmp_path / "config.yaml").write_text("SOLVER: {")
     assert train(config, tmp_path, "SOLVER.MAX_ITER", "3", "SEED", "2", resume=True) == 0
     assert "another config than it had: its digest is" in capsys.readouterr().out
