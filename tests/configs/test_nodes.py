@@ -265,8 +265,9 @@ def test_settings_has_each_node_by_its_name_too() -> None:
 
 
 def named(name: Any, default: Any = 1) -> type:
-    body = {"node": name, "__module__": "my"}
-    return make_dataclass("Mine", [("width", Any, default)], namespace=body)
+    made = make_dataclass("Mine", [("width", Any, default)], namespace={"node": name})
+    made.__module__ = "my"  # an argument of `make_dataclass` from Python 3.12 on
+    return made
 
 
 class Plain:
