@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import re
 import signal
 import sys
@@ -193,24 +194,36 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
 
     Raises:
         FileNotFoundError, ValueError: as `configs.loader.load_config`, of a key that the command
-            would ignore, of a `MODEL.FAMILY` that is none, and of an `OUTPUT_DIR` in the cache.
+            would ignore, of a `MODEL.FAMILY` that is none, and of an `OUTPUT_DIR` or `--output` in
+            a cache.
     """
     from configs.loader import load_config
     from configs.stock_keys import refuse_ignored
 
     cfg = load_config(args.config_file, args.opts, args.imports)
-    cache = cfg.CACHE.LOCATION
-    if cache and Path(cfg.OUTPUT_DIR).resolve().is_relative_to(Path(cache).resolve()):
-        raise ValueError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} lies in CACHE.LOCATION {cache}: a cache takes what is no "
-            "part of it for damage; name a folder beside it"
-        )
+    for option, place in (("OUTPUT_DIR", cfg.OUTPUT_DIR), ("--output", vars(args).get("output"))):
+        if place:
+            _refuse_in_cache(option, place, cfg.CACHE.LOCATION)
     refuse_ignored(cfg, reader)
     if cfg.MODEL.FAMILY:
         from .families import find_family
 
         find_family(cfg)  # plain training would not ask
     return cfg
+
+
+def _refuse_in_cache(option: str, place: str, location: str) -> None:
+    """Refuse to write into a cache: the config's, which may not be there yet, or any other."""
+    from storage.layout import DIGEST_KEY, ROOT_KEY
+
+    whole = Path(place).resolve()
+    for above in (whole, *whole.parents):
+        is_cache = all(os.path.exists(above / key) for key in (ROOT_KEY, DIGEST_KEY))
+        if is_cache or (location and above == Path(location).resolve()):
+            raise ValueError(
+                f"{option} {place} lies in the cache {above}: a cache takes what is no part of it "
+                "for damage; name a place beside it"
+            )
 
 
 def run_command(command: Callable[[], int]) -> int:

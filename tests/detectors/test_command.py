@@ -248,8 +248,27 @@ def test_output_in_the_cache_is_refused(
     places = ["OUTPUT_DIR", f"{tmp_path}/{output}", "CACHE.LOCATION", f"{tmp_path}/cache"]
     name = "run" if job is stage1_dump.__main__.main else "train"
     assert job([name, "--config-file", str(config), *places]) == 1
-    assert f"OUTPUT_DIR {tmp_path}/{output} lies in CACHE.LOCATION" in capsys.readouterr().err
+    assert f"OUTPUT_DIR {tmp_path}/{output} lies in the cache" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("command", ["detectors train", "stage2_distill show", "stage1_dump plan"])
+def test_so_is_output_in_another_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    config, place = tmp_path / "c.yaml", tmp_path / "cache" / "mine"
+    config.write_text("VERSION: 2\nDATASETS: {TRAIN: [a], TEST: [a]}\nMODEL: {DEVICE: cpu}\n")
+    place.parent.mkdir()
+    for key in ("zarr.json", "manifest.sha256"):
+        (place.parent / key).touch()
+    package, name = command.split()
+    job = importlib.import_module(f"{package}.__main__").main
+    option = [] if name == "train" else ["--output", str(place)]
+    folder = tmp_path / "output" if option else place
+    assert job([name, *option, "--config-file", str(config), "OUTPUT_DIR", str(folder)]) == 1
+    which = "--output" if option else "OUTPUT_DIR"
+    assert f"{which} {place} lies in the cache {place.parent}:" in capsys.readouterr().err
+    assert not place.exists()
 
 
 def test_key_and_value_are_two_words(capsys: pytest.CaptureFixture[str]) -> None:
