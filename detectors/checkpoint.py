@@ -223,11 +223,14 @@ def _is_there(name: str) -> bool:
     return "://" in name or os.path.isfile(name.partition("?")[0])
 
 
-def export_model(model: nn.Module, path: Path) -> None:
-    """Write weights alone, as a plain detectron2 checkpoint that any detectron2 loads."""
+def export_model(model: nn.Module, path: Path, **others: Any) -> None:
+    """Write weights, as a plain detectron2 checkpoint that any detectron2 loads, whole or not.
+
+    `others` go beside them, such as the iteration that they are of.
+    """
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        torch.save({"model": model.state_dict()}, file)
+        torch.save({"model": model.state_dict(), **others}, file)
     partial.replace(path)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from storage.whole import write_whole
 
 from .averaging import MovingAverage
-from .checkpoint import SafeCheckpointer
+from .checkpoint import export_model
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class KeepBest(hooks.BestCheckpointer):
         folder: OUTPUT_DIR.
         metric: as evaluation logs it, such as `coco_2017_val/AP`; larger is better.
         """
-        super().__init__(period, _Untagged(model, str(folder)), metric)
+        super().__init__(period, _WholeFiles(model, folder), metric)
         self._note = folder / "model_best.json"
 
     def before_train(self) -> None:
@@ -144,8 +144,12 @@ class KeepBest(hooks.BestCheckpointer):
             write_whole(self._note, json.dumps(note) + "\n")
 
 
-class _Untagged(SafeCheckpointer):
-    """Writes no `last_checkpoint`."""
+class _WholeFiles:
+    """In place of a checkpointer: files that are whole or not there, and no `last_checkpoint`."""
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        self._model = model
+        self._folder = folder
+
+    def save(self, name: str, **others: Any) -> None:
+        export_model(self._model, self._folder / f"{name}.pth", **others)

@@ -230,8 +230,18 @@ class Loop(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore optimizer and scaler."""
-        super().load_state_dict(state_dict)
+        """Restore optimizer and scaler.
+
+        Raises:
+            ValueError: the optimizer trained other weights.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            raise ValueError(
+                f"the run to resume trained other weights of the model ({error}): freeze those "
+                "that it had frozen (MODEL.BACKBONE.FREEZE_AT), or start anew in another OUTPUT_DIR"
+            ) from error
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

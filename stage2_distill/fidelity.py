@@ -29,6 +29,7 @@ from detectors import (
 )
 from detectors.arithmetic import arithmetic
 from detectors.building import build_detector
+from detectors.checkpoint import METHODS
 from storage.progress import Progress
 
 from .cache_check import held_images
@@ -166,7 +167,7 @@ def _load_student(
     distiller = _build_distiller(detector, live)
     if student != INITIAL:
         saved = _load_weights(detector, student, strict=True)
-        _load_layers(distiller, saved.get("methods"), student)
+        _load_layers(distiller, saved.get(METHODS), student)
     else:
         if cfg.MODEL.WEIGHTS:
             _load_weights(detector, cfg.MODEL.WEIGHTS, strict=False)
@@ -209,7 +210,7 @@ def _load_layers(distiller: Distiller, saved: dict[str, Any] | None, student: st
     """
     beside = Path(student).with_name(FINAL_NAME)
     if saved is None and "://" not in student and beside.is_file():
-        saved = SafeCheckpointer(nn.Identity())._torch_load(str(beside)).get("methods")
+        saved = SafeCheckpointer(nn.Identity())._torch_load(str(beside)).get(METHODS)
         logger.info("%s: the methods' layers are those of %s", student, beside)
     saved = saved or {}
     layers = {one.name: one for one in distiller.methods if one.state_dict()}

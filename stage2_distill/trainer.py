@@ -17,6 +17,7 @@ from detectors.hooks import PRINTED_ITERS, StepPrinter
 from detectors.plain_config import plain_config
 from detectors.scaling import fitted_to_ranks
 from detectors.trainer import Trainer
+from storage.whole import write_whole
 
 from .cache_check import held_images
 from .data import build_data
@@ -124,4 +125,4 @@ class DistillTrainer(Trainer):
             export_model(self.trained, path)
             lazy = self.setup.family.lazy_config(self.cfg)
             config = lazy or plain_config(self.cfg, path, of_methods=nodes_of_methods())
-            path.with_suffix(".py" if lazy else ".yaml").write_text(config)
+            write_whole(path.with_suffix(".py" if lazy else ".yaml"), config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,20 @@ def test_the_best_weights_are_kept_and_a_resumed_run_does_not_start_from_them(
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 1
     run([*logged, {"val/AP": 6.0}], model, KeepBest(1, model, tmp_path, "val/AP"), start=3)
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 3
+
+
+def test_a_disk_that_fills_up_leaves_the_best_weights_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zeros()
+    run([{"val/AP": 1.0}], model, KeepBest(1, model, tmp_path, "val/AP"))
+
+    def fill(content: Any, file: Any) -> None:
+        file.write(b"PK")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(OSError, match="No space left"):
+        run([{}, {"val/AP": 2.0}], model, KeepBest(1, model, tmp_path, "val/AP"), start=1)
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 0
+    assert json.loads((tmp_path / "model_best.json").read_text()) == {"val/AP": 1.0, "iteration": 0}

@@ -135,6 +135,17 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(config: Path, tmp_path: Path)
     assert iterations == [1, 3]
 
 
+def test_a_run_that_trained_other_weights_is_not_resumed(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--config-file", str(config)]
+    assert main(command) == 0
+    assert main(["train", "--resume", *command[1:], "MODEL.BACKBONE.FREEZE_AT", "2"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the run to resume trained other weights of the model" in said
+    assert "had frozen (MODEL.BACKBONE.FREEZE_AT), or start anew in another OUTPUT_DIR" in said
+
+
 @pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json"])
 def test_a_folder_of_another_run_is_resumed_or_refused(
     left: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
