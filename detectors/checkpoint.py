@@ -17,6 +17,7 @@ from iopath.common.file_io import get_cache_dir
 from torch import nn
 
 from configs.wording import listed
+from storage.whole import write_whole
 
 from .backbone_weights import as_backbone
 from .building import build_detector
@@ -88,6 +89,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self._way_out(note, last)}"
             )
         return saved
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As the base class's, but whole: a run killed meanwhile would find an empty note."""
+        write_whole(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def _way_out(self, note: Path, last: str) -> str:
         """What to do where the file that `last_checkpoint` names is of no use."""

@@ -141,6 +141,20 @@ def test_the_checkpoint_before_a_damaged_one_is_named(
     assert resume(tmp_path)["mark"] == "second"
 
 
+def test_a_run_that_is_killed_while_it_notes_a_checkpoint_has_the_note_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = SafeCheckpointer(make_model(), str(tmp_path))
+    checkpointer.save("model_0000009")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", None)
+        with pytest.raises(TypeError):
+            checkpointer.save("model_0000019")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"
+    checkpointer.save("model_0000029")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000029.pth"
+
+
 def test_the_run_of_another_model_or_command_is_not_resumed(tmp_path: Path) -> None:
     path = saved(tmp_path, 9)
     content = torch.load(path)

@@ -118,7 +118,7 @@ def another_size(content: Document) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (new_images, r"4 images are new: (\d{7} \(\S+/train_\d+\.png\), ){3}\.\.\. \("),
+        (new_images, r"4 images are new: (\d{7} \(\S+/train_\d+\.png\), ){3}and 1 more \("),
         (
             another_size,
             r"1 images have another size: \d+ \(\S+/train_\d+\.png\), whose view 0 was "
