@@ -30,7 +30,10 @@ METHODS = ("gid", "frs", "cwd", "mgd", "fgd", "mimic", "boxes", "pseudo")
 
 
 def nodes(norm: str, counts: str, methods: Sequence[str]) -> dict[str, Any]:
-    """A student on views of one size; padding to a larger one would change its outputs."""
+    """A student on views of one size; padding to a larger one would change its outputs.
+
+    It learns so slowly that what rounding does to one step does not grow in the next.
+    """
     return {
         "MODEL": model(RESNETS={**RESNETS, "NORM": norm}),
         "DISTILL": {"COUNTS": counts, "METHODS": list(methods)},
@@ -38,7 +41,7 @@ def nodes(norm: str, counts: str, methods: Sequence[str]) -> dict[str, Any]:
         "FRS": {"RAMP_ITERS": 1},
         "VIEWS": {**STUDENT["VIEWS"], "SCALES": [64], "MAX_SIZE": 64},
         "SOLVER": {
-            **STUDENT["SOLVER"], "BASE_LR": 0.001, "IMS_PER_BATCH": 4, "MAX_ITER": STEPS,
+            **STUDENT["SOLVER"], "BASE_LR": 0.0001, "IMS_PER_BATCH": 4, "MAX_ITER": STEPS,
             "WARMUP_ITERS": 0, "STEPS": [], "CHECKPOINT_PERIOD": 100,
         },
         "DATASETS": {"TRAIN": ["folder_train"], "TEST": []},
@@ -102,12 +105,11 @@ def test_with_global_counts_every_method_divides_by_the_counts_of_all_ranks(
 
 def test_with_global_counts_two_ranks_train_as_one(pair: Any, write: Any) -> None:
     alone = train(write("alone", "LN", "rank"))
-    # Later ones are apart by what rounding grows to, on some CPUs by 1e-4 in the fifth.
-    assert_same_losses(pair["global"], alone, 3)
+    assert_same_losses(pair["global"], alone, STEPS)
     first, second = (rank["weights"] for rank in pair["global"])
     for name, parameter in alone.detector.named_parameters():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], parameter.detach(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(first[name], parameter.detach(), rtol=1e-5, atol=1e-7)
 
 
 def resumed(pair: Any, name: str, path: Path) -> Any:
