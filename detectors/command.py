@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import re
 import signal
 import sys
@@ -214,16 +213,18 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
 
 def _refuse_in_cache(option: str, place: str, location: str) -> None:
     """Refuse to write into a cache: the config's, which may not be there yet, or any other."""
-    from storage.layout import DIGEST_KEY, ROOT_KEY
+    from storage.location import Location
+    from storage.metadata import first_cache
 
     whole = Path(place).resolve()
-    for above in (whole, *whole.parents):
-        is_cache = all(os.path.exists(above / key) for key in (ROOT_KEY, DIGEST_KEY))
-        if is_cache or (location and above == Path(location).resolve()):
-            raise ValueError(
-                f"{option} {place} lies in the cache {above}: a cache takes what is no part of it "
-                "for damage; name a place beside it"
-            )
+    around = (whole, *whole.parents)
+    own = Path(location).resolve()
+    cache = own if location and own in around else first_cache(map(Location, around))
+    if cache is not None:
+        raise ValueError(
+            f"{option} {place} lies in the cache {cache}: a cache takes what is no part of it "
+            "for damage; name a place beside it"
+        )
 
 
 def run_command(command: Callable[[], int]) -> int:

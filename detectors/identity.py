@@ -110,7 +110,8 @@ def other_dataset(index: Index, images: ImageTable, augmentation: Augmentation) 
     gone = np.setdiff1d(index.image_id, images.ids)
     found = changed_images(index, images, augmentation)
     if len(gone):
-        found.insert(0, f"{len(gone)} images are gone: {listed(map(str, gone), shown=_NAMED)}")
+        named = listed(map(str, gone[:_NAMED]), shown=_NAMED, total=len(gone))
+        found.insert(0, f"{len(gone)} images are gone: {named}")
     return found or ["the ids and the sizes of the views are the same, so file names changed"]
 
 
@@ -179,8 +180,8 @@ def _new(index: Index, images: ImageTable, used: range) -> Iterator[str]:
         held &= np.isin(images.ids, index.image_id[_records_of(index, view)])
     rows = np.flatnonzero(~held)
     if len(rows):
-        names = (_name(images, row) for row in rows)
-        yield f"{len(rows)} images are new: {listed(names, shown=_NAMED)}"
+        names = (_name(images, row) for row in rows[:_NAMED])
+        yield f"{len(rows)} images are new: {listed(names, shown=_NAMED, total=len(rows))}"
 
 
 def _resized(

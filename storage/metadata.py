@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,15 +110,22 @@ def refuse_inside_another(location: Location) -> None:
     Raises:
         FormatError: names the other one.
     """
-    for above in location.above():
+    other = first_cache(location.above())
+    if other is not None:
+        raise FormatError(
+            f"{location}: lies inside the teacher cache {other}; choose a place beside it"
+        )
+
+
+def first_cache(places: Iterable[Location]) -> Location | None:
+    """The first of some places that is a teacher cache, finished or not; None if there is none."""
+    for place in places:
         try:
-            is_cache = above.size(DIGEST_KEY) is not None
+            if place.size(DIGEST_KEY) is not None:
+                return place
         except (StoreAccessError, UnreadableError):
             continue  # a job need not be allowed to look there
-        if is_cache:
-            raise FormatError(
-                f"{location}: lies inside the teacher cache {above}; choose a place beside it"
-            )
+    return None
 
 
 def read_index(location: Location, manifest: Manifest) -> Index:
