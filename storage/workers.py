@@ -52,16 +52,17 @@ def mapped(
     pool = ProcessPoolExecutor(workers, context, _adopt, (state,))
     try:
         yield _results(pool, [pool.submit(_call, function, task) for task in tasks])
-    except BrokenProcessPool as error:
-        raise CacheError(
-            f"one of {workers} processes died (out of memory?); try again with --workers 1"
-        ) from error
     except (OSError, RuntimeError) as error:
-        if not exhausted(error):
+        # From Python 3.12 on, what ended the pool's own thread is a text behind the pool's error.
+        lacking = exhausted(error) or exhausted(RuntimeError(str(error.__cause__)))
+        if lacking:
+            raise CacheError(
+                f"{workers} processes cannot be started: {lacking}, or try again with --workers 1"
+            ) from error
+        if not isinstance(error, BrokenProcessPool):
             raise
         raise CacheError(
-            f"{workers} processes cannot be started: {exhausted(error)}, or try again with"
-            " --workers 1"
+            f"one of {workers} processes died (out of memory?); try again with --workers 1"
         ) from error
     finally:
         _shut_down(pool)
