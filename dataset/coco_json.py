@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.progress import Progress
-from storage.whole import write_whole
+from storage.whole import replaced, write_whole
 
 # Elements that are handed over together. More of them would fill the processor's caches with
 # polygons.
@@ -84,9 +84,8 @@ def write_reduced(source: Path, target: Path, reduced: Callable[[str, Any], Any]
     Raises:
         OSError, ValueError: as `iterate_sections`; or the target cannot be written.
     """
-    partial = target.with_name(target.name + ".partial")
     sections = groupby(iterate_sections(source), key=lambda one: (one[0], one[2]))
-    with open(partial, "w", encoding="utf-8") as file:
+    with replaced(target) as partial, open(partial, "w", encoding="utf-8") as file:
         for number, ((section, is_array), parts) in enumerate(sections):
             file.write(f"{',' if number else '{'}\n{json.dumps(section)}: ")
             if not is_array:
@@ -98,7 +97,6 @@ def write_reduced(source: Path, target: Path, reduced: Callable[[str, Any], Any]
             file.writelines(f"{',' if place else ''}\n{text}" for place, text in enumerate(texts))
             file.write("]")
         file.write("}\n")
-    partial.replace(target)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

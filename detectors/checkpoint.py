@@ -17,7 +17,7 @@ from iopath.common.file_io import get_cache_dir
 from torch import nn
 
 from configs.wording import listed
-from storage.whole import write_whole
+from storage.whole import replaced, write_whole
 
 from .backbone_weights import as_backbone
 from .building import build_detector
@@ -89,6 +89,16 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self._way_out(note, last)}"
             )
         return saved
+
+    def save(self, name: str, **others: Any) -> None:
+        """As the base class's, but whole: a full disk or a kill would leave half of one."""
+        if not (self.save_dir and self.save_to_disk):
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        states = {key: one.state_dict() for key, one in self.checkpointables.items()}
+        self.logger.info("Saving checkpoint to %s", path)
+        export_model(self.model, path, **states, **others)
+        self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """As the base class's, but whole: a run killed meanwhile would find an empty note."""
@@ -233,10 +243,8 @@ def export_model(model: nn.Module, path: Path, **others: Any) -> None:
 
     `others` go beside them, such as the iteration that they are of.
     """
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with replaced(path) as partial, open(partial, "wb") as file:
         torch.save({"model": model.state_dict(), **others}, file)
-    partial.replace(path)
 
 
 def _is_constant(given: Any, buffer: torch.Tensor | None) -> bool:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from configs.imports import import_modules
+from storage.workers import end_with_parent
 
 from .stopping import Interrupted, stop_signals
 
@@ -273,6 +274,8 @@ def _signal_of(error: ProcessExitedException, numbers: list[signal.Signals]) -> 
 
 def _run_rank(local: int, job: Job, cfg: CfgNode, args: argparse.Namespace, url: str) -> None:
     rank, size = args.machine_rank * args.num_gpus + local, args.num_machines * args.num_gpus
+    # PyTorch sends SIGINT then, which what a shell runs in the background ignores.
+    end_with_parent(signal.SIGTERM)
     try:
         import_modules(cfg.IMPORTS)
         _join(cfg, local, args.num_gpus, init_method=url, rank=rank, world_size=size)

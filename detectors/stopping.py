@@ -38,9 +38,6 @@ class StopSignals:
 
     A context manager for the main thread; entered in another one it does nothing. A signal that
     comes again after a few seconds is raised at once in any case, whatever is lost.
-
-    While deferred, the death of a loader's worker waits as well: PyTorch raises it wherever the
-    main thread is, in mid-step too, and a scheduler signals the workers with the rest.
     """
 
     def __init__(self, extra: str = "") -> None:
@@ -51,7 +48,6 @@ class StopSignals:
         self._since = 0.0
         self._deferred = False
         self._received: int | None = None
-        self._child_died = False
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -70,14 +66,12 @@ class StopSignals:
         self._deferred = False
         for number, handler in self._before.items():
             # One that others have set since is theirs.
-            if signal.getsignal(number) in (self._handle, self._note_child):
+            if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
         self._before.clear()
 
     def defer(self) -> None:
         """From now on signals wait for `immediate` or `raise_pending`."""
-        if self._before and signal.SIGCHLD not in self._before:
-            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, self._note_child)
         self._deferred = True
 
     @contextmanager
@@ -86,14 +80,10 @@ class StopSignals:
 
         Raises:
             Interrupted: for a signal.
-            RuntimeError: a worker of a loader died in the meantime.
         """
         deferred, self._deferred = self._deferred, False
         try:
             self.raise_pending()
-            if self._child_died:
-                self._child_died = False
-                self._before[signal.SIGCHLD](signal.SIGCHLD, None)
             yield
         finally:
             self._deferred = deferred
@@ -117,16 +107,6 @@ class StopSignals:
         if not first or not self._deferred:
             raise Interrupted(number)
         logger.warning("%s: ending after this step", signal.Signals(number).name)
-
-    def _note_child(self, number: int, frame: FrameType | None) -> None:
-        handler = self._before.get(signal.SIGCHLD)
-        if not callable(handler):
-            return
-        # Once a signal came, it is what ends the run: the workers may have died of it too.
-        if self._deferred or self._received is not None:
-            self._child_died = True
-        else:
-            handler(number, frame)
 
 
 def stop_signals(extra: str) -> list[signal.Signals]:

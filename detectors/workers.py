@@ -14,6 +14,7 @@ import gc
 import math
 import multiprocessing.queues
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -92,7 +93,7 @@ class Watched(Generic[Batch]):
             # What is left of an earlier loader, if it lies in a cycle of references, would be
             # collected in a forked worker, which waits there for workers that are not its own.
             gc.collect()
-        with self._explained("cannot be started"):
+        with self._explained("cannot be started"), _own_sigchld_handler():
             if isinstance(self.loader, AspectRatioGroupedDataset):
                 # Its iterator would start the loader within only for the first batch.
                 self.loader.dataset = started = iter(self.loader.dataset)
@@ -164,6 +165,21 @@ class _WatchedBatches(Iterator[Batch]):
             raise
 
 
+@contextlib.contextmanager
+def _own_sigchld_handler() -> Iterator[None]:
+    """Undo what PyTorch does to SIGCHLD when workers start.
+
+    Its handler raises the death of a worker wherever the main thread is, in mid-step too. Without
+    it, the batch that the worker owes is waited for, and `_explained` tells what became of it.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before)
+
+
 def require_shared_memory(held_bytes: int) -> None:
     """Refuse to start workers whose batches will not fit the shared memory.
 
@@ -213,7 +229,9 @@ def _raise_limit_of_files() -> None:
 def _reason(error: Exception, held_bytes: int, workers: Sequence[BaseProcess]) -> str:
     """Say why workers cannot go on, and what to do; "" if the error is about something else."""
     text = str(error)
-    if "Bus error" in text or ("shared memory" in text and "open files" not in text):
+    # A worker that meets the end of it in writing dies of SIGBUS.
+    died_of_it = any(one.exitcode == -signal.SIGBUS for one in workers)
+    if died_of_it or ("shared memory" in text and "open files" not in text):
         return _too_little(held_bytes)
     # PyTorch tells of the exit code, or comes to see first that a worker is gone.
     if f"exit code {_LACKING}" in text or any(one.exitcode == _LACKING for one in workers):

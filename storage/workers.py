@@ -113,12 +113,19 @@ def _adopt(state: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a forked process inherits would unwind the task alone, and the next one begin.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    end_with_parent(signal.SIGKILL)
 
 
-def _end_with_parent() -> None:
-    """End this process once its parent is gone: a killed one tells nobody to end."""
+def end_with_parent(number: signal.Signals) -> None:
+    """Send this process of `multiprocessing` a signal once its parent is gone.
+
+    A parent that was killed tells nobody to end.
+    """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from detectors.checkpoint import SafeCheckpointer, export_model
+from tests.fresh import files_no_larger_than
 
 
 def make_model() -> nn.Module:
@@ -153,6 +154,18 @@ def test_a_run_that_is_killed_while_it_notes_a_checkpoint_has_the_note_before(
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"
     checkpointer.save("model_0000029")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000029.pth"
+
+
+@pytest.mark.parametrize("room", [0, 1000])
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_of_its_name(
+    tmp_path: Path, room: int
+) -> None:
+    checkpointer = SafeCheckpointer(make_model(), str(tmp_path))
+    checkpointer.save("model_final", iteration=9)
+    with files_no_larger_than(room), pytest.raises((OSError, RuntimeError)):
+        checkpointer.save("model_final", iteration=19)
+    assert torch.load(tmp_path / "model_final.pth")["iteration"] == 9
+    assert {one.name for one in tmp_path.iterdir()} == {"last_checkpoint", "model_final.pth"}
 
 
 def test_the_run_of_another_model_or_command_is_not_resumed(tmp_path: Path) -> None:

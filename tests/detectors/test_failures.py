@@ -18,6 +18,7 @@ from detectors.command import run_command
 from detectors.failures import failing_in_one_line, in_one_line
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
+from tests.fresh import files_no_larger_than
 
 Capture = pytest.CaptureFixture[str]
 
@@ -135,20 +136,11 @@ def test_the_loop_logs_no_traceback_of_what_a_user_can_mend(
 
 
 def test_a_file_size_limit_is_met_by_the_writer_of_a_store_too(tmp_path: Path) -> None:
-    import resource
-    import signal
-
     from storage import StoreFullError
     from storage.location import Location
 
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(StoreFullError, match=r"a/b cannot be written: .*ulimit -f unlimited"):
-            Location(tmp_path).put("a/b", b"\0" * 2000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
+    said = r"a/b cannot be written: .*ulimit -f unlimited"
+    with files_no_larger_than(1000), pytest.raises(StoreFullError, match=said):
+        Location(tmp_path).put("a/b", b"\0" * 2000)
     assert list((tmp_path / "a").iterdir()) == []
     assert sys.exc_info() == (None, None, None)

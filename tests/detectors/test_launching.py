@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -212,15 +217,42 @@ def test_ranks_without_a_gpu_of_their_own_are_refused(
 
 
 def dies(cfg: CfgNode, args: argparse.Namespace) -> None:
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_rank_that_was_killed_is_one_line(environment: Any) -> None:
     with pytest.raises(ValueError, match=r"rank \d on this machine .*SIGKILL.*short of memory"):
         launch_job(dies, config(), arguments(num_gpus=2))
+
+
+# As a shell starts what it runs in the background.
+_LAUNCHER = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from tests.detectors.test_launching import arguments, config, launch_job, stays
+launch_job(stays, config(), arguments(num_gpus=2))
+"""
+
+
+def stays(cfg: CfgNode, args: argparse.Namespace) -> None:
+    os.write(1, f"{os.getpid()}\n".encode())  # at once, beside the other rank's
+    time.sleep(600)
+
+
+def test_ranks_end_with_a_launcher_that_is_killed() -> None:
+    variables = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER], env=variables, stdout=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None
+    ranks = [int(launcher.stdout.readline()) for _ in range(2)]
+    launcher.kill()
+    try:
+        launcher.communicate(timeout=60)  # the pipe ends with the last process that has it
+    finally:
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL)
 
 
 def ends_late(cfg: CfgNode, args: argparse.Namespace) -> None:

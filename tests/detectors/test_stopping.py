@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -83,39 +81,3 @@ def test_one_that_was_not_asked_for_is_left_alone() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with StopSignals():
         assert signal.getsignal(signal.SIGUSR1) == before
-
-
-def test_the_death_of_a_worker_waits_for_the_end_of_a_step() -> None:
-    """PyTorch raises it in a handler, wherever the main thread is."""
-
-    def handler(number: int, frame: Any) -> None:
-        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
-
-    signal.signal(signal.SIGCHLD, handler)
-    done = []
-    with StopSignals() as signals:
-        signals.defer()
-        subprocess.run([sys.executable, "-c", ""], check=True)
-        done.append("the step")
-        with pytest.raises(RuntimeError, match="DataLoader worker"), signals.immediate():
-            done.append("the next one")
-        with signals.immediate():
-            done.append("once alone")
-    assert done == ["the step", "once alone"]
-    assert signal.getsignal(signal.SIGCHLD) == handler
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def test_the_death_of_a_worker_does_not_take_the_place_of_the_signal_that_ended_both() -> None:
-    def handler(number: int, frame: Any) -> None:
-        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
-
-    signal.signal(signal.SIGCHLD, handler)
-    with StopSignals() as signals:
-        signals.defer()
-        with pytest.raises(Interrupted), signals.immediate():
-            try:
-                signal.raise_signal(signal.SIGTERM)
-            finally:
-                signal.raise_signal(signal.SIGCHLD)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -203,6 +203,27 @@ def test_what_torch_says_of_its_threads_and_workers_is_one_line(
         list(Watched(loader, batch_bytes=1))
 
 
+def test_a_worker_that_dies_between_batches_is_told_where_its_next_one_is_awaited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As in a process whose first workers these are: PyTorch sets its handler once.
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    batches: Any = batches_of(lambda: 0, num_workers=1)
+    next(batches)
+    (worker,) = batches._loaded._workers
+    worker.kill()
+    # PyTorch's handler would raise here, unless somebody had asked for the exit code before.
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(WorkerError, match=r"failed: one of them died \(DataLoader worker .*lower"):
+        list(batches)
+
+
+def test_a_worker_that_dies_of_full_shared_memory_is_told_so() -> None:
+    with pytest.raises(WorkerError, match=r"failed: \d+ of \d+ MiB of shared memory are free"):
+        list(batches_of(Killed(signal.SIGBUS)))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_errors_of_the_data_stay_what_they_are(num_workers: int) -> None:
     with pytest.raises(ValueError, match="the image is damaged"):
