@@ -38,6 +38,8 @@ _TIMED_OUT = "kind: Timeout"
 _BEHIND_THE_END, _FULL = 416, 507
 # Statuses that say "not now" rather than "not so".
 _PASSING = (408, 429, 500, 502, 503, 504)
+# S3 says 400 of these, where others say 403.
+_OF_TOKENS = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 _REMEDIES = {
     0: "check the endpoint in the environment, and the network",
     401: "check the credentials in the environment",
@@ -71,8 +73,9 @@ class RequestError(Exception):
             last = text.partition("\n")[0].rpartition(" - ")[2]
             self.reason = last + (f" ({cause})" if cause else "")
             self.may_pass = "HTTP error" in last
-        if self.status in _REMEDIES and (status or self.may_pass):
-            self.reason += f"; {_REMEDIES[self.status]}"
+        remedy = _REMEDIES.get(403 if code and code[1] in _OF_TOKENS else self.status)
+        if remedy and (status or self.may_pass):
+            self.reason += f"; {remedy}"
         super().__init__(self.reason)
 
     @property

@@ -226,6 +226,17 @@ def test_a_failure_is_one_line_with_key_and_reason_and_no_secret(
     assert not any(secret in everything for secret in _SECRETS)
 
 
+def test_a_token_that_has_expired_is_told_as_credentials_though_s3_says_400(
+    credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(400, _XML.format("ExpiredToken")) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(
+            StoreAccessError, match=r"400 .*\(ExpiredToken\); check the credentials"
+        ):
+            Location("s3://bucket/cache").get("a")
+
+
 def test_a_bucket_that_does_not_exist_is_no_missing_file(
     credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
