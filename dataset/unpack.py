@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dataset.image_files import image_path
 from storage.progress import Progress, format_bytes
+from storage.whole import replaced
 
 _CHUNK_BYTES = 1 << 20
 
@@ -101,9 +102,11 @@ def _write(
 ) -> None:
     """Write one member; reading it to its end compares its CRC-32."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with source.open(info) as packed, open(partial, "wb") as file:
+    with (
+        replaced(target) as partial,
+        source.open(info) as packed,
+        open(partial, "wb") as file,
+    ):
         while chunk := packed.read(_CHUNK_BYTES):
             file.write(chunk)
             progress.update(len(chunk))
-    partial.replace(target)
