@@ -199,8 +199,9 @@ class CacheWriter:
         blocks = self.location.read_blocks(key)
         if checksums.xxh3_128_and_tails(blocks, ends, CRC_BYTES) != (expected.xxh3_128, crcs):
             raise StoreAccessError(
-                f"{self.location}: {key} reads back other bytes than were put; nothing was"
-                " committed. Check disk and memory, and that no other job writes this store"
+                f"{self.location}: {key} reads back other bytes than were put, or none; nothing"
+                " was committed. Check disk and memory, that no other job writes this store, and"
+                " that an object store shows at once what was put"
             )
 
     def _commit(

@@ -15,6 +15,7 @@ from detectors.__main__ import main
 from detectors.run_record import known_config, read_record, run_digest
 from detectors.trainer import Trainer
 from tests.detectors.plain import write_plain
+from tests.fresh import files_no_larger_than
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,22 @@ def test_lines_of_a_run_resumed_with_another_config_are_told_apart(
     three = ["SOLVER.MAX_ITER", 3]
     digests = [run_digest(load_config(str(config), x)) for x in ([], three, [*three, "SEED", 2])]
     assert [part["config"] for part in record.parts] == digests
+
+
+def test_a_full_disk_or_a_kill_leaves_the_config_of_a_run(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(config, tmp_path) == 0
+    saved, kept = tmp_path / "config.yaml", tmp_path / "config.yaml.kept"
+    text = saved.read_text()
+    with files_no_larger_than(100):
+        assert train(config, tmp_path, resume=True) == 1
+    assert saved.read_text() == text and not kept.exists()
+    saved.rename(kept)  # as after a kill while detectron2 wrote another
+    saved.write_text("SOLVER: {")
+    assert train(config, tmp_path, resume=True) == 0
+    assert "another config" not in capsys.readouterr().out
+    assert saved.read_text() == text and not kept.exists()
 
 
 @pytest.mark.parametrize(
