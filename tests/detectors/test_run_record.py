@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,6 @@ from detectors.__main__ import main
 from detectors.run_record import known_config, read_record, run_digest
 from detectors.trainer import Trainer
 from tests.detectors.plain import write_plain
-from tests.fresh import files_no_larger_than
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +93,20 @@ def test_lines_of_a_run_resumed_with_another_config_are_told_apart(
 
 
 def test_a_full_disk_or_a_kill_leaves_the_config_of_a_run(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def cut_short(*_: object) -> None:
+        saved.write_text("SOLVER: {")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     assert train(config, tmp_path) == 0
     saved, kept = tmp_path / "config.yaml", tmp_path / "config.yaml.kept"
     text = saved.read_text()
-    with files_no_larger_than(100):
+    with monkeypatch.context() as full:
+        full.setattr("detectron2.engine.default_setup", cut_short)
         assert train(config, tmp_path, resume=True) == 1
     assert saved.read_text() == text and not kept.exists()
     saved.rename(kept)  # as after a kill while detectron2 wrote another
