@@ -249,8 +249,10 @@ def _grid(
 
 
 def _num_anchors(stored: Stored) -> int:
-    """Anchors per position; 0 where nothing of them is used."""
-    return next((one.sizes["anchors"] for one in stored.signals if "anchors" in one.sizes), 0)
+    """Anchors per position, of scores and deltas where they are stored; 0 where nothing has any."""
+    counts = {one.name: one.sizes["anchors"] for one in stored.signals if "anchors" in one.sizes}
+    # A family of the user's may name others first, with fewer places.
+    return next((counts[name] for name in ("scores", "deltas", *counts) if name in counts), 0)
 
 
 def _seen(item: dict[str, Any]) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stage2_distill.teacher import _num_anchors
 from stage2_distill.teacher_batch import Grid, TeacherBatch, placing_of, split_levels
-from storage import Geometry
+from storage import Geometry, Signal
 from tests.stage2_distill.cases import make_case, record, together
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -41,6 +45,21 @@ def test_records_of_the_batches_size_are_as_they_were_decoded() -> None:
     assert torch.equal(batch.probabilities[0], one["scores"])
     assert torch.equal(batch.deltas[0], one["deltas"])
     assert batch.valid.all() and batch.valid.shape == batch.deltas.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("anchors", "count"),
+    [({}, 0), ({"quality": 1}, 1), ({"quality": 1, "scores": 3}, 3), ({"deltas": 9}, 9)],
+)
+def test_what_is_valid_are_the_places_of_scores_and_deltas(
+    anchors: dict[str, int], count: int
+) -> None:
+    signals = [Signal("features", "maps", {"channels": 2})]
+    for name, number in anchors.items():
+        kind, sizes = ("deltas", {}) if name == "deltas" else ("scores", {"classes": 1})
+        signals.append(Signal(name, kind, {"anchors": number, **sizes}))
+    stored: Any = SimpleNamespace(signals=tuple(signals))
+    assert _num_anchors(stored) == count
 
 
 def test_without_features_a_batch_has_none() -> None:
