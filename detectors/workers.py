@@ -176,7 +176,7 @@ def _own_sigchld_handler() -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGCHLD) is not before:
+        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
             signal.signal(signal.SIGCHLD, before)
 
 
