@@ -279,15 +279,11 @@ def set_up(
     require_fit(cfg, use)
     folder = Path(cfg.OUTPUT_DIR)
     saved = folder / CONFIG_NAME  # default_setup writes it
-    # Aside meanwhile, which takes no room on a full disk; after a kill it still lies there.
-    kept, is_main = saved.with_name(f"{CONFIG_NAME}.kept"), comm.is_main_process()
-    if is_main and (folder / RECORD_NAME).exists() and saved.exists() and not kept.exists():
-        saved.rename(kept)
-    try:
-        default_setup(cfg, args)
-    finally:
-        if is_main and kept.exists():
-            kept.replace(saved)
+    stays = comm.is_main_process() and (folder / RECORD_NAME).exists() and saved.exists()
+    before = saved.read_bytes() if stays else None
+    default_setup(cfg, args)
+    if before is not None:
+        saved.write_bytes(before)
     # default_setup gives detectron2's log its handlers; ours goes the same way.
     for name in ("detectors", "stage2_distill"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)

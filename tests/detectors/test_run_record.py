@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -90,30 +88,6 @@ def test_lines_of_a_run_resumed_with_another_config_are_told_apart(
     three = ["SOLVER.MAX_ITER", 3]
     digests = [run_digest(load_config(str(config), x)) for x in ([], three, [*three, "SEED", 2])]
     assert [part["config"] for part in record.parts] == digests
-
-
-def test_a_full_disk_or_a_kill_leaves_the_config_of_a_run(
-    config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def cut_short(*_: object) -> None:
-        saved.write_text("SOLVER: {")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    assert train(config, tmp_path) == 0
-    saved, kept = tmp_path / "config.yaml", tmp_path / "config.yaml.kept"
-    text = saved.read_text()
-    with monkeypatch.context() as full:
-        full.setattr("detectron2.engine.default_setup", cut_short)
-        assert train(config, tmp_path, resume=True) == 1
-    assert saved.read_text() == text and not kept.exists()
-    saved.rename(kept)  # as after a kill while detectron2 wrote another
-    saved.write_text("SOLVER: {")
-    assert train(config, tmp_path, resume=True) == 0
-    assert "another config" not in capsys.readouterr().out
-    assert saved.read_text() == text and not kept.exists()
 
 
 @pytest.mark.parametrize(
