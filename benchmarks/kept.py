@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from storage.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,4 @@ class Kept:
 
     def _write(self, path: Path, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Renamed into place: a file that is there is whole.
-        part = path.with_suffix(".part")
-        part.write_text(text)
-        os.replace(part, path)
+        write_whole(path, text)

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.example import add_example
+from storage.whole import replaced
 
 from .pipeline import CONFIGS
 from .rows import Row, conclude
@@ -109,8 +110,7 @@ def write_annotations(path: Path, seed: int = 0) -> None:
     generator = np.random.default_rng(seed)
     # COCO's ids have gaps.
     ids = np.sort(generator.choice(600_000, NUM_IMAGES, replace=False)).tolist()
-    partial = path.with_suffix(".partial")
-    with open(partial, "w") as file:
+    with replaced(path) as partial, open(partial, "w") as file:
         file.write('{"info": {"year": 2017}, "licenses": [], "images": [')
         file.writelines(_with_commas(_images(ids, generator)))
         file.write('], "annotations": [')
@@ -118,7 +118,6 @@ def write_annotations(path: Path, seed: int = 0) -> None:
         categories = [{"supercategory": "thing", "id": n, "name": f"class {n}"}
                       for n in CATEGORY_IDS]  # fmt: skip
         file.write(f'], "categories": {json.dumps(categories)}}}')
-    partial.replace(path)
 
 
 def draw_sizes(count: int, generator: np.random.Generator) -> list[tuple[int, int]]:

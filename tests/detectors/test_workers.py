@@ -208,7 +208,7 @@ def test_a_worker_that_dies_between_batches_is_told_where_its_next_one_is_awaite
 ) -> None:
     # As in a process whose first workers these are: PyTorch sets its handler once.
     monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     batches: Any = batches_of(lambda: 0, num_workers=1)
     next(batches)
     (worker,) = batches._loaded._workers
@@ -217,6 +217,7 @@ def test_a_worker_that_dies_between_batches_is_told_where_its_next_one_is_awaite
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(WorkerError, match=r"failed: one of them died \(DataLoader worker .*lower"):
         list(batches)
+    signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_worker_that_dies_of_full_shared_memory_is_told_so() -> None:
