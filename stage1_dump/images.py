@@ -164,7 +164,7 @@ def make_loader(
         batch: records of a batch at most.
         num_workers: processes; 0 renders in this one.
         device: where the images go; for a GPU they come in page-locked memory.
-        forked: whether workers may be forked. Not with an object store: its client has threads.
+        forked: whether workers may be forked from this process, see `Watched`.
 
     Returns:
         A loader of `ImageBatch`, in the order of `batches`.
@@ -175,10 +175,14 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
-        multiprocessing_context="forkserver" if num_workers and not forked else None,
         persistent_workers=num_workers > 0,
     )
-    return Watched(loader, batch_bytes=batch * dataset.largest_bytes, imports=dataset.imports)
+    return Watched(
+        loader,
+        batch_bytes=batch * dataset.largest_bytes,
+        imports=dataset.imports,
+        forked=forked,
+    )
 
 
 def _blank(view: View) -> RenderedRecord:

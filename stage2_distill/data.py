@@ -184,14 +184,10 @@ def build_data(setup: Setup, images: list[dict[str, Any]], reader: CacheReader |
         collate_fn=pack_in_worker,
         # Without workers nothing is packed yet: `DeviceLoader` does both in one copy.
         pin_memory=page_locked and lead.workers > 0,
-        # Object stores hang in forked workers: their client has threads of its own.
-        multiprocessing_context="spawn"
-        if lead.workers and reader and not reader.location.is_local
-        else None,
     )
     watched = Watched(
         loader, batch_bytes=lead.part_bytes, imports=cfg.IMPORTS, in_use=2 * lead.parts,
-        ranks=comm.get_local_size(),
+        ranks=comm.get_local_size(), forked=reader is None or reader.location.is_local,
     )  # fmt: skip
     on_device = DeviceLoader(watched, torch.device(cfg.MODEL.DEVICE), lead.parts)
     return DataParts(loader=on_device, sampler=sampler)

@@ -104,7 +104,7 @@ def test_so_does_one_of_a_data_worker(users: Any, is_named: bool, said: str) -> 
             return 1
 
     with pytest.raises(ValueError) as caught:
-        next(iter(DataLoader(Items(), num_workers=1)))
+        next(iter(DataLoader(Items(), num_workers=1, multiprocessing_context="fork")))
     assert one_line(caught.value) == f"{said} ({users.__file__}:4)"
 
 

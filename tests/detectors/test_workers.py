@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from detectors.workers import Watched, WorkerError, require_shared_memory
 
 FULL = os.environ.get("GID_FAULTS") == "full"  # as `make faults` has it
 WAIT_SEC = 120 if FULL else 60
+IMPORTED_BY = os.getpid()
 in_full = pytest.mark.skipif(not FULL, reason="starts processes anew; a part of `make faults`")
 
 
@@ -152,6 +154,27 @@ def test_a_worker_that_is_no_fork_imports_the_user_s_modules(
         multiprocessing_context=context,
     )  # fmt: skip
     assert next(iter(Watched(loader, batch_bytes=1, imports=("my_registrations",)))) == [True]
+
+
+def test_workers_are_forked_whatever_this_python_does_by_itself() -> None:
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        assert [os.getpid()] in list(batches_of(os.getppid, num_workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_beside_an_object_store_are_forked_from_what_has_imported_all() -> None:
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    loader: Any = DataLoader(
+        Items(this_module_is_of_the_parent, at=0), num_workers=1, collate_fn=list
+    )
+    assert next(iter(Watched(loader, batch_bytes=1, forked=False))) == [True]
+
+
+def this_module_is_of_the_parent() -> bool:
+    return os.getppid() == IMPORTED_BY != os.getpid()
 
 
 class IsImported:
