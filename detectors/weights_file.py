@@ -22,12 +22,13 @@ from configs.wording import listed
 
 logger = logging.getLogger(__name__)
 
-# What a pickled dict of numpy arrays needs: the array, its dtype and the two reconstructors, under
-# the module names of numpy 1 and 2.
+# What a pickled dict of numpy arrays needs: the array, its dtype and the reconstructors, under the
+# module names of numpy 1 and 2; the last is that of pickle's protocol 5, Python's own from 3.14 on.
 _SCALARS = {(f"numpy.{module}.multiarray", "scalar") for module in ("core", "_core")}
 _ADMITTED = (
     _SCALARS
     | {(module, "_reconstruct") for module, _ in _SCALARS}
+    | {(f"numpy.{module}.numeric", "_frombuffer") for module in ("core", "_core")}
     | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 )
 # What torch's own unpickler is allowed beyond tensors: a numpy number, and how one is described.

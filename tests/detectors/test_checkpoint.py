@@ -34,11 +34,12 @@ def test_an_exported_model_loads_into_another(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.pth"]
 
 
-def test_model_zoo_pickles_of_arrays_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_model_zoo_pickles_of_arrays_load(tmp_path: Path, protocol: int) -> None:
     model = make_model()
     weights = {name: np.full(t.shape, 0.5, np.float32) for name, t in model.state_dict().items()}
     path = tmp_path / "zoo.pkl"
-    path.write_bytes(pickle.dumps({"model": weights, "__author__": "somebody"}))
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "somebody"}, protocol))
     SafeCheckpointer(model, strict=True).load(str(path))
     assert all((t == 0.5).all() for t in model.state_dict().values())
 
