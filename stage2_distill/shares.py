@@ -30,6 +30,7 @@ class Shares:
         """Args: the first iteration in which every term has its full weight."""
         self._steps = {*range(_FIRST_STEPS), full_weight_at}
         self._warned = False
+        self._idle: set[str] = set()
 
     def look(
         self,
@@ -66,6 +67,7 @@ class Shares:
             iteration,
             "  ".join(f"{name} {of_loss[name]:.1%} / {of_gradient[name]:.1%}" for name in losses),
         )
+        self._warn_of_idle(of_loss, {name: of_gradient[name] for name in distilled})
         for what, shares in (("loss", of_loss), ("gradient at the pyramid", of_gradient)):
             self._warn(what, {name: shares[name] for name in distilled}, keys)
 
@@ -79,6 +81,17 @@ class Shares:
             "it; lower %s, or lengthen DISTILL.WARMUP_ITERS",
             100 * sum(shares.values()), what, largest, keys[largest],
         )  # fmt: skip
+
+    def _warn_of_idle(self, of_loss: Mapping[str, float], of_gradient: Mapping[str, float]) -> None:
+        """Tell of terms that nothing is learned from: a user's method may have detached one."""
+        idle = {name for name, share in of_gradient.items() if share == 0 and of_loss[name]}
+        for name in sorted(idle - self._idle):
+            logger.warning(
+                "%s has %.1f%% of the loss and no gradient at the pyramid: nothing is learned from "
+                "it; a method must not detach what it compares of the student",
+                name, 100 * of_loss[name],
+            )  # fmt: skip
+        self._idle |= idle
 
 
 def _gradient_norm(loss: Tensor, features: Sequence[Tensor]) -> Tensor:

@@ -65,6 +65,16 @@ def test_distillation_that_has_nearly_all_of_either_is_told_once(
     assert ("lower A.WEIGHT" if own == 0.1 else "lower B.WEIGHT") in line
 
 
+def test_a_term_without_a_gradient_is_told_once(caplog: Log) -> None:
+    shares, feature = Shares(0), torch.ones(1, 1, 2, 2, requires_grad=True)
+    of_student = feature.sum()
+    terms = {"loss_a": of_student.detach(), "loss_b": 0 * of_student, "loss_c": of_student}
+    for iteration in (0, 1):
+        shares.look(iteration, {"loss_cls": of_student}, terms, [feature], KEYS)
+    (line,) = [one for one in caplog.messages if "no gradient" in one]
+    assert line.startswith("loss_a has 33.3% of the loss and no gradient at the pyramid")
+
+
 def test_the_first_steps_and_the_first_of_full_weight_are_looked_at(
     configure: Configure, caplog: Log
 ) -> None:
