@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,26 +233,31 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except _for_users() as error:
-        print(f"error: {with_remedy(error, one_line(error))}", file=sys.stderr)
+        say(f"error: {with_remedy(error, one_line(error))}")
         return 1
     except (MemoryError, RuntimeError) as error:
         if exhausted(error):
-            print(f"error: {with_remedy(error, one_line(error))}", file=sys.stderr)
+            say(f"error: {with_remedy(error, one_line(error))}")
             return 1
         if "out of memory" not in str(error):
             raise
-        print(
+        say(
             "error: the GPU is out of memory; lower SOLVER.IMS_PER_BATCH (and SOLVER.BASE_LR with "
-            f"it), or INPUT.MAX_SIZE_TRAIN and VIEWS.MAX_SIZE or FIXED_SIZE ({one_line(error)})",
-            file=sys.stderr,
+            f"it), or INPUT.MAX_SIZE_TRAIN and VIEWS.MAX_SIZE or FIXED_SIZE ({one_line(error)})"
         )
         return 1
     except Interrupted as error:
-        print(f"interrupted {error}", file=sys.stderr)
+        say(f"interrupted {error}")
         return 128 + error.number
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return 128 + signal.SIGINT
+
+
+def say(message: str) -> None:
+    """Print on stderr, where there still is one: a terminal may be gone, a pipe closed."""
+    with suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def _for_users() -> tuple[type[Exception], ...]:

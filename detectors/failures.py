@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from configs.wording import one_line
 from storage.resources import exhausted, of_disk, with_remedy
 
-from .command import FOR_USERS
+from .command import FOR_USERS, say
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -90,7 +90,7 @@ def _end_log(handler: logging.Handler, record: logging.LogRecord) -> None:
         return
     handler.addFilter(_nothing)
     name = getattr(stream, "name", handler)
-    print(f"warning: {name}: {with_remedy(error, str(error))}; this log ends here", file=sys.stderr)
+    say(f"warning: {name}: {with_remedy(error, str(error))}; this log ends here")
     if stream is not None and stream not in (sys.stdout, sys.stderr):
         with suppress(OSError):  # or closing it fails again when the process ends
             stream.close()

@@ -1,4 +1,4 @@
-"""Signals that end a run: SIGINT, SIGTERM and, where asked for, a scheduler's own.
+"""Signals that end a run: SIGINT, SIGTERM, SIGHUP and, where asked for, a scheduler's own.
 
 Within a training step they wait for its end, so that what was trained is saved whole.
 """
@@ -115,4 +115,6 @@ def stop_signals(extra: str) -> list[signal.Signals]:
     Args:
         extra: SOLVER.PREEMPTION_SIGNAL.
     """
-    return [signal.SIGINT, signal.SIGTERM, *([signal.Signals[extra]] if extra else [])]
+    # SIGHUP: its terminal is gone, as where a connection breaks. `nohup` has it ignored.
+    known = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    return [*known, *([signal.Signals[extra]] if extra else [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -162,3 +163,22 @@ def test_real_processes_save_what_they_trained_and_say_so_in_one_line(
     saved = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)
     assert len(saved["rank_state"]["ranks"]) == ranks
     assert saved["iteration"] == saved["trainer"]["iteration"] >= 2
+
+
+def test_a_terminal_that_is_gone_ends_the_run_which_is_saved(
+    configure: Configure, tmp_path: Path
+) -> None:
+    path = configure(SOLVER={"IMS_PER_BATCH": 2, "MAX_ITER": 10_000, "CHECKPOINT_PERIOD": 10_000})
+    process, terminal = pty.fork()
+    if not process:
+        command = [sys.executable, "-m", "stage2_distill", "train", "--config-file", str(path)]
+        os.execv(sys.executable, command)
+    said = b""
+    while b" iter: 19 " not in said:
+        said += os.read(terminal, 1 << 16)
+    os.close(terminal)  # nothing can be written there any more, neither log nor last line
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    output = tmp_path / "output"
+    saved = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)
+    assert saved["iteration"] >= 19
