@@ -154,7 +154,7 @@ def _set(results: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if wanted not in sets:
         ways = ", ".join(f"{name}:{one}" for one in sets)
         raise ValueError(f"{name}: expected one of its sets behind a colon: {ways}")
-    return content, {"title": wanted, **sets[wanted]}
+    return content, {"title": f"{wanted} set", **sets[wanted]}
 
 
 def _source(content: dict[str, Any]) -> Iterator[str]:
