@@ -88,7 +88,7 @@ def test_means_have_a_column_for_each_set(tmp_path: Path) -> None:
     sets = {"one": of_students(STUDENTS), "two": {**of_students(STUDENTS), "title": "photographs"}}
     keep(tmp_path, "a.json", {"family": "fcos", "sets": sets})
     lines = table(tmp_path, "means a.json:one a.json:two")
-    assert lines[0] == "|  | one | photographs |"
+    assert lines[0] == "|  | one set | photographs |"
     assert lines[-1] == "| student, cache in preset `balanced` | 41.0 | 41.0 |"
 
 
