@@ -32,6 +32,14 @@ def one_line(error: BaseException) -> str:
     """
     text = str(error).rstrip()
     if is_from_elsewhere(error):
-        text = text.splitlines()[-1].partition(": ")[2]
+        text = _told_elsewhere(text)
     place = users_place(error)
     return text if not place or place in text else f"{text} ({place})"
+
+
+def _told_elsewhere(text: str) -> str:
+    """What the error said at the end of a traceback, which may have several lines."""
+    lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()[1:]
+    calls = next((n for n, line in enumerate(lines) if not line.startswith(" ")), len(lines))
+    said = " ".join(" ".join(lines[calls:]).split())
+    return said.partition(": ")[2] or said

@@ -4,6 +4,7 @@ that say which images they come from.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,9 @@ from configs.wording import one_line
 
 from .readback import Readback
 from .stopping import Interrupted, StopSignals
+
+# What DistributedDataParallel says in the step after one whose losses left out some weights.
+_UNUSED = re.compile(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)")
 
 Batch = list[dict[str, Any]]
 Losses = dict[str, Tensor]
@@ -127,6 +131,15 @@ class Loop(SimpleTrainer):
                 return self.model(part)
         except FloatingPointError as error:
             raise FloatingPointError(f"{self._place(part)}: {error}") from error
+        except RuntimeError as error:
+            unused = _without_gradient(self.model, str(error))
+            if not unused:
+                raise
+            raise ValueError(
+                f"the losses of the step before do not depend on {', '.join(unused)}, which are "
+                "trained: of several ranks, each has to use all of them in every step; use them "
+                "(times 0 where there is nothing to compare), or freeze them by requires_grad_"
+            ) from error
 
     def _checked(self, losses: Losses, reading: Readback, part: Batch) -> Losses:
         """The values of the losses on the host, unless one is not finite."""
@@ -248,3 +261,12 @@ class Loop(SimpleTrainer):
 
 def _mean(parts: list[Losses]) -> Losses:
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def _without_gradient(model: nn.Module, error: str) -> list[str]:
+    """Names of the weights that `DistributedDataParallel` waited for in vain; mostly none."""
+    found = _UNUSED.search(error)
+    if found is None or not isinstance(model, DistributedDataParallel):
+        return []
+    trained = [name for name, one in model.module.named_parameters() if one.requires_grad]
+    return [trained[int(place)] for place in found[1].split()]

@@ -170,7 +170,7 @@ class Distiller(nn.Module):
         losses: dict[str, Tensor] = {}
         for method, one in zip(methods, chosen, strict=True):
             try:
-                found = method.weighted(method(step, one), warmup)
+                found = method.weighted(step, method(step, one), warmup)
             except FloatingPointError as error:
                 # The methods behind it still exchange counts with those of other ranks.
                 failure, found = failure or error, {}

@@ -271,8 +271,8 @@ class _Comparison:
             )
             self._compare(
                 method.name,
-                method.weighted(method(step, chosen)),
-                twin.weighted(twin(other, chosen_other)),
+                method.weighted(step, method(step, chosen)),
+                twin.weighted(other, twin(other, chosen_other)),
             )
 
     def _compare(self, method: str, live: dict[str, Tensor], cached: dict[str, Tensor]) -> None:

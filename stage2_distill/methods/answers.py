@@ -11,6 +11,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -20,14 +21,20 @@ if TYPE_CHECKING:
     from .base import Method
 
 
-def checked_terms(method: Method, terms: Any) -> Mapping[str, Tensor]:
-    """What `forward` gave: scalar tensors, by some of the names in `weights`."""
+def checked_terms(method: Method, terms: Any, device: torch.device) -> Mapping[str, Tensor]:
+    """What `forward` gave: scalar tensors of a device, by some of the names in `weights`."""
     names = tuple(method.weights)
-    if isinstance(terms, Mapping) and all(
+    if not isinstance(terms, Mapping) or not all(
         name in names and _is_scalar(value) for name, value in terms.items()
     ):
-        return terms
-    raise _refusal(method, "forward", f"scalar tensors by the names in weights {names}", terms)
+        expected = f"scalar tensors by the names in weights {names}"
+        raise _refusal(method, "forward", expected, terms)
+    for name, value in terms.items():
+        if value.device != device:
+            # A zero made on the host, for an image without objects: on a CPU nobody notices.
+            expected = f"the term {name!r} on {device}, where the student is (as new_zeros)"
+            raise _refusal(method, "forward", expected, value, f" on {value.device}")
+    return terms
 
 
 def checked_ground_truth(method: Method, targets: Any, count: int) -> Sequence[Instances]:
@@ -51,7 +58,7 @@ def checked_metrics(method: Method, metrics: Any) -> Mapping[str, Any]:
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 0
+    return isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()
 
 
 def _is_number(value: Any) -> bool:
@@ -63,10 +70,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
 
 
-def _refusal(method: Method, question: str, expected: str, got: Any) -> ValueError:
+def _refusal(method: Method, question: str, expected: str, got: Any, where: str = "") -> ValueError:
     return ValueError(
         f"the method {method.name}: {full_name(type(method))}.{question}: expected "
-        f"{expected}, got {_described(got)}"
+        f"{expected}, got {_described(got)}{where}"
     )
 
 
@@ -74,6 +81,8 @@ def _described(value: Any) -> str:
     """The type of a value, of a tensor its shape, and what a container holds."""
     if isinstance(value, Tensor | np.ndarray):
         kind = "a tensor" if isinstance(value, Tensor) else "an array"
+        if isinstance(value, Tensor) and value.is_complex():
+            kind = "a complex tensor"
         return f"{kind} of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_described(one)}" for key, one in value.items()) + "}"

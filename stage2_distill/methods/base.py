@@ -146,6 +146,11 @@ class Step:
         return self.pair.setup.family
 
     @property
+    def device(self) -> torch.device:
+        """Where the student is, and all that is compared."""
+        return self.outputs.logits.device
+
+    @property
     def total(self) -> Total:
         """What losses divide by, from a sum of this rank; see `Total`."""
         return mean_over_ranks if self.global_counts else of_this_rank
@@ -306,15 +311,17 @@ class Method(nn.Module):
         """The config key that weighs a term."""
         return f"{self.Config.node}.{self.weights[term].upper()}"
 
-    def weighted(self, terms: Mapping[str, Tensor], warmup: float = 1.0) -> dict[str, Tensor]:
-        """The terms that `forward` gave by their names in the log, weighted.
+    def weighted(
+        self, step: Step, terms: Mapping[str, Tensor], warmup: float = 1.0
+    ) -> dict[str, Tensor]:
+        """The terms that `forward` gave for a step by their names in the log, weighted.
 
         Raises:
             ValueError: they are other than `weights` says.
         """
         return {
             self.term_name(term): getattr(self.config, self.weights[term]) * warmup * value
-            for term, value in checked_terms(self, terms).items()
+            for term, value in checked_terms(self, terms, step.device).items()
         }
 
 

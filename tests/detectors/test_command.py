@@ -96,7 +96,7 @@ def test_so_does_one_of_a_data_worker(users: Any, is_named: bool, said: str) -> 
                 users.own()
             except ValueError as error:
                 if is_named:
-                    raise ValueError("view 3") from error
+                    raise ValueError("view\n3\n\n") from error
                 raise
             return number
 
@@ -136,8 +136,8 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
 
 def test_an_error_of_another_process_loses_its_traceback() -> None:
     text = (
-        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\n"
-        "ValueError: a.png: broken"
+        "Caught ValueError in DataLoader worker process 0.\n"
+        "Original Traceback (most recent call last):\n  File x\nValueError: a.png: broken"
     )
     assert one_line(ValueError(text)) == "a.png: broken"
 

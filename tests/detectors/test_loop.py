@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.config import get_cfg
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from detectors.loop import AMP_DTYPES, Loop
 
@@ -170,3 +173,19 @@ def test_a_batch_that_cannot_be_read_is_told_before_the_error_is_raised() -> Non
     trained = Model()
     run(trained, batches(2), 2)
     assert [torch.equal(weight, trained.layer.weight) for weight in told] == [True]
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_weights_that_a_step_of_several_ranks_leaves_out_are_named() -> None:
+    model = Model()
+    model.unused = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"do not depend on unused\.weight, unused\.bias, which"):
+        run(DistributedDataParallel(model), batches(2), 2)

@@ -167,7 +167,7 @@ def losses_beside(trainer: DistillTrainer) -> tuple[Any, dict[str, torch.Tensor]
     step = distiller.step(batch, distiller._source, outputs)
     begun = method.begin(step)
     chosen = method.assigned(step, begun, distiller.positive(step, outputs))
-    return begun, method.weighted(method(step, chosen)), outputs
+    return begun, method.weighted(step, method(step, chosen)), outputs
 
 
 def test_an_image_without_objects_and_a_student_without_a_teacher_train(

@@ -416,6 +416,12 @@ ONE = torch.zeros(())
         ("forward", {"": ONE, "x": ONE}, TERMS + r"{'': a tensor .*, 'x': a tensor .*}"),
         ("forward", [ONE], TERMS + "a list of 1"),
         ("forward", None, TERMS + "None"),
+        ("forward", {"": 1j * ONE}, TERMS + r"{'': a complex tensor of shape \(\)}"),
+        (
+            "forward",
+            {"": ONE.to("meta")},
+            r"\.forward: expected the term '' on cpu, .*, got a tensor of shape \(\) on meta",
+        ),
         ("ground_truth", None, r"\.ground_truth: expected a list of 3 Instances, .*, got None"),
         ("ground_truth", [1], r"\.ground_truth: expected a list of 3 Ins.*, got a list of 1"),
         ("metrics", None, r"\.metrics: expected numbers by name, got None"),
