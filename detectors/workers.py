@@ -298,8 +298,13 @@ class _Guarded:
     def __init__(self, then: Callable[[int], Any] | None, imports: tuple[str, ...] = ()) -> None:
         self._then = then
         self._imports = imports
+        self._environment = dict(os.environ)
 
     def __call__(self, number: int) -> None:
+        # A server that forks workers has the environment in which it was started, long ago maybe:
+        # without the credentials of this store.
+        os.environ.clear()
+        os.environ.update(self._environment)
         queue: Any = multiprocessing.queues.Queue
         queue._on_queue_feeder_error = _send_in_its_place
         sys.excepthook = _end_if_lacking

@@ -25,7 +25,7 @@ def upload(store: Path, url: str) -> None:
     )
 
 
-def test_spawned_workers_read_from_s3_while_the_server_is_killed_and_started_again(
+def test_workers_read_from_s3_while_the_server_is_killed_and_started_again(
     mortal_s3: S3Server, folder: Path, configure: Configure
 ) -> None:
     steps = {"SOLVER": {"MAX_ITER": 12}}
