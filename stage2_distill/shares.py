@@ -84,7 +84,7 @@ class Shares:
 
     def _warn_of_idle(self, of_loss: Mapping[str, float], of_gradient: Mapping[str, float]) -> None:
         """Tell of terms that nothing is learned from: a user's method may have detached one."""
-        idle = {name for name, share in of_gradient.items() if share == 0 and of_loss[name]}
+        idle = {name for name, share in of_gradient.items() if share == 0 < abs(of_loss[name])}
         for name in sorted(idle - self._idle):
             logger.warning(
                 "%s has %.1f%% of the loss and no gradient at the pyramid: nothing is learned from "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -73,6 +74,13 @@ def test_a_term_without_a_gradient_is_told_once(caplog: Log) -> None:
         shares.look(iteration, {"loss_cls": of_student}, terms, [feature], KEYS)
     (line,) = [one for one in caplog.messages if "no gradient" in one]
     assert line.startswith("loss_a has 33.3% of the loss and no gradient at the pyramid")
+
+
+def test_a_term_that_is_not_finite_is_not_said_to_be_detached(caplog: Log) -> None:
+    feature = torch.ones(1, 1, 2, 2, requires_grad=True)
+    terms = {"loss_a": torch.tensor(math.nan)}
+    Shares(0).look(0, {"loss_cls": feature.sum()}, terms, [feature], KEYS)
+    assert not [one for one in caplog.messages if "no gradient" in one]
 
 
 def test_the_first_steps_and_the_first_of_full_weight_are_looked_at(
