@@ -146,11 +146,6 @@ class Step:
         return self.pair.setup.family
 
     @property
-    def device(self) -> torch.device:
-        """Where the student is, and all that is compared."""
-        return self.outputs.logits.device
-
-    @property
     def total(self) -> Total:
         """What losses divide by, from a sum of this rank; see `Total`."""
         return mean_over_ranks if self.global_counts else of_this_rank
@@ -319,9 +314,10 @@ class Method(nn.Module):
         Raises:
             ValueError: they are other than `weights` says.
         """
+        found = checked_terms(self, terms, step.outputs.logits.device)
         return {
             self.term_name(term): getattr(self.config, self.weights[term]) * warmup * value
-            for term, value in checked_terms(self, terms, step.device).items()
+            for term, value in found.items()
         }
 
 

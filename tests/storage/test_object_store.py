@@ -226,28 +226,38 @@ def test_a_failure_is_one_line_with_key_and_reason_and_no_secret(
     assert not any(secret in everything for secret in _SECRETS)
 
 
-def test_a_token_that_has_expired_is_told_as_credentials_though_s3_says_400(
-    credentials: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("status", "code", "ask", "said"),
+    [
+        # S3's 400 of a token is about the credentials.
+        (
+            400,
+            "ExpiredToken",
+            lambda store: Location(store).get("a"),
+            r"400 .*\(ExpiredToken\); check the credentials",
+        ),
+        # A bucket that does not exist is no missing file.
+        (
+            404,
+            "NoSuchBucket",
+            lambda store: Location(store).put("a", b"1"),
+            r"404 Not Found \(NoSuchBucket\); .* bucket's name",
+        ),
+        (404, "NoSuchBucket", open_writer, r"404 Not Found \(NoSuchBucket\)"),
+    ],
+)
+def test_what_a_status_alone_would_not_tell_is_told_by_the_code_of_s3(
+    credentials: None,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    code: str,
+    ask: Callable[[str], object],
+    said: str,
 ) -> None:
-    with answering(400, _XML.format("ExpiredToken")) as url:
+    with answering(status, _XML.format(code)) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        with pytest.raises(
-            StoreAccessError, match=r"400 .*\(ExpiredToken\); check the credentials"
-        ):
-            Location("s3://bucket/cache").get("a")
-
-
-def test_a_bucket_that_does_not_exist_is_no_missing_file(
-    credentials: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with answering(404, _XML.format("NoSuchBucket")) as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        with pytest.raises(
-            StoreAccessError, match=r"404 Not Found \(NoSuchBucket\); .* bucket's name"
-        ):
-            Location("s3://bucket/cache").put("a", b"1")
-        with pytest.raises(StoreAccessError, match=r"404 Not Found \(NoSuchBucket\)"):
-            open_writer("s3://bucket/cache")
+        with pytest.raises(StoreAccessError, match=said):
+            ask("s3://bucket/cache")
 
 
 def test_an_answer_that_breaks_off_is_an_error_and_never_short_data(
