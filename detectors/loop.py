@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,7 +25,7 @@ from configs.wording import one_line
 from .readback import Readback
 from .stopping import Interrupted, StopSignals
 
-# What DistributedDataParallel says in the step after one whose losses left out some weights.
+# What DistributedDataParallel says of a step whose losses left out some weights.
 _UNUSED = re.compile(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)")
 
 Batch = list[dict[str, Any]]
@@ -112,12 +114,13 @@ class Loop(SimpleTrainer):
         for number, part in enumerate(parts, start=1):
             with self._synchronised(last=number == len(parts)):
                 # Agreed upon before the backward pass, in which ranks wait for each other.
-                losses = self._together(self._forward, part, patience=_PATIENCE)
+                losses = self._together(self._forward, part, patience=_PATIENCE, names=sorted)
                 # Begun here: they are there by the time that the backward pass is launched.
                 values = Readback(torch.stack([loss.detach() for loss in losses.values()]))
                 total = torch.stack(list(losses.values())).sum() / len(parts)
                 self.grad_scaler.scale(total).backward()
-            found.append(self._together(self._checked, losses, values, part))
+            check = partial(self._checked, losses, values, part, last=number == len(parts))
+            found.append(self._together(check, patience=_PATIENCE))
         self.after_backward()
         self._write_metrics(_mean(found), waited)
         # Clipping is a part of the optimizer's step, and a fused optimizer would unscale in it.
@@ -131,18 +134,11 @@ class Loop(SimpleTrainer):
                 return self.model(part)
         except FloatingPointError as error:
             raise FloatingPointError(f"{self._place(part)}: {error}") from error
-        except RuntimeError as error:
-            unused = _without_gradient(self.model, str(error))
-            if not unused:
-                raise
-            raise ValueError(
-                f"the losses of the step before do not depend on {', '.join(unused)}, which are "
-                "trained: of several ranks, each has to use all of them in every step; use them "
-                "(times 0 where there is nothing to compare), or freeze them by requires_grad_"
-            ) from error
 
-    def _checked(self, losses: Losses, reading: Readback, part: Batch) -> Losses:
-        """The values of the losses on the host, unless one is not finite."""
+    def _checked(self, losses: Losses, reading: Readback, part: Batch, *, last: bool) -> Losses:
+        """The values of the losses on the host, unless one of them or a gradient is not there."""
+        if last and isinstance(self.model, DistributedDataParallel):
+            _check_gradients(self.model, self._place(part))
         (values,) = reading.wait()
         found = dict(zip(losses, values.unbind(), strict=True))
         broken = [
@@ -186,6 +182,7 @@ class Loop(SimpleTrainer):
         *args: Any,
         on_failure: Callable[[], str] = str,
         patience: timedelta | None = None,
+        names: Callable[[T], list[str]] | None = None,
     ) -> T:
         """Do it on every rank; where it fails on one, it fails on all of them.
 
@@ -194,35 +191,46 @@ class Loop(SimpleTrainer):
             on_failure: called on every rank before the error is raised.
             patience: how long a rank that failed waits to tell the others, where these may wait
                 for it within the action itself; None: until they come.
+            names: of the terms in what the action gives, which are to be the same on every rank.
 
         Raises:
             Interrupted: a signal came to any rank.
             Exception: what this rank's own action raised.
-            ValueError: with the message of another rank.
+            ValueError: with the message of another rank; or the terms differ.
         """
         result: T | None = None
         failure: Exception | Interrupted | None = None
+        terms: list[str] = []
         try:
             result = action(*args)
+            terms = names(result) if names else []
         except (Exception, Interrupted) as error:
             failure = error
-        if self._any_rank(failure, patience):
+        if self._any_rank(failure, terms, patience):
             signal = failure.number if isinstance(failure, Interrupted) else None
-            states = comm.all_gather((signal, one_line(failure) if failure else ""))
+            states = comm.all_gather((signal, one_line(failure) if failure else "", terms))
             done = on_failure()
-            for number, _ in states:
+            for number, _, _ in states:
                 if number is not None:
                     raise Interrupted(number, done)
-            raise failure or ValueError(next(text for _, text in states if text))
+            told = [text for _, text, _ in states if text]
+            differing = f"iteration {self.iter}: {_differing([one[2] for one in states])}"
+            raise failure or ValueError(told[0] if told else differing)
         return cast(T, result)
 
     def _any_rank(
-        self, failure: Exception | Interrupted | None, patience: timedelta | None
+        self,
+        failure: Exception | Interrupted | None,
+        terms: list[str],
+        patience: timedelta | None,
     ) -> bool:
+        """Whether one of the ranks failed, or has other terms than the others."""
         if self._host_group is None:
             return failure is not None
-        count = torch.tensor([failure is not None], dtype=torch.int32)
-        work = dist.all_reduce(count, group=self._host_group, async_op=True)
+        # The largest and the smallest number that stands for the terms of a rank.
+        number = zlib.crc32(repr(terms).encode())
+        found = torch.tensor([failure is not None, number, -number])
+        work = dist.all_reduce(found, dist.ReduceOp.MAX, group=self._host_group, async_op=True)
         if failure is None or patience is None:
             work.wait()
         else:
@@ -231,7 +239,8 @@ class Loop(SimpleTrainer):
             except RuntimeError:
                 # Its end is what ends the others, by whoever started them.
                 raise failure from None
-        return bool(count.item())
+        failed, largest, smallest = found.tolist()
+        return bool(failed or largest != -smallest)
 
     def wait_for_ranks(self) -> None:
         """Return when every rank is here: those that end first make launchers end the others."""
@@ -260,13 +269,39 @@ class Loop(SimpleTrainer):
 
 
 def _mean(parts: list[Losses]) -> Losses:
-    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    """What each term is in the step: 0 in the parts that lack it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    zero = torch.zeros(())
+    return {name: torch.stack([part.get(name, zero) for part in parts]).mean() for name in names}
 
 
-def _without_gradient(model: nn.Module, error: str) -> list[str]:
-    """Names of the weights that `DistributedDataParallel` waited for in vain; mostly none."""
-    found = _UNUSED.search(error)
-    if found is None or not isinstance(model, DistributedDataParallel):
-        return []
-    trained = [name for name, one in model.module.named_parameters() if one.requires_grad]
-    return [trained[int(place)] for place in found[1].split()]
+def _differing(terms: list[list[str]]) -> str:
+    """How the first rank's terms differ from those of another."""
+    rank = max(range(len(terms)), key=lambda rank: terms[rank] != terms[0])
+    differing = ", ".join(sorted({*terms[0]} ^ {*terms[rank]}))
+    return (
+        f"the losses of the ranks differ: {differing} came from one of the ranks 0 and {rank} "
+        "only; each has to give all of them in every step (0 times what it computed from where "
+        "there is nothing to compare)"
+    )
+
+
+def _check_gradients(model: DistributedDataParallel, place: str) -> None:
+    """Every weight that is trained got a gradient in the backward pass, or the ranks wait for it.
+
+    Raises:
+        ValueError: names the weights that the losses do not depend on.
+    """
+    try:
+        model._check_reducer_finalized()
+    except RuntimeError as error:
+        found = _UNUSED.search(str(error))
+        if found is None:
+            raise
+        trained = [name for name, one in model.module.named_parameters() if one.requires_grad]
+        unused = ", ".join(trained[int(place)] for place in found[1].split())
+        raise ValueError(
+            f"{place}: the losses do not depend on {unused}, which are trained: of several ranks, "
+            "each has to use all of them in every step; use them (times 0 where there is nothing "
+            "to compare), or freeze them by requires_grad_"
+        ) from error

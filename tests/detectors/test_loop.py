@@ -87,6 +87,19 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(clip: float) -> None:
         assert values[1] == pytest.approx(values[0], rel=1e-5)
 
 
+def test_a_term_that_a_part_of_a_step_lacks_counts_as_zero_in_it() -> None:
+    class Sparse(Model):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            losses = super().forward(batch)
+            if batch[0]["image_id"] % 10 == 0:
+                del losses["loss_b"]
+            return losses
+
+    both = run(Sparse(), batches(1), 1, accumulate=2).storage.latest()
+    second = run(Model(), [batches(1)[0][2:]], 1).storage.latest()
+    assert both["loss_b"][0] == pytest.approx(second["loss_b"][0] / 2)
+
+
 def test_a_clipped_step_is_no_longer_than_the_limit() -> None:
     model = Model()
     before = model.layer.weight.detach().clone()

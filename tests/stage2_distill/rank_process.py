@@ -46,9 +46,9 @@ def _run(path: str, overrides: list[Any], break_it: Break | None) -> dict[str, A
     own: list[dict[str, float]] = []
     checked = trainer._trainer._checked
 
-    def spy(losses: dict[str, torch.Tensor], *rest: Any) -> Any:
+    def spy(losses: dict[str, torch.Tensor], *rest: Any, **options: Any) -> Any:
         own.append({name: loss.item() for name, loss in losses.items()})
-        return checked(losses, *rest)
+        return checked(losses, *rest, **options)
 
     trainer._trainer._checked = spy  # type: ignore[method-assign]
     if break_it and comm.get_rank() == 1:
@@ -95,6 +95,20 @@ def _break_losses(trainer: Any) -> None:
     method.forward = broken
 
 
+def _break_terms(trainer: Any) -> None:
+    """Let this rank give a term less than the other, as a method without objects may."""
+    (method,) = trainer.distiller.methods
+    forward = method.forward
+
+    def broken(*args: Any) -> Any:
+        terms = forward(*args)
+        if trainer.iter == 2:
+            del terms["relation"]
+        return terms
+
+    method.forward = broken
+
+
 def _break_teacher(trainer: Any) -> None:
     """Let the teacher's probabilities become infinite: found amid the forward pass."""
     source = trainer.distiller._source
@@ -110,6 +124,6 @@ def _break_teacher(trainer: Any) -> None:
 
 
 BREAKS: dict[str, Break] = {
-    "fails": _break_loader, "diverges": _break_losses, "infinite": _break_teacher,
-    "infinite_in_parts": _break_teacher,
+    "fails": _break_loader, "diverges": _break_losses, "differs": _break_terms,
+    "infinite": _break_teacher, "infinite_in_parts": _break_teacher,
 }  # fmt: skip

@@ -73,6 +73,7 @@ def pair(write: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
         "in_parts": (str(write("in_parts", "LN", "rank")), ["SOLVER.ACCUMULATE", 2]),
         "fails": (str(write("fails", "LN", "rank")), []),
         "diverges": (str(write("diverges", "LN", "rank")), []),
+        "differs": (str(write("differs", "LN", "rank")), []),
         "infinite": (str(write("infinite", "naiveSyncBN", "global")), []),
         "infinite_in_parts": (
             str(write("infinite_in_parts", "LN", "rank")),
@@ -230,3 +231,13 @@ def test_a_value_that_is_not_finite_on_one_rank_ends_both_in_the_same_step(
         if "norm" not in k
     )
     assert all(torch.isfinite(value).all() for value in second["weights"].values())
+
+
+def test_ranks_with_other_terms_end_before_one_waits_for_the_other(pair: Any) -> None:
+    expected = (
+        "ValueError: iteration 2: the losses of the ranks differ: loss_gid_relation came from one "
+        "of the ranks 0 and 1 only; each has to give all of them in every step (0 times what it "
+        "computed from where there is nothing to compare)"
+    )
+    assert [rank["error"] for rank in pair["differs"]] == [expected, expected]
+    assert [len(rank["own"]) for rank in pair["differs"]] == [2, 2]
