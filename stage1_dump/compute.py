@@ -51,6 +51,7 @@ class BatchComputer:
         self._behind = torch.cuda.Stream(teacher.device, priority=-1) if on_gpu else None
         self._launched: deque[_Launched] = deque()
         self._num_ahead = 1 if on_gpu else 0
+        self._proven = False
 
     def submit(
         self,
@@ -107,6 +108,10 @@ class BatchComputer:
                 self._behind.wait_event(one.ready)
             with self._profile.step(ENCODE):
                 codes = self._teacher.encode(one.outputs, one.geometry)
+                if not self._proven:
+                    # Before anything is stored that nobody could read.
+                    self._teacher.prove(one.outputs, codes, one.geometry)
+                    self._proven = True
             with self._profile.step(COPY):
                 one.arrays.append(_rows(codes, one.written, self._teacher.device), one.pixels)
         if self._behind is not None:

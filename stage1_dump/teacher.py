@@ -78,6 +78,15 @@ class Teacher:
         rows = self.stored.cfg.TEST.DETECTIONS_PER_IMAGE
         return {**codes, "detections": self.stored.family.detections(self.model, outputs, rows)}
 
+    @torch.inference_mode()
+    def prove(self, outputs: DenseOutputs, codes: dict[str, Tensor], geometry: Geometry) -> None:
+        """Look whether what `encode` gave of a batch can be made again and read.
+
+        Raises:
+            ValueError: names the codec.
+        """
+        self.codec.prove(self.stored.values(outputs), codes, geometry)
+
     def _check_levels(self, outputs: DenseOutputs, geometry: Geometry) -> None:
         """Refuse a backbone, most likely of the user's, whose strides are not those it states."""
         sizes = outputs.level_sizes

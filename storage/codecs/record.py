@@ -148,6 +148,40 @@ class RecordCodec:
             require_finite(extremes)
         return found
 
+    def prove(
+        self, values: Mapping[str, Tensor], codes: Mapping[str, Tensor], geometry: Geometry
+    ) -> None:
+        """Look whether codes can be made again, and read: once, for a codec of the user's own.
+
+        Args:
+            values, geometry: that were encoded.
+            codes: what `encode` gave.
+
+        Raises:
+            ValueError: the values are encoded to something else this time; what is decoded is not
+                of the signal, or not finite.
+        """
+        again = self.encode(values, geometry)
+        device = next(iter(codes.values())).device
+        # One of them: there is no room planned on a GPU for the values of all.
+        decoded = self.decode({name: code[:1] for name, code in codes.items()}, geometry)
+        placed = self.decode_placed(
+            [{name: code[0] for name, code in codes.items()}],
+            Placing([geometry], geometry, device),
+        )
+        for signal, codec in self.signals:
+            with _named(codec, signal):
+                for field in codec.fields(signal, geometry):
+                    name = f"{signal.name}.{field.name}"
+                    if not torch.equal(again[name], codes[name]):
+                        raise ValueError(
+                            f"`encode` gives another {field.name} for the same values the second "
+                            "time; it must not draw at random, nor change the values"
+                        )
+                for given, found in (("decode", decoded), ("decode_placed", placed)):
+                    if not found[signal.name].isfinite().all():
+                        raise ValueError(f"`{given}` gives NaN or infinity for finite values")
+
     def decode(self, codes: Codes, geometry: Geometry) -> dict[str, Tensor]:
         """Decode n records of one padded size.
 

@@ -18,6 +18,7 @@ from detectors import DenseOutputs
 from stage1_dump.__main__ import main
 from stage1_dump.teacher import Teacher
 from storage import CacheReader, Geometry, verify
+from storage.codecs.dense import Dense
 from tests.stage1_dump.conftest import Configure
 from tests.stage1_dump.helpers import dump
 
@@ -177,3 +178,16 @@ def test_a_level_of_another_stride_than_its_backbone_states_is_named(
     said = r"^teacher's level p4: got \d+x\d+ positions .*, expected \d+x\d+ by its stride of 16 px"
     with pytest.raises(ValueError, match=said):
         dump(configure())
+
+
+def test_nothing_is_stored_of_a_codec_whose_records_nobody_could_read(
+    configure: Configure, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Dense, "decode_unpacked", lambda self, codes, *_: codes["values"].float()[..., 1:]
+    )
+    config = configure(CACHE={"PRESET": "exact"})
+    assert main(["run", "--config-file", str(config)]) == 1
+    assert "codec dense: signal deltas: `decode` gives float32(1, " in capsys.readouterr().err
+    store = config.with_suffix("")
+    assert (store / "zarr.json").exists() and not (store / "commits").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,26 @@ class TestOwnCodecs:
             codec.decode(codes, GEOMETRY)
         with pytest.raises(ValueError, match=named):
             codec.decode_placed([record_of(codes, 0)], placing)
+
+    @pytest.mark.parametrize(
+        ("does", "said"),
+        [
+            (
+                {"encoded": lambda one: {"half": torch.rand_like(one)}},
+                "`encode` gives another half",
+            ),
+            ({"decoded": lambda one: one.sqrt()}, "`decode` gives NaN or infinity"),
+            ({"decoded": lambda one: one[:, :-1]}, r"`decode` gives float32\("),
+            ({}, ""),
+        ],
+    )
+    def test_codes_are_made_again_and_read(self, does: Any, said: str) -> None:
+        values = {"features": values_of()["features"]}
+        codec = self.codec(**does)
+        codes = codec.encode(values, GEOMETRY)
+        raised = pytest.raises(ValueError, match=f"^codec halves: signal features: {said}")
+        with raised if said else nullcontext():
+            codec.prove(values, codes, GEOMETRY)
 
     @pytest.mark.parametrize("mark", [torch.inf, torch.nan])
     def test_a_field_in_float16_that_is_not_finite(self, mark: float) -> None:
