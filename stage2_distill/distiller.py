@@ -49,6 +49,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.detector = detector
         self._methods = nn.ModuleList(methods)
+        # What the optimizer is made of.
+        self._trained = {name for name, _ in self._methods.named_parameters()}
         self._setup = setup
         self._source = source
         self._pair = pair
@@ -180,9 +182,21 @@ class Distiller(nn.Module):
             losses |= found
         if failure:
             raise failure
+        self._require_no_new_layers()
         if self._shares is not None:
             self._shares.look(step.iteration, of_detector, losses, outputs.features, self._keys)
         return of_detector | losses
+
+    def _require_no_new_layers(self) -> None:
+        """Refuse those that a step made: nobody trains them, and no checkpoint could be loaded."""
+        for name, _ in self._methods.named_parameters():
+            if name not in self._trained:
+                number, _, weight = name.partition(".")
+                raise ValueError(
+                    f"the method {self.methods[int(number)].name}: its weight {weight} was made in "
+                    "a step, and would not be trained; make its layers in __init__, where `pair` "
+                    "tells the channels of both"
+                )
 
     @property
     def _keys(self) -> dict[str, str]:

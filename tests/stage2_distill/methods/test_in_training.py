@@ -444,6 +444,18 @@ def test_a_method_that_answers_otherwise_is_named(
 
 
 @pytest.mark.usefixtures("registry")
+def test_a_layer_that_a_step_makes_is_refused(homes: dict[str, Path], tmp_path: Path) -> None:
+    def forward(self: Any, step: Any, chosen: None) -> dict[str, torch.Tensor]:
+        self.adapter = torch.nn.Conv2d(step.outputs.features[0].shape[1], 8, 1)
+        return {"": self.adapter(step.outputs.features[0]).sum()}
+
+    register_method(method_of("mine", forward=forward))
+    trainer = build(student_of(homes, "RetinaNet", tmp_path, ["pkd", "mine"]))
+    with pytest.raises(ValueError, match=r"^the method mine: its weight adapter\.weight was made"):
+        trainer.train()
+
+
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
