@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from functools import cache
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from typing import Any
 
 from configs.imports import failure
@@ -20,6 +20,9 @@ _FORMS = (
     '{"file_name": "a.jpg", "image_id": 1, "height": 480, "width": 640, "annotations": [...]}, as '
     "detectron2 describes data sets"
 )
+
+# The folders of the files that this process wrote.
+_WRITTEN: set[Path] = set()
 
 
 def is_function(name: str) -> bool:
@@ -34,7 +37,7 @@ def is_function(name: str) -> bool:
 
 def is_written(path: str) -> bool:
     """Whether a file is one of ours, which no user knows."""
-    return _folder.cache_info().currsize > 0 and path.startswith(_folder().name + os.sep)
+    return Path(path).parent in _WRITTEN
 
 
 def write_coco(name: str, *, labelled: bool = True) -> None:
@@ -75,7 +78,10 @@ def write_coco(name: str, *, labelled: bool = True) -> None:
         raise ValueError(f"dataset {name!r}: {error}") from error
     if not os.path.isdir(root):
         raise FileNotFoundError(f"dataset {name!r}: its images lie in {root}, which is no folder")
-    path = Path(mkdtemp(dir=_folder().name)) / "annotations.json"
+    # Deleted at the end of a process that another one started too, whose `atexit` never runs.
+    folder = Path(mkdtemp(dir=get_temp_dir()))
+    _WRITTEN.add(folder)
+    path = folder / "annotations.json"
     path.write_text(text, encoding="utf-8")
     # Nobody will change it: the reader need not read a file of long ago twice.
     os.utime(path, (0, 0))
@@ -100,11 +106,6 @@ def set_metadata(name: str, values: Mapping[str, Any], *, without: Collection[st
         MetadataCatalog.remove(name)
         metadata = MetadataCatalog.get(name).set(**kept)
     metadata.set(**values)
-
-
-@cache
-def _folder() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="catalog-")
 
 
 def _file_names(images: Any) -> list[str]:

@@ -1,6 +1,8 @@
 """Data sets that a function gives are brought into COCO's form, and checked as files are."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,28 @@ def test_a_function_that_gives_no_images_is_refused(
     DatasetCatalog.register(NAME, function)
     with pytest.raises(ValueError, match=f"^dataset '{NAME}': {expected}"):
         adopt(NAME)
+
+
+# A rank that another process started, and what it leaves behind.
+_RANK = """
+from multiprocessing import get_context
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from dataset.catalog import is_written, write_coco
+
+def rank():
+    write_coco("mine")
+    assert is_written(MetadataCatalog.get("mine").json_file)
+
+DatasetCatalog.register("mine", list)
+MetadataCatalog.get("mine").set(thing_classes=["cat"], image_root=".")
+process = get_context("fork").Process(target=rank)
+process.start()
+process.join()
+raise SystemExit(process.exitcode)
+"""
+
+
+def test_the_file_is_gone_with_a_process_that_another_one_started(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-c", _RANK], env=environment, check=True)
+    assert not [*tmp_path.iterdir()]
