@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from configs.imports import MODULE
 from configs.rules import MAX_WHOLE, Number, Whole
 from configs.wording import one_line
 from storage import CacheError
+from storage.progress import say
 from storage.resources import exhausted, with_remedy
 
 from .stopping import Interrupted
@@ -252,12 +252,6 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
-
-
-def say(message: str) -> None:
-    """Print on stderr, where there still is one: a terminal may be gone, a pipe closed."""
-    with suppress(OSError):
-        print(message, file=sys.stderr)
 
 
 def _for_users() -> tuple[type[Exception], ...]:

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from configs.wording import one_line
+from storage.progress import say
 from storage.resources import exhausted, of_disk, with_remedy
 
-from .command import FOR_USERS, say
+from .command import FOR_USERS
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

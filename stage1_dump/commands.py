@@ -49,8 +49,10 @@ def plan(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Dump, or go on with a dump, on this rank."""
-    from .dump import run as run_dump
-    from .launch import run_ranks
+    from .launch import end_with_launcher, run_ranks
+
+    end_with_launcher()
+    from .dump import run as run_dump  # which takes seconds
 
     if args.max_restarts is not None and args.num_gpus == 1:
         raise ValueError(
