@@ -43,7 +43,7 @@ def in_one_line(job: Callable[[CfgNode, Any], Result]) -> Callable[[CfgNode, Any
 
 @contextmanager
 def failing_in_one_line(folder: str) -> Iterator[None]:
-    """Shorten what the log says about errors of the surroundings, and name the folder written to.
+    """Shorten what the log says about errors of the surroundings, and name what is written to.
 
     Raises:
         OSError: something could not be written there.
@@ -54,12 +54,14 @@ def failing_in_one_line(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if folder in str(error) or not (of_disk(error) or _is_of_archive(error)):
+        path = getattr(error, "filename", None)
+        is_told = folder in str(error) and not path
+        if is_told or not (of_disk(error) or _is_of_archive(error)):
             raise
         what = "cannot be written: " + (
             exhausted(error) or "is the disk full? Free some, and resume"
         )
-        raise OSError(f"{folder}: {what}") from error
+        raise OSError(f"{path or folder}: {what}") from error
     finally:
         logging.Handler.handleError = _HANDLE_ERROR  # type: ignore[method-assign]
         loop.removeFilter(_without_traceback)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from detectors.command import read_config
 from detectors.stopping import Interrupted, StopSignals
+from storage.whole import write_whole
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -43,7 +44,7 @@ def plan(args: argparse.Namespace) -> int:
     if args.output:
         target = Path(args.output)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(plan_text(prepared))
+        write_whole(target, plan_text(prepared))
     return 0
 
 
