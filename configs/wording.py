@@ -33,7 +33,10 @@ def one_line(error: BaseException) -> str:
     text = str(error).rstrip()
     if is_from_elsewhere(error):
         text = _told_elsewhere(text)
-    place = users_place(error)
+    try:
+        place = users_place(error)
+    except MemoryError:  # looking for it takes some, too
+        place = ""
     return text if not place or place in text else f"{text} ({place})"
 
 

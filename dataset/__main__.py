@@ -10,6 +10,8 @@ import sys
 
 from detectors.command import add_config_arguments, add_image_arguments, whole
 from storage.example import add_example
+from storage.progress import say
+from storage.resources import exhausted, with_remedy
 
 # Commands import what they need themselves, so that none waits for another's libraries.
 
@@ -33,9 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return commands[options.command](options, parser)
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        say(f"{parser.prog}: {with_remedy(error, str(error))}")
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        say(f"{parser.prog}: {with_remedy(error, str(error))}")
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; run the command again to continue", file=sys.stderr)
+        say(f"{parser.prog}: interrupted; run the command again to continue")
         return 128 + signal.SIGINT
     return 1
 
@@ -50,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--val", type=int, default=100, help="validation images (default: 100)")
     synthetic.add_argument("--size", type=int, default=96, help="longer side, pixels (default: 96)")
     synthetic.add_argument("--seed", type=int, default=0, help="another draws others (default: 0)")
+    synthetic.add_argument("--workers", type=whole(1), help="processes; default: one a core")
 
     coco = commands.add_parser("coco", help="fetch COCO 2017; continues where it broke off")
     coco.add_argument("--output", required=True, help="folder for $DETECTRON2_DATASETS")
@@ -61,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="compare images with their annotations")
     check.add_argument("--images", required=True, help="folder that the file names lie under")
     check.add_argument("--annotations", required=True, help="COCO annotation file")
-    check.add_argument("--workers", type=int, help="processes; default: one a core")
+    check.add_argument("--workers", type=whole(1), help="processes; default: one a core")
     check.add_argument("--json", action="store_true", help="print every problem, as JSON")
 
     subset = commands.add_parser("subset", help="write a set of some categories, linking images")
@@ -144,7 +151,7 @@ def _synthetic(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         )
     except ValueError as error:
         parser.error(str(error))
-    written = write_synthetic(options.output, config)
+    written = write_synthetic(options.output, config, options.workers)
     what = "wrote" if written else "already there:"
     print(f"{what} {config.train} training and {config.val} validation images, {options.output}")
     return 0
@@ -173,8 +180,6 @@ def _coco(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from dataset.checking import examine
 
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"--workers must be at least 1, got {options.workers}")
     report = examine(options.annotations, options.images, options.workers)
     if options.json:
         print(json.dumps(report.to_json(), indent=2))

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.whole import replaced
+
 # The palette of Okabe and Ito, whose colours colour-blind people tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -87,8 +89,10 @@ def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], *, column
             handles=[_sample(group) for group in kinds.values()], loc="lower center",
             ncols=math.ceil(len(kinds) / lines), fontsize=_points(letter), frameon=False,
         )  # fmt: skip
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png")
 
 
 def _points(pixels: float) -> float:

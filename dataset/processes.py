@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import TypeVar
+
+from storage import workers as processes
+from storage.errors import CacheError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -21,10 +22,18 @@ def mapped(
         tasks: its arguments.
         workers: processes.
         chunk: tasks that a process is handed at once.
+
+    Raises:
+        OSError: a process died, or cannot be started.
     """
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    # Spawned, not forked: a fork of a process with threads can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(function, tasks, chunksize=chunk)
+    chunks = [tasks[start : start + chunk] for start in range(0, len(tasks), chunk)]
+    try:
+        with processes.mapped(_do, function, chunks, workers=workers) as results:
+            for done in results:
+                yield from done
+    except CacheError as error:
+        raise OSError(str(error)) from error
+
+
+def _do(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
+    return [function(task) for task in tasks]

@@ -31,6 +31,7 @@ from dataset.coco_json import write_json
 from dataset.processes import mapped
 from dataset.scenes import CLASS_NAMES, Scene, SceneObject, draw_scene
 from storage.progress import Progress
+from storage.whole import replaced
 
 _GENERATOR = "synthetic"
 # Raise it whenever the same parameters would give other bytes.
@@ -150,7 +151,8 @@ def _draw_task(task: _Task) -> list[_Annotated]:
     for number in range(task.first, task.last + 1):
         scene = _draw_image(task.seed, task.split, number, task.size)
         path = Path(task.folder) / "images" / _file_name(task.split, number)
-        Image.fromarray(scene.pixels).save(path, format="PNG", compress_level=1)
+        with replaced(path) as partial:
+            Image.fromarray(scene.pixels).save(partial, format="PNG", compress_level=1)
         height, width = scene.pixels.shape[:2]
         done.append(
             _Annotated(

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from storage.whole import write_whole
+
 # The folder in that of COCO's layout. Not its `annotations`, in other letters: some disks have no
 # other letters.
 _FOLDER = "voc"
@@ -46,7 +48,7 @@ def write_list(output: Path, split: str, names: Iterable[str]) -> None:
     """Write the list of a split's images, `<year>/<name>` each."""
     path = _list(output, split)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    write_whole(path, "".join(f"{name}\n" for name in names))
 
 
 def layout_of(annotations: Path) -> VocLayout | None:

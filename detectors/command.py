@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from configs.imports import MODULE
 from configs.rules import MAX_WHOLE, Number, Whole
 from configs.wording import one_line
 from storage import CacheError
+from storage.progress import say
 from storage.resources import exhausted, with_remedy
 
 from .stopping import Interrupted
@@ -254,12 +254,6 @@ def run_command(command: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
 
 
-def say(message: str) -> None:
-    """Print on stderr, where there still is one: a terminal may be gone, a pipe closed."""
-    with suppress(OSError):
-        print(message, file=sys.stderr)
-
-
 def _for_users() -> tuple[type[Exception], ...]:
     """`FOR_USERS`, and the error of a spawned rank, if anything here can spawn ranks by now."""
     spawn = sys.modules.get("torch.multiprocessing.spawn")
@@ -274,9 +268,9 @@ def set_up(
     In the folder of a training, the config that is there stays: it may be that of another command.
     `use` is as for `register_data`.
     """
-    from detectron2.engine import default_setup
     from detectron2.utils import comm
-    from detectron2.utils.logger import setup_logger
+
+    from storage.whole import write_whole
 
     from .datasets import require_fit
     from .run_record import CONFIG_NAME, RECORD_NAME
@@ -284,17 +278,34 @@ def set_up(
     warnings = register_data(cfg, use=use)
     require_fit(cfg, use)
     folder = Path(cfg.OUTPUT_DIR)
-    saved = folder / CONFIG_NAME  # default_setup writes it
-    stays = comm.is_main_process() and (folder / RECORD_NAME).exists() and saved.exists()
-    before = saved.read_bytes() if stays else None
-    default_setup(cfg, args)
-    if before is not None:
-        saved.write_bytes(before)
-    # default_setup gives detectron2's log its handlers; ours goes the same way.
-    for name in ("detectors", "stage2_distill"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+    _begin_log(cfg, args)
+    kept = folder / CONFIG_NAME
+    if comm.is_main_process() and not ((folder / RECORD_NAME).exists() and kept.exists()):
+        write_whole(kept, cfg.dump())
     for warning in warnings:
         logger.warning("%s", warning)
+
+
+def _begin_log(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """As detectron2's `default_setup`, which would overwrite `config.yaml` piece by piece, too."""
+    import torch
+    from detectron2.utils import comm
+    from detectron2.utils.collect_env import collect_env_info
+    from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.logger import setup_logger
+
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", "detectors", "stage2_distill"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    log = logging.getLogger("detectron2")
+    log.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    log.info("Environment info:\n%s", collect_env_info())
+    log.info("Command line arguments: %s", args)
+    log.info("Running with full config:\n%s", cfg.dump())
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 def require_new_run(cfg: CfgNode, *, resume: bool) -> None:

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from configs.wording import one_line
+from storage.progress import say
 from storage.resources import exhausted, of_disk, with_remedy
 
-from .command import FOR_USERS, say
+from .command import FOR_USERS
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -42,7 +43,7 @@ def in_one_line(job: Callable[[CfgNode, Any], Result]) -> Callable[[CfgNode, Any
 
 @contextmanager
 def failing_in_one_line(folder: str) -> Iterator[None]:
-    """Shorten what the log says about errors of the surroundings, and name the folder written to.
+    """Shorten what the log says about errors of the surroundings, and name what is written to.
 
     Raises:
         OSError: something could not be written there.
@@ -53,12 +54,14 @@ def failing_in_one_line(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if folder in str(error) or not (of_disk(error) or _is_of_archive(error)):
+        path = getattr(error, "filename", None)
+        is_told = folder in str(error) and not path
+        if is_told or not (of_disk(error) or _is_of_archive(error)):
             raise
         what = "cannot be written: " + (
             exhausted(error) or "is the disk full? Free some, and resume"
         )
-        raise OSError(f"{folder}: {what}") from error
+        raise OSError(f"{path or folder}: {what}") from error
     finally:
         logging.Handler.handleError = _HANDLE_ERROR  # type: ignore[method-assign]
         loop.removeFilter(_without_traceback)

@@ -307,11 +307,23 @@ class _Guarded:
         os.environ.update(self._environment)
         queue: Any = multiprocessing.queues.Queue
         queue._on_queue_feeder_error = _send_in_its_place
+        queue._start_thread = _start_or_end
         sys.excepthook = _end_if_lacking
         keep_freed_memory()
         import_modules(self._imports)
         if self._then is not None:
             self._then(number)
+
+
+_START_THREAD: Any = multiprocessing.queues.Queue._start_thread  # type: ignore[attr-defined]
+
+
+def _start_or_end(queue: Any) -> None:
+    """Start the thread that sends batches, or end: nothing can be told without it."""
+    try:
+        _START_THREAD(queue)
+    except RuntimeError as error:
+        _end_if_lacking(type(error), error, None, always=True)
 
 
 def _send_in_its_place(queue: Any, error: Exception, batch: Any) -> None:

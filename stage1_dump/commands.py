@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from detectors.command import read_config
 from detectors.stopping import Interrupted, StopSignals
+from storage.whole import write_whole
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -43,14 +44,16 @@ def plan(args: argparse.Namespace) -> int:
     if args.output:
         target = Path(args.output)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(plan_text(prepared))
+        write_whole(target, plan_text(prepared))
     return 0
 
 
 def run(args: argparse.Namespace) -> int:
     """Dump, or go on with a dump, on this rank."""
-    from .dump import run as run_dump
-    from .launch import run_ranks
+    from .launch import end_with_launcher, run_ranks
+
+    end_with_launcher()
+    from .dump import run as run_dump  # which takes seconds
 
     if args.max_restarts is not None and args.num_gpus == 1:
         raise ValueError(

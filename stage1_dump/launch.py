@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
 
 _POLL_SEC = 0.2
+# Tells a rank that its standard input is a pipe which says when its launcher has ended.
+_LAUNCHED = "STAGE1_DUMP_LAUNCHED"
 
 
 def run_ranks(count: int, arguments: Sequence[str], *, max_restarts: int = 0) -> int:
@@ -69,5 +72,22 @@ def run_ranks(count: int, arguments: Sequence[str], *, max_restarts: int = 0) ->
 
 def _start(number: int, count: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     variables = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
+    variables[_LAUNCHED] = "1"
     command = [sys.executable, "-m", "stage1_dump", "run", *arguments]
-    return subprocess.Popen(command, env={**os.environ, **variables})
+    # Nothing is ever written to it: the system closes it when this process ends, however it does.
+    return subprocess.Popen(command, env={**os.environ, **variables}, stdin=subprocess.PIPE)
+
+
+def end_with_launcher() -> None:
+    """Let a rank of `run_ranks` end, as by SIGTERM, once that process is gone.
+
+    One that was killed tells nobody to end.
+    """
+    if os.environ.pop(_LAUNCHED, "") != "1":
+        return
+
+    def watch() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from storage.errors import CacheError
 from storage.example import add_example
+from storage.progress import say
 from storage.report import LEVELS
 from storage.resources import exhausted, with_remedy
 from storage.stopping import Terminated, terminable
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code.
 
     Returns:
-        0 success, 1 failure, 2 wrong use, 130 Ctrl-C, 143 SIGTERM.
+        0 success, 1 failure, 2 wrong use, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
     """
     args = vars(parse(arguments))
     from storage import commands
@@ -97,18 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
         except (CacheError, ValueError, OSError, ImportError) as error:
-            print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
+            say(f"error: {with_remedy(error, str(error))}")
             return commands.FAILED
         except (MemoryError, RuntimeError) as error:
             if not exhausted(error):
                 raise
-            print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
+            say(f"error: {with_remedy(error, str(error))}")
             return commands.FAILED
-        except Terminated:
-            print("interrupted by SIGTERM", file=sys.stderr)
-            return 128 + signal.SIGTERM
+        except Terminated as error:
+            say(f"interrupted by {error}")
+            return 128 + error.number
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            say("interrupted")
             return 128 + signal.SIGINT
 
 

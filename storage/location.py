@@ -38,8 +38,9 @@ LOCAL_BLOCK = 1 << 19
 REMOTE_BLOCK = 1 << 23
 REMOTE_BLOCKS_AT_ONCE = 4
 
-# How long a job waits for an object store that it has reached before. One that was never reached
-# is more likely misconfigured: that is said as soon as the client's own retries end.
+# How long a job waits for an object store that it has reached before, or whose first answer broke
+# off. One that was never reached is more likely misconfigured: that is said as soon as the client's
+# own retries end.
 PATIENCE_SEC = 300.0
 _PAUSE_SEC = 1.0
 
@@ -62,7 +63,7 @@ class Location:
         self._store: Store | None = None
         self._given: Store | None = None
         self._path: Path | None = None
-        self._reached = False
+        self._reached: bool | None = None  # not asked yet
         if isinstance(where, Location):
             self.name, self._given, self._path = where.name, where._given, where._path
             self._reached = where._reached
@@ -306,9 +307,11 @@ class Location:
         if self._path is not None:
             return
         store = self.store
-        if once and self._given is None:
+        if not once:
+            return self._ask(lambda: remote.reach(store))
+        if self._given is None:
             store = self._wait(lambda: remote.connect(self.name, remote.NO_RETRIES))
-        self._ask(lambda: remote.reach(store, remote.ONCE_SEC if once else None))
+        self._ask(lambda: remote.reach(store, remote.ONCE_SEC), patience_sec=0.0)
 
     def above(self) -> list[Location]:
         """Return the folders, or prefixes, that this place lies in, the nearest first."""
@@ -341,17 +344,20 @@ class Location:
         except OSError as error:
             raise unwritable(str(self), str(self._path), key, error) from error
 
-    def _ask(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    def _ask(
+        self, work: Callable[[], Coroutine[Any, Any, Result]], patience_sec: float | None = None
+    ) -> Result:
         """Run requests, again and again while a store that has answered before is away.
 
         All of them give the same result when they are made twice.
         """
-        result = self._wait(lambda: event_loop.run(work()))
+        patience_sec = PATIENCE_SEC if patience_sec is None else patience_sec
+        result = self._wait(lambda: event_loop.run(work()), patience_sec)
         self._reached = True
         return result
 
-    def _wait(self, attempt: Callable[[], Result]) -> Result:
-        deadline = time.monotonic() + (PATIENCE_SEC if self._reached else 0.0)
+    def _wait(self, attempt: Callable[[], Result], patience_sec: float = 0.0) -> Result:
+        deadline = time.monotonic() + patience_sec
         while True:
             try:
                 with remote.named(""):
@@ -362,7 +368,8 @@ class Location:
                 place = f"{self}/{error.key}" if error.key else str(self)
                 message = f"{place}: the object store failed: {error.reason}"
                 left = deadline - time.monotonic()
-                if not error.may_pass or left <= 0:
+                has_answered = error.is_broken_off if self._reached is None else self._reached
+                if not (has_answered and error.may_pass) or left <= 0:
                     self._reached = False  # what a job does on its way out need not wait again
                     raise StoreAccessError(message) from None
             logger.warning("%s; trying again for %.0f s", message, left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from time import monotonic
 from typing import Any, TextIO, TypeVar
@@ -81,7 +82,7 @@ class Progress:
                 self._bar.update(count)
             elif now - self._last_line >= LINE_EVERY_SEC:
                 self._last_line = now
-                print(self._line(now), file=sys.stderr, flush=True)
+                say(self._line(now))
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield items, and count each as done when the next one is asked for."""
@@ -110,6 +111,12 @@ class Progress:
         if self._unit == "B":
             return format_bytes(value)
         return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def say(message: str) -> None:
+    """Print on stderr, where there still is one: a terminal may be gone, a pipe closed."""
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def format_bytes(value: float) -> str:

@@ -35,6 +35,8 @@ _STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _SYSTEM = re.compile(r'message: "([^"<]{1,80})"')
 _TIMED_OUT = "kind: Timeout"
+# Of an answer without its end, or a request that the server stopped reading.
+_BROKEN_OFF = "request or response body error"
 _BEHIND_THE_END, _FULL = 416, 507
 # Statuses that say "not now" rather than "not so".
 _PASSING = (408, 429, 500, 502, 503, 504)
@@ -56,6 +58,7 @@ class RequestError(Exception):
         reason: in one line, with what to do about it, and without anything secret.
         status: HTTP status, 0 if there was no answer.
         may_pass: whether the same request may succeed later.
+        is_broken_off: whether there was a connection, and a part of the answer.
     """
 
     def __init__(self, key: str, error: BaseException) -> None:
@@ -65,14 +68,14 @@ class RequestError(Exception):
         self.status = int(status[1]) if status else 0
         if status:
             self.reason = f"{status[1]}{status[2]}".strip() + (f" ({code[1]})" if code else "")
-            self.may_pass = self.status in _PASSING
+            self.may_pass, self.is_broken_off = self.status in _PASSING, False
         else:
             system = _SYSTEM.search(text)
             cause = "timed out" if _TIMED_OUT in text else system[1] if system else ""
             # The last part: those before it hold the request's URL.
             last = text.partition("\n")[0].rpartition(" - ")[2]
             self.reason = last + (f" ({cause})" if cause else "")
-            self.may_pass = "HTTP error" in last
+            self.may_pass, self.is_broken_off = "HTTP error" in last, _BROKEN_OFF in last
         remedy = _REMEDIES.get(403 if code and code[1] in _OF_TOKENS else self.status)
         if remedy and (status or self.may_pass):
             self.reason += f"; {remedy}"

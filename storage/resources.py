@@ -10,6 +10,9 @@ import errno
 import re
 import sys
 
+if sys.platform != "win32":
+    import resource  # now: where no file can be opened any more, no module can be imported
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
@@ -80,6 +83,4 @@ def _with_limit(text: str) -> str:
 def _open_files() -> int:
     if sys.platform == "win32":
         return 0
-    import resource
-
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

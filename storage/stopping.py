@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers end a command: it unwinds like Ctrl-C, and only once."""
+"""SIGTERM of schedulers and SIGHUP of lost terminals: each unwinds like Ctrl-C, and only once."""
 
 from __future__ import annotations
 
@@ -12,33 +12,46 @@ from types import FrameType
 # What is meant once comes twice: from a terminal and from torchrun, from a scheduler and a parent.
 ONE_REQUEST_SEC = 5.0
 
+_NUMBERS = (signal.SIGTERM, signal.SIGHUP)
+
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """A signal ended the command.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Args: the signal."""
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within this, SIGTERM raises `Terminated`; one that comes again waits for some seconds more.
+    """Within this, each raises `Terminated`; what comes again within some seconds is passed over.
 
-    Nothing changes outside the main thread, nor where the signal is ignored, as in a background
-    job of a shell.
+    Nothing changes outside the main thread, nor for a signal that is ignored, as in a background
+    job of a shell or under `nohup`.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or before in (signal.SIG_IGN, None):  # None: of no Python code
-        yield
-        return
     since = -ONE_REQUEST_SEC
 
     def terminate(number: int, frame: FrameType | None) -> None:
         nonlocal since
         if (now := time.monotonic()) - since >= ONE_REQUEST_SEC:
             since = now
-            raise Terminated
+            raise Terminated(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in _NUMBERS}
+    # None: of no Python code.
+    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,16 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage.resources import of_disk
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give the place for what becomes the file at the end; of what fails, nothing stays."""
+    """Give the place for what becomes the file at the end; of what fails, nothing stays.
+
+    What is no file, such as /dev/stdout, is written to as it is.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
     partial = path.with_name(path.name + ".partial")
+    if path.exists() and not path.is_file():
+        partial = path
     try:
         yield partial
-        partial.replace(path)
+        if partial != path:
+            partial.replace(path)
+    except OSError as error:
+        if error.filename == str(partial) or (error.filename is None and of_disk(error)):
+            error.filename = str(path)
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        if partial != path:
+            partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

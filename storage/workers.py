@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -53,6 +53,8 @@ def mapped(
     try:
         yield _results(pool, [pool.submit(_call, function, task) for task in tasks])
     except (OSError, RuntimeError) as error:
+        if isinstance(error.__cause__, _RemoteTraceback):
+            raise  # a task's own
         # From Python 3.12 on, what ended the pool's own thread is a text behind the pool's error.
         lacking = exhausted(error) or exhausted(RuntimeError(str(error.__cause__)))
         if lacking:

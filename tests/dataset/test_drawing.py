@@ -1,6 +1,7 @@
 """Pictures with boxes: labels inside the picture and beside each other, a legend of the kinds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,13 @@ from dataset.drawing import BLUE, YELLOW, BoxGroup, Panel, draw_panels
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """What is drawn, before it is saved."""
     found: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: found.append(figure))
+    savefig = Figure.savefig
+
+    def note(figure: Figure, *args: Any, **options: Any) -> None:
+        found.append(figure)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", note)
     return found
 
 

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.__main__ import main
 from dataset.checking import examine
 from dataset.figures import SHAPES, TEXTURES, Figure, rasterize
 from dataset.reading import load_annotations
 from dataset.scenes import CLASS_NAMES, MIN_VISIBLE, SIZE_RANGE, draw_scene
 from dataset.synthetic import SyntheticConfig, write_synthetic
+from tests.fresh import files_no_larger_than
 
 SMALL = SyntheticConfig(train=30, val=4, size=48, seed=3)
 
@@ -51,6 +54,26 @@ def test_the_set_passes_the_check(small: Path, split: str) -> None:
 def test_bytes_do_not_depend_on_the_number_of_processes(small: Path, tmp_path: Path) -> None:
     write_synthetic(tmp_path / "set", SMALL, workers=2)
     assert digests(tmp_path / "set") == digests(small)
+
+
+def test_a_process_that_dies_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.workers._may_fork", lambda: True)
+    monkeypatch.setattr("dataset.synthetic._draw_image", lambda *_: os._exit(9))
+    assert main(["synthetic", "--output", str(tmp_path), "--workers", "2"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "one of 2 processes died" in line and "--workers 1" in line
+
+
+def test_an_image_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with files_no_larger_than(1000):
+        assert main(["synthetic", "--output", str(tmp_path), "--workers", "1"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train_000001.png': larger than this process may write" in line
+    assert not list((tmp_path / "images").iterdir())
 
 
 def test_a_longer_set_begins_with_the_shorter(small: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from detectors.command import run_command
 from detectors.failures import failing_in_one_line, in_one_line
 from storage import CacheError
 from storage.resources import exhausted, with_remedy
-from tests.fresh import files_no_larger_than
+from tests.fresh import files_no_larger_than, stdout_of
 
 Capture = pytest.CaptureFixture[str]
 
@@ -53,6 +53,30 @@ def test_what_has_run_out_is_one_line_with_the_remedy(
     assert run_command(command) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line
+
+
+def test_it_is_said_with_what_is_left(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def refuse(error: BaseException) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr("configs.wording.users_place", refuse)
+    assert run_command(lambda: int(str(raised(MemoryError())))) == 1
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_the_number_of_files_is_said_where_none_can_be_opened() -> None:
+    # A module cannot be imported then.
+    program = """
+import os
+from storage.resources import exhausted
+try:
+    while True:
+        os.dup(0)
+except OSError as error:
+    print(exhausted(error))
+"""
+    limited = ["sh", "-c", 'ulimit -n 20; exec "$@"', "-", sys.executable, "-c", program]
+    assert "(limit 20)" in stdout_of(limited)
 
 
 def test_nothing_else_is_explained_away() -> None:

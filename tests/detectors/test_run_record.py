@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from detectors.__main__ import main
 from detectors.run_record import known_config, read_record, run_digest
 from detectors.trainer import Trainer
 from tests.detectors.plain import write_plain
+from tests.fresh import files_no_larger_than
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,28 @@ def test_a_run_that_fails_is_not_finished(
         train(config, tmp_path)
     record = read_record(tmp_path)
     assert record is not None and not record.finished and record.results is None
+
+
+def train_with_a_full_disk(*args: Any, **options: Any) -> None:
+    sys.stdout = sys.stderr = io.StringIO()  # pytest's own files would be full too
+    with files_no_larger_than(1000):
+        sys.exit(train(*args, **options))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_full_disk_leaves_no_half_of_a_config(config: Path, tmp_path: Path, resume: bool) -> None:
+    if resume:
+        assert train(config, tmp_path) == 0
+    before = [path.read_text() for path in tmp_path.glob("config*")]
+    child = multiprocessing.get_context("fork").Process(
+        target=train_with_a_full_disk,
+        args=(config, tmp_path, "SOLVER.MAX_ITER", "3"),
+        kwargs={"resume": resume},
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    assert [path.read_text() for path in tmp_path.glob("config*")] == before
 
 
 def test_lines_of_a_run_resumed_with_another_config_are_told_apart(

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -125,6 +126,17 @@ def test_a_worker_without_free_descriptors_is_one_line(capfd: pytest.CaptureFixt
     if said.endswith("a worker ran out of what it said above"):
         said = capfd.readouterr().err
     assert re.search(r"too many open files \(limit \d+\).*ulimit -n", said)
+
+
+def test_a_worker_that_can_start_no_thread_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def without_threads(_: int) -> None:
+        refuse: Any = lambda _: raised(RuntimeError("can't start new thread"))  # noqa: E731
+        threading.Thread.start = refuse  # type: ignore[method-assign]
+
+    with pytest.raises(WorkerError, match="a worker ran out of what it said above"):
+        list(batches_of(lambda: 1, num_workers=1, worker_init_fn=without_threads))
+    said = capfd.readouterr().err
+    assert "error: an image worker: no thread or process" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("text", ["exited unexpectedly with exit code 72", "exited unexpectedly"])

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Ranks:
         self.started: list[tuple[list[str], dict[str, str]]] = []
         self.terminated: list[int] = []
 
-    def __call__(self, command: list[str], env: dict[str, str]) -> Any:
+    def __call__(self, command: list[str], env: dict[str, str], stdin: int) -> Any:
         self.started.append((command, env))
         return _Process(self, int(env["RANK"]))
 
@@ -105,7 +106,7 @@ def test_a_terminated_launcher_terminates_its_ranks(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_dump_says_how_it_goes_on(
     number: signal.Signals,
     ranks: int,
@@ -127,15 +128,47 @@ def test_a_rank_that_cannot_start_leaves_no_other_running(
 ) -> None:
     ranks = Ranks({})
 
-    def start(command: list[str], env: dict[str, str]) -> Any:
+    def start(command: list[str], env: dict[str, str], stdin: int) -> Any:
         if env["RANK"] == "2":
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return ranks(command, env)
+        return ranks(command, env, stdin)
 
     monkeypatch.setattr(subprocess, "Popen", start)
     assert main(["run", "--num-gpus", "4", *ARGUMENTS]) == 1
     assert "no thread or process can be started" in capsys.readouterr().err
     assert ranks.terminated == [0, 1]
+
+
+LAUNCHER = """
+import sys
+from stage1_dump import launch
+sys.executable = sys.argv[1]
+launch.run_ranks(2, [])
+"""
+RANK = """#!{python}
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from stage1_dump.launch import end_with_launcher
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("ended", flush=True)))
+end_with_launcher()
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+def test_ranks_end_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    rank = tmp_path / "rank"
+    rank.write_text(RANK.format(python=sys.executable, root=str(ROOT)))
+    rank.chmod(0o755)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(rank)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert launcher.stdout is not None
+    assert [launcher.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    launcher.kill()
+    # To the end of what they write: none of them runs any more.
+    assert launcher.communicate(timeout=30)[0] == "ended\n" * 2
 
 
 @pytest.fixture

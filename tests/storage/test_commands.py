@@ -193,7 +193,11 @@ def test_damaged_metadata_is_one_line_that_says_what_to_do(
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "interrupted by SIGTERM")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "interrupted by SIGTERM"),
+        (signal.SIGHUP, 129, "interrupted by SIGHUP"),
+    ],
 )
 def test_a_signal_is_one_line(
     number: int, code: int, said: str,
@@ -205,16 +209,18 @@ def test_a_signal_is_one_line(
     assert signal.getsignal(number) == before
 
 
-def test_a_second_sigterm_does_not_abort_what_the_first_began(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_not_abort_what_the_first_began(
+    second: int,
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     given_back = []
 
     def interrupted(*_: Any, **__: Any) -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(second)
             given_back.append("a claim")
 
     monkeypatch.setattr("storage.commands.verify", interrupted)
@@ -222,19 +228,21 @@ def test_a_second_sigterm_does_not_abort_what_the_first_began(
     assert given_back
 
 
-def test_a_sigterm_that_is_ignored_stays_so(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_so(
+    number: int,
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def signalled(*args: Any, **options: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         return verify(*args, **options)
 
     monkeypatch.setattr("storage.commands.verify", signalled)
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         assert run(capsys, "verify", finished)[0] == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def test_a_command_runs_in_any_thread(finished: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -150,14 +151,20 @@ _XML = "<?xml version='1.0'?>\n<Error><Code>{}</Code>\n<Message>AKIAEXAMPLE</Mes
 
 
 @contextmanager
-def answering(status: int, body: str, cut: int = 0) -> Iterator[str]:
-    """A server that gives every request the same answer, its last bytes missing; its URL."""
+def answering(status: int, body: str, cut: int = 0, times: int = sys.maxsize) -> Iterator[str]:
+    """A server that gives every request the same answer, in the first ones its last bytes missing.
+
+    Yields:
+        Its URL.
+    """
+    left = [cut] * min(times, 1000)
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body) + cut))
+            missing = left.pop() if left else 0
+            self.send_header("Content-Length", str(len(body) + missing))
             self.send_header("Last-Modified", "Tue, 24 Nov 2026 06:00:00 GMT")
             self.send_header("ETag", '"a"')
             self.send_header("Connection", "close")
@@ -263,10 +270,31 @@ def test_what_a_status_alone_would_not_tell_is_told_by_the_code_of_s3(
 def test_an_answer_that_breaks_off_is_an_error_and_never_short_data(
     credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("storage.location.PATIENCE_SEC", 0.1)
     with answering(200, "12345", cut=5) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(StoreAccessError, match=r"^s3://bucket/cache/a: [^\n]*$"):
             Location("s3://bucket/cache").get("a")
+
+
+def test_the_very_first_answer_may_break_off(
+    credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.location._PAUSE_SEC", 0.01)
+    with answering(404, _XML.format("NoSuchKey"), cut=5, times=2) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert Location("s3://bucket/cache").get("a") is None
+
+
+def test_nobody_waits_for_a_store_that_is_only_looked_at(
+    credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(200, "<ListBucketResult/>", cut=5) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        start = time.monotonic()
+        with pytest.raises(StoreAccessError, match="the object store failed"):
+            Location("s3://bucket/cache").reach(once=True)
+    assert time.monotonic() - start < 20
 
 
 def test_a_server_that_does_not_answer_is_given_up_after_the_timeout_of_the_environment(

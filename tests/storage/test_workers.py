@@ -34,6 +34,10 @@ def fail(_: int, task: int) -> int:
     raise ValueError(f"task {task}")
 
 
+def fill_the_disk(_: int, __: int) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device", "a")
+
+
 def tell_process_and_wait(_: int, task: int) -> None:
     """Print the process, and never come back from the first task."""
     os.write(1, f"{os.getpid()}\n".encode())  # in one piece: two processes share the pipe
@@ -134,6 +138,14 @@ def test_an_error_in_a_process_comes_out_here() -> None:
     with (
         pytest.raises(ValueError, match="task 0"),
         mapped(fail, 0, range(8), workers=2) as results,
+    ):
+        list(results)
+
+
+def test_so_does_one_that_could_be_of_the_processes() -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: 'a'$"),
+        mapped(fill_the_disk, 0, range(8), workers=2) as results,
     ):
         list(results)
 
