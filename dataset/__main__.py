@@ -8,8 +8,14 @@ import shlex
 import signal
 import sys
 
-from detectors.command import add_config_arguments, add_image_arguments, whole
+from detectors.command import (
+    add_config_arguments,
+    add_image_arguments,
+    require_docstrings,
+    whole,
+)
 from storage.example import add_example
+from storage.resources import with_remedy
 
 # Commands import what they need themselves, so that none waits for another's libraries.
 
@@ -32,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         return commands[options.command](options, parser)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog}: {with_remedy(error, str(error))}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; run the command again to continue", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -262,6 +268,7 @@ def _unlabeled(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 
 
 def _show(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    require_docstrings()
     from detectron2.data import MetadataCatalog
 
     from configs.stock_keys import DISTILL

@@ -89,21 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 success, 1 failure, 2 wrong use, 130 Ctrl-C, 143 SIGTERM.
     """
     args = vars(parse(arguments))
-    from storage import commands
-
-    run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
     # Claims are given back and workers end, whichever signal it was.
     with terminable():
         try:
+            from storage import commands
+
+            run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
             return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
         except (CacheError, ValueError, OSError, ImportError) as error:
             print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
-            return commands.FAILED
+            return 1
         except (MemoryError, RuntimeError) as error:
             if not exhausted(error):
                 raise
             print(f"error: {with_remedy(error, str(error))}", file=sys.stderr)
-            return commands.FAILED
+            return 1
         except Terminated:
             print("interrupted by SIGTERM", file=sys.stderr)
             return 128 + signal.SIGTERM
