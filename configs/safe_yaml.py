@@ -77,7 +77,8 @@ def read_yaml(path: str) -> ConfigMapping:
             message names file and line.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"config file {path} does not exist")
+        what = "is no regular file; write it to one" if os.path.exists(path) else "does not exist"
+        raise FileNotFoundError(f"config file {path} {what}")
     if path.endswith(".py"):
         raise ValueError(f"{path}: {_LAZY}")
     try:

@@ -124,6 +124,6 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(FileNotFoundError, match="does not exist"):
+    for path, what in ((tmp_path / "none.yaml", "does not exist"), (tmp_path, "is no regular")):
+        with pytest.raises(FileNotFoundError, match=f"{path} {what}"):
             read_yaml(str(path))
