@@ -115,7 +115,10 @@ def _construct_mapping(loader: _ConfigLoader, node: yaml.MappingNode) -> ConfigM
     for key_node, value_node in node.value:
         key: Hashable = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise _Refused(f"expected a config key, got {key!r}", key_node)
+            raise _Refused(
+                f"expected a config key, got {key!r}; a name that is a number stands in quotes",
+                key_node,
+            )
         if key == _LAZY_KEY:
             raise _Refused(_LAZY, key_node)
         mapping[key] = loader.construct_object(value_node, deep=True)

@@ -88,7 +88,8 @@ def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], *, column
             ncols=math.ceil(len(kinds) / lines), fontsize=_points(letter), frameon=False,
         )  # fmt: skip
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    # Without a format, a name without an ending, or that of a folder, would get one.
+    figure.savefig(path, format=Path(path).suffix[1:] or "png")
 
 
 def _points(pixels: float) -> float:

@@ -16,9 +16,11 @@ def refuse_output_dir(place: str) -> None:
     """Refuse an `OUTPUT_DIR`, which need not be there, that can be no folder for a training.
 
     Raises:
-        ValueError: something else lies there or on the way, or checkpoints in it would not be
-            found again.
+        ValueError: none is named, something else lies there or on the way, or checkpoints in it
+            would not be found again.
     """
+    if not place:
+        raise ValueError("OUTPUT_DIR is empty; expected the folder for results")
     places = (Path(place), *Path(place).parents)
     nearest = next(filter(os.path.lexists, places), Path())
     if not os.path.isdir(nearest):

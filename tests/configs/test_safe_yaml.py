@@ -104,7 +104,10 @@ def test_keys_remember_their_lines(tmp_path: Path) -> None:
         (f"A: {3000 * '['}{3000 * ']'}\n", r"config\.yaml: not a YAML text file: maximum recurs"),
         ("", r"expected a mapping of config nodes, got nothing"),
         ("- 1\n", r"expected a mapping of config nodes, got list"),
-        ("1: 2\n", r"yaml:1: expected a config key, got 1"),
+        (
+            "1: 2\n",
+            r"yaml:1: expected a config key, got 1; a name that is a number stands in quotes",
+        ),
     ],
     ids=lambda text: text[:20],
 )

@@ -17,6 +17,11 @@ def test_a_file_is_no_folder_for_results(tmp_path: Path, below: str) -> None:
         refuse_output_dir(str(file / below))
 
 
+def test_a_folder_for_results_must_be_named() -> None:
+    with pytest.raises(ValueError, match="OUTPUT_DIR is empty"):
+        refuse_output_dir("")
+
+
 def test_nor_is_a_link_that_leads_nowhere_or_to_itself(tmp_path: Path) -> None:
     for name, target in (("dangling", "absent"), ("loop", "loop")):
         link = tmp_path / name
