@@ -77,7 +77,8 @@ def read_yaml(path: str) -> ConfigMapping:
             message names file and line.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"config file {path} does not exist")
+        what = "is no regular file; write it to one" if os.path.exists(path) else "does not exist"
+        raise FileNotFoundError(f"config file {path} {what}")
     if path.endswith(".py"):
         raise ValueError(f"{path}: {_LAZY}")
     try:
@@ -114,7 +115,10 @@ def _construct_mapping(loader: _ConfigLoader, node: yaml.MappingNode) -> ConfigM
     for key_node, value_node in node.value:
         key: Hashable = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise _Refused(f"expected a config key, got {key!r}", key_node)
+            raise _Refused(
+                f"expected a config key, got {key!r}; a name that is a number stands in quotes",
+                key_node,
+            )
         if key == _LAZY_KEY:
             raise _Refused(_LAZY, key_node)
         mapping[key] = loader.construct_object(value_node, deep=True)

@@ -8,7 +8,12 @@ import shlex
 import signal
 import sys
 
-from detectors.command import add_config_arguments, add_image_arguments, whole
+from detectors.command import (
+    add_config_arguments,
+    add_image_arguments,
+    require_docstrings,
+    whole,
+)
 from storage.example import add_example
 from storage.progress import say
 from storage.resources import exhausted, with_remedy
@@ -34,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         return commands[options.command](options, parser)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         say(f"{parser.prog}: {with_remedy(error, str(error))}")
     except (MemoryError, RuntimeError) as error:
         if not exhausted(error):
@@ -267,6 +272,7 @@ def _unlabeled(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 
 
 def _show(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    require_docstrings()
     from detectron2.data import MetadataCatalog
 
     from configs.stock_keys import DISTILL

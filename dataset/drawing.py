@@ -92,7 +92,8 @@ def draw_panels(path: str | os.PathLike[str], panels: Sequence[Panel], *, column
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png")
+        # Without a format, a name without an ending, or that of a folder, would get one.
+        figure.savefig(partial, format=path.suffix[1:] or "png")
 
 
 def _points(pixels: float) -> float:

@@ -99,14 +99,15 @@ def refuse_other(images: Path, root: Path) -> None:
     Raises:
         ValueError: it does. To remove it is advised of a link alone: a folder may be all there is.
     """
-    if os.path.lexists(images) and images.resolve() != root.resolve():
+    if os.path.lexists(images) and os.path.realpath(images) != os.path.realpath(root):
         remedy = ", or remove that link" if images.is_symlink() else ""
         raise ValueError(f"{images}: is there already; choose another --output{remedy}")
 
 
 def link_images(root: Path, output: Path, link: Path) -> None:
     """Link a split's image folder to where its images lie, unless the output has them anyway."""
-    if root.resolve() not in (output.resolve(), (output / "images").resolve(), link.resolve()):
+    own = (output, output / "images", link)
+    if os.path.realpath(root) not in map(os.path.realpath, own):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(root.absolute())
 

@@ -64,7 +64,7 @@ def read_image_list(key: str, path: str | os.PathLike[str]) -> NDArray[np.int64]
     """
     name = os.fspath(path)
     try:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"{key}: there is no file {name}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -119,7 +119,7 @@ class _Year:
         """The images of a split, in the order of its list."""
         path = self._list(split)
         names: dict[str, int] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
             name = line.strip()
             if name in names or len(name.split()) > 1:
                 raise ValueError(

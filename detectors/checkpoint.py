@@ -21,6 +21,7 @@ from storage.whole import replaced, write_whole
 
 from .backbone_weights import as_backbone
 from .building import build_detector
+from .places import why_not_read, without_options
 from .weights_file import WeightsFileError, first_line, read_weights_file
 
 _OF_TRAINING = re.compile(r"model_(\d+)\.pth")
@@ -218,6 +219,9 @@ def weights_path(name: str) -> str:
         FileNotFoundError: there is no such local file.
     """
     if not _is_there(name):
+        as_url = why_not_read(name, "rename the file, or name it by a path")
+        if as_url and os.path.isfile(name):
+            raise FileNotFoundError(f"weights {name}: {as_url}")
         raise FileNotFoundError(
             f"weights not found: {name}; train the model first or correct the "
             "path (MODEL.WEIGHTS, or TEACHER.WEIGHTS for a teacher)"
@@ -235,7 +239,7 @@ def fetched_path(url: str) -> str | None:
 
 def _is_there(name: str) -> bool:
     """URLs are asked for later. Behind a `?` are options for detectron2, `matching_heuristics`."""
-    return "://" in name or os.path.isfile(name.partition("?")[0])
+    return "://" in name or os.path.isfile(without_options(name))
 
 
 def export_model(model: nn.Module, path: Path, **others: Any) -> None:

@@ -19,6 +19,7 @@ from storage import CacheError
 from storage.progress import say
 from storage.resources import exhausted, with_remedy
 
+from .places import refuse_in_cache, refuse_output_dir
 from .stopping import Interrupted
 
 if TYPE_CHECKING:
@@ -194,8 +195,8 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
 
     Raises:
         FileNotFoundError, ValueError: as `configs.loader.load_config`, of a key that the command
-            would ignore, of a `MODEL.FAMILY` that is none, and of an `OUTPUT_DIR` or `--output` in
-            a cache.
+            would ignore, of a `MODEL.FAMILY` that is none, of an `OUTPUT_DIR` that cannot be one,
+            and of an `OUTPUT_DIR` or `--output` in a cache.
     """
     from configs.loader import load_config
     from configs.stock_keys import refuse_ignored
@@ -203,7 +204,8 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     cfg = load_config(args.config_file, args.opts, args.imports)
     for option, place in (("OUTPUT_DIR", cfg.OUTPUT_DIR), ("--output", vars(args).get("output"))):
         if place:
-            _refuse_in_cache(option, place, cfg.CACHE.LOCATION)
+            refuse_in_cache(option, place, cfg.CACHE.LOCATION)
+    refuse_output_dir(cfg.OUTPUT_DIR)
     refuse_ignored(cfg, reader)
     if cfg.MODEL.FAMILY:
         from .families import find_family
@@ -212,25 +214,10 @@ def read_config(args: argparse.Namespace, reader: str) -> CfgNode:
     return cfg
 
 
-def _refuse_in_cache(option: str, place: str, location: str) -> None:
-    """Refuse to write into a cache: the config's, which may not be there yet, or any other."""
-    from storage.location import Location
-    from storage.metadata import first_cache
-
-    whole = Path(place).resolve()
-    around = (whole, *whole.parents)
-    own = Path(location).resolve()
-    cache = own if location and own in around else first_cache(map(Location, around))
-    if cache is not None:
-        raise ValueError(
-            f"{option} {place} lies in the cache {cache}: a cache takes what is no part of it "
-            "for damage; name a place beside it"
-        )
-
-
 def run_command(command: Callable[[], int]) -> int:
     """Turn the errors a user can mend into one line and an exit code."""
     try:
+        require_docstrings()
         return command()
     except _for_users() as error:
         say(f"error: {with_remedy(error, one_line(error))}")
@@ -252,6 +239,19 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
+
+
+def require_docstrings() -> None:
+    """Refuse a Python that keeps no docstrings, with which detectron2 cannot be imported.
+
+    Raises:
+        ValueError: it was started with -OO, or PYTHONOPTIMIZE=2.
+    """
+    if sys.flags.optimize > 1:
+        raise ValueError(
+            "python -OO, or PYTHONOPTIMIZE=2, leaves out the docstrings that detectron2 needs; "
+            "expected at most -O: start it without"
+        )
 
 
 def _for_users() -> tuple[type[Exception], ...]:

@@ -25,6 +25,7 @@ from storage.canonical import Difference, differences
 
 from .checkpoint import fetched_path, load_model, weights_path
 from .fingerprint import config_fingerprint, file_sha256, tensors_sha256
+from .places import without_options
 from .ranks import on_main_rank
 from .setup import Setup
 
@@ -265,7 +266,7 @@ def _weights_at_hand(name: str, cached: str) -> str | None:
             logger.info("TEACHER.WEIGHTS %s was not fetched here: %s", name, consequence)
         return path
     try:
-        return weights_path(name).partition("?")[0]
+        return without_options(weights_path(name))
     except FileNotFoundError:
         logger.warning(
             "TEACHER.WEIGHTS %s: there is no such file, so %s; correct the path, or set "

@@ -90,21 +90,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 success, 1 failure, 2 wrong use, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
     """
     args = vars(parse(arguments))
-    from storage import commands
-
-    run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
     # Claims are given back and workers end, whichever signal it was.
     with terminable():
         try:
+            from storage import commands
+
+            run = getattr(commands, f"run_{args.pop('command').replace('-', '_')}")
             return int(run(args.pop("cache"), as_json=args.pop("json"), **args))
         except (CacheError, ValueError, OSError, ImportError) as error:
             say(f"error: {with_remedy(error, str(error))}")
-            return commands.FAILED
+            return 1
         except (MemoryError, RuntimeError) as error:
             if not exhausted(error):
                 raise
             say(f"error: {with_remedy(error, str(error))}")
-            return commands.FAILED
+            return 1
         except Terminated as error:
             say(f"interrupted by {error}")
             return 128 + error.number

@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -129,7 +128,7 @@ def copy_cache(
 
 def _refuse_overlap(source: Location, target: Location) -> None:
     places = [
-        f"{Path(one.name).resolve() if one.is_local else one.name.rstrip('/')}/"
+        f"{os.path.realpath(one.name) if one.is_local else one.name.rstrip('/')}/"
         for one in (source, target)
     ]
     if places[0].startswith(places[1]) or places[1].startswith(places[0]):

@@ -317,7 +317,7 @@ class Location:
         """Return the folders, or prefixes, that this place lies in, the nearest first."""
         if self._path is not None:
             # A link may lead into another store, or lie in one.
-            both = (*self._path.parents, *self._path.resolve().parents)
+            both = (*self._path.parents, *Path(os.path.realpath(self._path)).parents)
             return [Location(one) for one in dict.fromkeys(both)]
         if self._given is not None:
             return []

@@ -51,7 +51,7 @@ class Progress:
         self._lock = threading.Lock()
         self._shown = shown
         self._bar: Any = None
-        if shown and sys.stderr.isatty():
+        if shown and sys.stderr is not None and sys.stderr.isatty():  # None: closed by the shell
             from tqdm import tqdm  # here, since most commands end before they need it
 
             self._bar = tqdm(

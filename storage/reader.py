@@ -270,8 +270,8 @@ class CacheReader:
         for shard, raw in zip(shards, self.location.get_many(keys), strict=True):
             if raw is None:
                 raise MissingShardError(
-                    f"{self.location}: shard {shard} is not committed; run the dump again, which"
-                    " writes it"
+                    f"{self.location}: shard {shard} is not committed; "
+                    + self._way_out("run the dump again, which writes it")
                 )
             commit = commits.parse(raw, shard, self.manifest, str(self.location))
             records = self.table.records_of(shard)
@@ -335,4 +335,16 @@ class CacheReader:
 
     @property
     def _remedy(self) -> str:
-        return remedy(str(self.location))
+        return self._way_out(remedy(str(self.location)))
+
+    def _way_out(self, otherwise: str) -> str:
+        """What to do about an object that is not as it was, if the cache still is where it was."""
+        try:
+            cache_id = read_root(self.location).manifest.cache_id
+        except FileNotFoundError:
+            return "the cache is no longer there: bring it back, and run again"
+        except CacheError:
+            return otherwise
+        if cache_id != self._cache_id:
+            return "another cache lies there now: bring back the one it was, and run again"
+        return otherwise

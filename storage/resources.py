@@ -24,6 +24,10 @@ _MORE_THREADS = (
     "no thread or process can be started any more; raise the limit (ulimit -u, or the container's"
     " limit of processes), or use fewer workers"
 )
+_NOT_INSTALLED = (
+    "activate the environment that has it (. .venv/bin/activate; `make test` sets one up), or "
+    "install it"
+)
 
 # What torch and Python say in a RuntimeError, whose type tells nothing; and `dataset.pixels`, whose
 # errors lose their number between processes.
@@ -51,8 +55,10 @@ def exhausted(error: BaseException) -> str:
 
 
 def with_remedy(error: BaseException, text: str) -> str:
-    """The text of an error, and what to do about it where something has run out."""
+    """The text of an error, and what to do where something has run out or is not installed."""
     lacking = exhausted(error) or exhausted(RuntimeError(text))
+    if isinstance(error, ModuleNotFoundError) and error.name:  # Python's own: ours have no name
+        lacking = _NOT_INSTALLED
     if not text:
         return lacking
     return text if not lacking or lacking in text else f"{text}: {lacking}"

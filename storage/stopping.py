@@ -12,7 +12,8 @@ from types import FrameType
 # What is meant once comes twice: from a terminal and from torchrun, from a scheduler and a parent.
 ONE_REQUEST_SEC = 5.0
 
-_NUMBERS = (signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP, and reads caches too.
+_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Terminated(KeyboardInterrupt):

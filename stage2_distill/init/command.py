@@ -18,11 +18,12 @@ from dataset.layouts import PREFIX, Split, find_splits
 from dataset.reading import load_annotations
 from dataset.registry import locate
 from detectors.datasets import check_datasets
+from detectors.places import refuse_output_dir
 
 from .arguments import MODEL_ZOO
 from .choices import Choices, choose
 from .families import KINDS, Kind
-from .text import Places, Start, detector_text, distill_text, script_text
+from .text import Places, Start, detector_text, distill_text, is_text, script_text
 
 NAMES = ("teacher.yaml", "student.yaml", "distill.yaml", "run.sh")
 RESULTS = ("teacher", "student", "cache", "distill")
@@ -35,12 +36,13 @@ def write_configs(args: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: the folder, a split of it or its images are missing.
-        ValueError: there are such configs or their results already, the data are refused, or the
-            teacher is none.
+        ValueError: there are such configs or their results already, no results could be written
+            there, the data are refused, or the teacher is none.
     """
     output = Path(args.output)
     results = _results_of(output)
     _refuse_earlier(output, results)
+    refuse_output_dir(results.as_posix())
     kind = _kind(args.family)
     cfg = _registered(args.data)
     for line in check_datasets(cfg, use=("TRAIN", "TEST"), images=True):
@@ -55,8 +57,7 @@ def write_configs(args: argparse.Namespace) -> int:
         rate_for_16=kind.rate_for_16,
     )
     places = Places(
-        # A name that begins as a number would be read as one.
-        data=f"./{args.data}" if args.data[0].isdigit() else args.data,
+        data=args.data if is_text(args.data) else f"./{args.data}",
         train=cfg.DATASETS.TRAIN[0].removeprefix(PREFIX),
         val=cfg.DATASETS.TEST[0].removeprefix(PREFIX),
         results=results.as_posix(),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from ast import literal_eval
 from dataclasses import dataclass
 from os.path import isabs
 from textwrap import indent, wrap
+
+import yaml
 
 from configs.wording import listed
 
@@ -252,6 +255,15 @@ def comment(text: str, spaces: int = 2) -> str:
     prefix = " " * spaces + "# "
     lines = wrap(text, _WIDTH - len(prefix), break_long_words=False, break_on_hyphens=False)
     return "".join(f"{prefix}{line}\n" for line in lines)
+
+
+def is_text(text: str) -> bool:
+    """Whether a config reads this as it stands: `true` is a switch, `12` a number, `'a'` is `a`."""
+    try:
+        literal_eval(text)
+    except (ValueError, SyntaxError):
+        return isinstance(yaml.safe_load(quoted(text)), str)
+    return False
 
 
 def quoted(text: str) -> str:

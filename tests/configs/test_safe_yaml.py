@@ -104,7 +104,10 @@ def test_keys_remember_their_lines(tmp_path: Path) -> None:
         (f"A: {3000 * '['}{3000 * ']'}\n", r"config\.yaml: not a YAML text file: maximum recurs"),
         ("", r"expected a mapping of config nodes, got nothing"),
         ("- 1\n", r"expected a mapping of config nodes, got list"),
-        ("1: 2\n", r"yaml:1: expected a config key, got 1"),
+        (
+            "1: 2\n",
+            r"yaml:1: expected a config key, got 1; a name that is a number stands in quotes",
+        ),
     ],
     ids=lambda text: text[:20],
 )
@@ -124,6 +127,6 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(FileNotFoundError, match="does not exist"):
+    for path, what in ((tmp_path / "none.yaml", "does not exist"), (tmp_path, "is no regular")):
+        with pytest.raises(FileNotFoundError, match=f"{path} {what}"):
             read_yaml(str(path))

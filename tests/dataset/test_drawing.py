@@ -78,3 +78,12 @@ def test_letters_and_lines_grow_with_the_picture(figures: list[Figure], tmp_path
     wide, narrow = (one.axes[0] for one in figures)
     assert wide.texts[0].get_fontsize() > narrow.texts[0].get_fontsize() > 6
     assert wide.patches[0].get_linewidth() > narrow.patches[0].get_linewidth()
+
+
+def test_a_picture_is_written_where_it_was_asked_for_and_nowhere_else(tmp_path: Path) -> None:
+    draw_panels(tmp_path / "sheet", [panel([[0, 0, 9, 9]])], columns=1)
+    assert (tmp_path / "sheet").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        draw_panels(tmp_path / "folder", [panel([[0, 0, 9, 9]])], columns=1)
+    assert {one.name for one in tmp_path.iterdir()} == {"sheet", "folder"}

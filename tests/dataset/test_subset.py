@@ -39,6 +39,7 @@ def write_list(tmp_path: Path) -> Callable[[str], Path]:
         ("# those with cats\n\n 9 # a comment\r\n9\n", 0, ["sub/c.png"]),
         ("9\n7", 1, ["b.png"]),  # the first of the list, by id
         ("9\n7", 5, ["b.png", "sub/c.png"]),
+        ("\ufeff9\r\n7\r\n", 5, ["b.png", "sub/c.png"]),  # as Windows writes it
     ],
 )
 def test_the_listed_images_are_kept_by_id(

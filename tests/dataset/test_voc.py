@@ -252,6 +252,14 @@ def test_what_cannot_be_used_is_refused_with_its_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_list_of_images_may_be_as_windows_writes_it(voc2007: Path, tmp_path: Path) -> None:
+    listed = voc2007 / "ImageSets" / "Main" / "test.txt"
+    listed.write_bytes(b"\xef\xbb\xbf000001\r\n")
+    write_voc([voc2007], tmp_path / "out")
+    (image,) = read(tmp_path / "out", "test")["images"]
+    assert Path(image["file_name"]).stem == "000001"
+
+
 @pytest.mark.parametrize("size", ["", SIZED.format(0, 0), SIZED.format(HEIGHT, WIDTH)])
 def test_a_size_that_is_missing_or_exchanged_is_that_of_the_image(
     voc2007: Path, tmp_path: Path, size: str

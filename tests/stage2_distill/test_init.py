@@ -205,11 +205,19 @@ def test_roboflow_s_layout_is_read_and_its_splits_are_named(data: Path, tmp_path
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("folder_train",), ("folder_valid",))
 
 
-@pytest.mark.parametrize("name", ["2024", "my data", "größe", "a: b #c"])
+@pytest.mark.parametrize("name", ["2024", "my data", "größe", "a: b #c", "'a'", "true", "null"])
 def test_any_name_of_a_folder_may_be_given(name: str, data: Path) -> None:
     Path(name).symlink_to(data)
     cfg = load_config(str(written(Path(name)) / "student.yaml"))
     assert Path(cfg.DATASET.FOLDER) == Path(name)
+
+
+def test_a_place_whose_results_would_not_be_found_again_is_refused(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "OUTPUT_DIR output/a?b: detectron2 takes a path for a URL" in refusal(
+        capsys, "--data", str(data), "--output", "a?b"
+    )
 
 
 def test_names_of_categories_cannot_break_the_comments(data: Path, tmp_path: Path) -> None:

@@ -349,3 +349,16 @@ def test_a_forked_process_gets_an_event_loop_of_its_own() -> None:
     process.start()
     assert queue.get(timeout=20) == b"1"
     process.join()
+
+
+def test_a_link_to_itself_is_no_cache_and_takes_no_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    make_cache(tmp_path / "cache")
+    assert main(["info", str(loop)]) == 1
+    assert main(["copy", str(tmp_path / "cache"), str(loop)]) == 1
+    told = capsys.readouterr().err
+    assert f"error: {loop}: no teacher cache here" in told
+    assert "(Too many levels of symbolic links)" in told

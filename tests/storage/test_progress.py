@@ -126,3 +126,9 @@ def test_a_terminal_shows_a_bar_and_messages_do_not_tear_it(
     assert "dump:   0%" in shown and "/4" in shown and "a message\n" in shown
     assert "a second" not in shown
     assert capsys.readouterr().out == "a result\n"
+
+
+def test_without_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress("reading", total=3, unit="B") as progress:
+        progress.update(3)

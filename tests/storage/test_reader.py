@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,24 @@ def test_a_worker_notices_that_the_store_was_replaced(tmp_path: Path) -> None:
     make_cache(tmp_path / "cache", teacher={"tensors": "ef" * 32})
     with pytest.raises(IdentityError, match="replaced by another cache"):
         pickle.loads(raw).read(0)
+
+
+def test_a_cache_that_went_away_or_was_replaced_is_not_told_to_be_repaired(tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    make_cache(place)
+    read_on, begun = CacheReader(place), CacheReader(place)
+    read_on.read(0)
+    place.rename(tmp_path / "old")
+    for reader in (read_on, begun):
+        with pytest.raises(MissingShardError, match="the cache is no longer there: bring it back"):
+            reader.read(0)
+    make_cache(place, teacher={"tensors": "ef" * 32})
+    shutil.rmtree(place / "buckets")
+    with pytest.raises(MissingShardError, match="another cache lies there now: bring back"):
+        read_on.read(0)
+    shutil.rmtree(place)
+    (tmp_path / "old").rename(place)
+    assert_record(read_on, 0)
 
 
 def test_a_reader_sees_shards_that_are_committed_after_it_was_opened(tmp_path: Path) -> None:
