@@ -277,7 +277,7 @@ def test_a_list_holds_an_image_once_and_whatever_its_name_and_fault(
 def test_a_list_that_cannot_be_written_stops_no_dump(
     config: Path, folder: Path, found: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found.parent.write_text("a file")
+    found.mkdir(parents=True)
     cut(folder, 12)
     assert run(config) == 1
     assert "could not list the unreadable images" in caplog.text
