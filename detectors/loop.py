@@ -214,8 +214,10 @@ class Loop(SimpleTrainer):
                 if number is not None:
                     raise Interrupted(number, done)
             told = [text for _, text, _ in states if text]
-            differing = f"iteration {self.iter}: {_differing([one[2] for one in states])}"
-            raise failure or ValueError(told[0] if told else differing)
+            if not told:
+                named = [terms for _, _, terms in states]
+                raise ValueError(f"iteration {self.iter}: {_differing(named)}")
+            raise failure or ValueError(told[0])
         return cast(T, result)
 
     def _any_rank(

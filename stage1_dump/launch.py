@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
+
+from storage.workers import end_after
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +84,5 @@ def end_with_launcher() -> None:
 
     One that was killed tells nobody to end.
     """
-    if os.environ.pop(_LAUNCHED, "") != "1":
-        return
-
-    def watch() -> None:
-        os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="launcher", daemon=True).start()
+    if os.environ.pop(_LAUNCHED, "") == "1":
+        end_after(lambda: os.read(0, 1), signal.SIGTERM)

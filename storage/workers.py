@@ -124,10 +124,15 @@ def end_with_parent(number: signal.Signals) -> None:
     A parent that was killed tells nobody to end.
     """
     parent = multiprocessing.parent_process()
+    if parent is not None:
+        end_after(parent.join, number)
+
+
+def end_after(wait: Callable[[], object], number: signal.Signals) -> None:
+    """Send this process a signal once a call returns, for which a thread waits."""
 
     def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os.kill(os.getpid(), number)
+        wait()
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

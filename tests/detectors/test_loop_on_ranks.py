@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectors import loop
 from detectors.launching import launch_job
-from tests.detectors.test_launching import arguments, config, environment  # noqa: F401
+from tests.detectors.test_launching import arguments, config
 from tests.detectors.test_loop import Batch, Model, batches, run
 
 
@@ -42,7 +42,6 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     run(DistributedDataParallel(TwoLayers()), batches(5), 5)
 
 
-@pytest.mark.usefixtures("environment")
 def test_a_rank_that_leaves_out_a_layer_does_not_let_the_other_wait(tmp_path: Path) -> None:
     expected = r"iteration 2, images 20, .* do not depend on adapter\.weight, adapter\.bias, which"
     with pytest.raises(ProcessRaisedException, match=expected):
